@@ -1,0 +1,1 @@
+"""Affine maps and the one rounding they end in; NumPy and float64 only."""

@@ -1,0 +1,91 @@
+"""Per-channel affine maps, ``y[c] = scale[c]·x[c] + shift[c]``: what a BatchNorm is in inference.
+
+All arithmetic is float64, from the parameters as they are stored. Rounding happens once, where a
+result is stored again (:mod:`convbn.fuse.algebra.rounding`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convbn.fuse.refusal import Reason, Refusal
+
+__all__ = ["Affine", "from_batchnorm"]
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """``y = scale·x + shift`` per channel.
+
+    Attributes:
+        scale: float64 ``[C]``.
+        shift: float64 ``[C]``.
+    """
+
+    scale: Vector
+    shift: Vector
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.scale.shape[0])
+
+    def after(self, first: Affine) -> Affine:
+        """This map applied to the result of ``first``: ``(s₂·s₁, s₂·t₁ + t₂)``."""
+        return Affine(self.scale * first.scale, self.scale * first.shift + self.shift)
+
+
+def from_batchnorm(
+    gamma: NDArray[Any] | None,
+    beta: NDArray[Any] | None,
+    mean: NDArray[Any],
+    variance: NDArray[Any],
+    epsilon: float,
+) -> Affine | Refusal:
+    """The map ``s = γ/√(σ²+ε)``, ``t = β − μ·s`` of a BatchNorm in inference.
+
+    Args:
+        gamma: ``[C]``, or None for 1.
+        beta: ``[C]``, or None for 0.
+        mean: running mean μ, ``[C]``.
+        variance: running variance σ², ``[C]``.
+        epsilon: ε.
+
+    Returns:
+        The map, or a refusal where the parameters are not C numbers each, a number is not finite or
+        ``σ² + ε`` is not positive.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
+    """
+    channels = mean.shape
+    given = {"γ": gamma, "β": beta, "μ": mean, "σ²": variance}
+    for symbol, array in given.items():
+        if array is None:
+            continue
+        if array.ndim != 1 or array.shape != channels:
+            return Refusal(
+                Reason.PARAMETERS_MALFORMED,
+                f"{symbol} has shape {list(array.shape)} where μ has {list(channels)}",
+            )
+    mean64, variance64 = mean.astype(np.float64), variance.astype(np.float64)
+    gamma64 = np.ones(channels) if gamma is None else gamma.astype(np.float64)
+    beta64 = np.zeros(channels) if beta is None else beta.astype(np.float64)
+    for symbol, values in (("γ", gamma64), ("β", beta64), ("μ", mean64), ("σ²", variance64)):
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        if bad:
+            return Refusal(Reason.BAD_STATISTICS, f"{bad} of {values.size} values of {symbol} are not finite")
+    spread = variance64 + epsilon
+    bad = int(np.count_nonzero(~(spread > 0)))
+    if bad:
+        return Refusal(
+            Reason.BAD_STATISTICS,
+            f"σ² + ε is not positive in {bad} of {spread.size} channels (smallest: {spread.min():.3g})",
+        )
+    scale = gamma64 / np.sqrt(spread)
+    return Affine(scale, beta64 - mean64 * scale)

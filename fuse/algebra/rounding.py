@@ -1,0 +1,170 @@
+"""The one rounding: a float64 result goes back into the dtype it is stored in, or is refused.
+
+Bound. Let u be the unit roundoff of the stored dtype. A result is accepted only if, in every output
+channel, ``max|stored − exact| ≤ u · max|exact|``. For magnitudes between the dtype's smallest normal
+number and its largest finite one, rounding to nearest gives exactly that; outside, weights would turn
+into Inf, into zero, or into subnormals that have lost their digits, and the fold is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant
+
+__all__ = ["Rounded", "round_bias", "round_scaled"]
+
+Array = NDArray[Any]
+
+
+class _Limits(NamedTuple):
+    largest: float
+    smallest_normal: float
+    unit_roundoff: float
+
+
+def _limits(dtype: np.dtype[Any]) -> _Limits | None:
+    """The limits of a floating dtype, None for any other."""
+    if dtype.name == "bfloat16":
+        # NumPy's finfo does not know the type that ml_dtypes adds.
+        return _Limits(float(2.0**127 * (2 - 2.0**-7)), 2.0**-126, 2.0**-8)
+    if dtype.kind != "f":
+        return None
+    info = np.finfo(dtype)
+    return _Limits(float(info.max), float(info.tiny), float(info.eps) / 2)
+
+
+def _to_bfloat16(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    """Round to bfloat16 once; a plain cast goes through float32 and may round twice.
+
+    Rounding to odd into float32 first keeps the information that the second rounding needs (Boldo and
+    Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    nearest = exact.astype(np.float32)
+    error = exact - nearest.astype(np.float64)
+    bits = nearest.view(np.int32)
+    inexact = error != 0
+    # Truncate towards zero where the nearest value overshot, then set the last bit: round to odd.
+    overshot = inexact & ((error < 0) == (exact > 0))
+    odd = np.where(overshot, bits - 1, bits) | inexact.astype(np.int32)
+    rounded: Array = odd.astype(np.int32).view(np.float32).astype(dtype)
+    return rounded
+
+
+def _multiply(weight: Array, scale: NDArray[np.float64]) -> Array:
+    """``weight · scale`` in float64, rounded once to the weight's dtype."""
+    if weight.dtype.name == "bfloat16":
+        return _to_bfloat16(weight.astype(np.float64) * scale, weight.dtype)
+    product = np.empty(weight.shape, weight.dtype)
+    # Computed in float64 and cast on the way out, block by block: no float64 copy of the weight exists.
+    with np.errstate(over="ignore", under="ignore"):
+        np.multiply(weight, scale, out=product, dtype=np.float64, casting="unsafe")
+    return product
+
+
+def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """``max|weight|`` over all axes but ``axes``, kept broadcastable; NaN where the weight holds one."""
+    if weight.dtype.name == "bfloat16":
+        weight = weight.astype(np.float32)
+    others = tuple(axis for axis in range(weight.ndim) if axis not in axes)
+    if weight.size == 0:
+        return np.zeros([n if axis in axes else 1 for axis, n in enumerate(weight.shape)])
+    highest = weight.max(axis=others, keepdims=True).astype(np.float64)
+    lowest = weight.min(axis=others, keepdims=True).astype(np.float64)
+    magnitudes: NDArray[np.float64] = np.maximum(highest, -lowest)
+    return magnitudes
+
+
+class Rounded(NamedTuple):
+    """A result that fits: computed when its array is asked for, in this dtype."""
+
+    constant: Constant
+    dtype: np.dtype[Any]
+
+
+def round_scaled(
+    weight: Constant,
+    scale: NDArray[np.float64],
+    axes: tuple[int, ...],
+    *,
+    seen_as: tuple[int, ...] | None = None,
+) -> Rounded | Refusal:
+    """``W' = W·s``, in the dtype of ``W``.
+
+    Args:
+        weight: the stored weight, of any floating dtype.
+        scale: float64, broadcastable to the weight, and of size 1 along every axis but ``axes``.
+        axes: the axes that count the output channels.
+        seen_as: the shape in which ``scale`` and ``axes`` see the weight, if it is not its own.
+
+    Returns:
+        The scaled weight, or a refusal where the bound of this module cannot be kept.
+    """
+    shape = weight.shape if seen_as is None else seen_as
+    stored = weight.array().reshape(shape)
+    dtype = stored.dtype
+    limits = _limits(dtype)
+    if limits is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the weight is stored as {dtype}, not as a float")
+    before = _magnitudes(stored, axes)
+    if not np.isfinite(before).all():
+        return Refusal(Reason.BAD_STATISTICS, "the weight holds Inf or NaN")
+    with np.errstate(over="ignore", under="ignore"):
+        after = before * np.abs(scale)
+    # The largest finite number still catches what rounds down to it: half a unit in its last place.
+    too_large = after > limits.largest * (1 + limits.unit_roundoff / 2)
+    if too_large.any():
+        return Refusal(
+            Reason.OUT_OF_RANGE,
+            f"{_of(too_large)} folded weights would exceed {limits.largest:.3g}, the largest {dtype}",
+        )
+    # `after == 0` with both factors non-zero is float64's own underflow.
+    too_small = (after < limits.smallest_normal) & (before != 0) & (scale != 0)
+    if too_small.any():
+        return Refusal(
+            Reason.OUT_OF_RANGE,
+            f"{_of(too_small)} folded weights would fall below {limits.smallest_normal:.3g}, "
+            f"where {dtype} loses its digits",
+        )
+
+    def load() -> Array:
+        return _multiply(weight.array().reshape(shape), scale).reshape(weight.shape)
+
+    return Rounded(Constant(weight.shape, load), dtype)
+
+
+def round_bias(bias: Array | None, affine: Affine, dtype: np.dtype[Any]) -> Rounded | Refusal:
+    """``b' = s·b + t`` in ``dtype``, with b = 0 where there is none.
+
+    Args:
+        bias: ``[C]`` of any floating dtype, or None.
+        affine: the map that follows the layer.
+        dtype: what the layer's bias is stored in.
+
+    Returns:
+        The new bias ``[C]``, or a refusal where it would not be finite.
+    """
+    limits = _limits(dtype)
+    if limits is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the bias is stored as {dtype}, not as a float")
+    exact = affine.shift if bias is None else affine.scale * bias.astype(np.float64) + affine.shift
+    if not np.isfinite(exact).all():
+        return Refusal(Reason.BAD_STATISTICS, "the bias holds Inf or NaN")
+    too_large = np.abs(exact) > limits.largest * (1 + limits.unit_roundoff / 2)
+    if too_large.any():
+        return Refusal(
+            Reason.OUT_OF_RANGE,
+            f"{_of(too_large)} folded biases would exceed {limits.largest:.3g}, the largest {dtype}",
+        )
+    rounded = _to_bfloat16(exact, dtype) if dtype.name == "bfloat16" else exact.astype(dtype)
+    return Rounded(Constant.of(rounded), dtype)
+
+
+def _of(channels: NDArray[np.bool_]) -> str:
+    count = int(np.count_nonzero(channels))
+    return f"in {count} of {channels.size} channels,"

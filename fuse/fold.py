@@ -1,0 +1,116 @@
+"""Capture, plan, apply: the walk of one model through this room."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from convbn.errors import UsageError
+from convbn.fuse.frontends.frontend import Capture
+from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.planner import make_plan
+from convbn.fuse.report import Before, Report, Seconds
+from convbn.fuse.rules.registry import RULES
+
+__all__ = ["Folding", "fold", "kind_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """A folded model, of the kind that came in, and the report of the fold."""
+
+    model: Any
+    report: Report
+
+
+def kind_of(model: object) -> str | None:
+    """What kind of model an object is, without importing a framework it cannot come from."""
+    for module, name, kind in (
+        ("onnx", "ModelProto", "onnx"),
+        ("onnx_graphsurgeon", "Graph", "onnx-graphsurgeon"),
+        ("torch.export", "ExportedProgram", "torch.export.ExportedProgram"),
+        ("torch.nn", "Module", "torch.nn.Module"),
+    ):
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(model, getattr(loaded, name)):
+            return kind
+    return None
+
+
+def fold(
+    model: Any,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    options: FuseOptions | None = None,
+    owned: bool = False,
+) -> Folding:
+    """Fold every BatchNorm of ``model`` that can be folded exactly.
+
+    Args:
+        model: an ``onnx.ModelProto``, an ``onnx_graphsurgeon.Graph``, a ``torch.nn.Module`` or a
+            ``torch.export.ExportedProgram``. It is left as it is.
+        example_inputs: positional inputs of a module; shapes are taken from them.
+        options: which rules may be used.
+        owned: an ONNX model may be edited in place, which saves a copy of its weights.
+
+    Raises:
+        UsageError: the object is none of these, or a rule in the options does not exist.
+        BadInputError: the model cannot be read.
+    """
+    options = options or FuseOptions()
+    _check_rules(options)
+    kind = kind_of(model)
+    if kind is None:
+        raise UsageError(
+            f"cannot fold a {type(model).__module__}.{type(model).__qualname__}",
+            hint="give a torch module, an ExportedProgram, an ONNX model, a graphsurgeon Graph or a path",
+        )
+    captured = _capture(model, kind, example_inputs, owned=owned)
+    start = time.perf_counter()
+    before = sum(1 for _ in captured.view.batchnorms()) + len(captured.unreachable)
+    plan = make_plan(captured.view, options)
+    applied = captured.apply(plan.edits)
+    seconds = Seconds(capture=captured.seconds, fold=time.perf_counter() - start)
+    kept = (*plan.kept, *captured.unreachable)
+    return Folding(
+        applied.model,
+        Report(
+            kind=kind,
+            batchnorm=Before(before, len(kept)),
+            nodes=Before(captured.nodes, applied.nodes),
+            folded=tuple(plan.folded),
+            kept=kept,
+            merged=tuple(plan.merged),
+            options=options,
+            how=captured.how,
+            seconds=seconds,
+            notes=tuple(captured.notes),
+        ),
+    )
+
+
+def _capture(model: Any, kind: str, example_inputs: tuple[Any, ...] | None, *, owned: bool) -> Capture:
+    if kind == "onnx":
+        from convbn.fuse.frontends.onnx.capture import capture_model
+
+        return capture_model(model, owned=owned)
+    if kind == "onnx-graphsurgeon":
+        from convbn.fuse.frontends.onnx.capture import capture_graph
+
+        return capture_graph(model)
+    if kind == "torch.nn.Module":
+        from convbn.fuse.frontends.torch.module import capture_module
+
+        return capture_module(model, example_inputs)
+    from convbn.fuse.frontends.torch.program import capture_program
+
+    return capture_program(model)
+
+
+def _check_rules(options: FuseOptions) -> None:
+    known = {rule.name for rule in RULES}
+    for name in (*options.only, *options.skip):
+        if name not in known:
+            raise UsageError(f"there is no rule '{name}'", hint=f"the rules are {', '.join(sorted(known))}")

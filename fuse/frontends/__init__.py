@@ -1,0 +1,1 @@
+"""The two frontends: each offers the dataflow view of a model and applies a plan's edits."""

@@ -1,0 +1,132 @@
+"""ONNX models and onnx-graphsurgeon graphs, captured for the planner and edited by its plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from convbn.errors import BadInputError
+from convbn.fuse.frontends.frontend import Applied, Capture
+from convbn.fuse.frontends.onnx.editor import Editor
+from convbn.fuse.frontends.onnx.reader import Reading, read_view, scopes
+from convbn.fuse.frontends.onnx.skeleton import infer_shapes, structure_problem
+from convbn.fuse.frontends.onnx.writer import count_nodes, import_model
+from convbn.fuse.view.edits import Edit
+from convbn.fuse.view.ops import BatchNorm, Linear
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+__all__ = ["capture_graph", "capture_model"]
+
+_HOW = "read from the ONNX graph: what it shows is what runs"
+
+
+def capture_model(model: onnx.ModelProto, *, owned: bool = False) -> Capture:
+    """The dataflow of an ONNX model.
+
+    Args:
+        model: left as it is, unless ``owned``.
+        owned: the model may be edited in place, which saves a copy of its weights.
+
+    Raises:
+        BadInputError: the graph cannot be read as one.
+    """
+    start = time.perf_counter()
+    if not owned:
+        copy = type(model)()
+        copy.CopyFrom(model)
+        model = copy
+    with _Quiet():
+        try:
+            imported = import_model(model)
+        except Exception as error:  # graphsurgeon raises whatever its helpers do on a malformed graph
+            raise BadInputError(f"the ONNX graph cannot be read: {_first_line(error)}") from error
+    # onnxruntime runs many a model that the checker does not pass, so this is told and not refused.
+    problem = structure_problem(model)
+    notes = [] if problem is None else [f"onnx's checker says of the input: {problem}"]
+    overridable = _overridable(model)
+    reading = read_view(imported.graph, overridable=overridable)
+    if _lacks_a_rank(reading):
+        reading = read_view(imported.graph, overridable=overridable, shapes=infer_shapes(model))
+
+    def apply(edits: Sequence[Edit]) -> Applied:
+        editor = Editor(imported.graph, in_place=True)
+        with _Quiet():
+            editor.apply(edits)
+        imported.write(editor.created)
+        broken = structure_problem(model)
+        if broken is not None and problem is None:
+            raise RuntimeError(f"the edits made a valid model invalid: {broken}")
+        return Applied(model, count_nodes(model))
+
+    return Capture(
+        reading.view,
+        count_nodes(model),
+        apply,
+        reading.unreachable,
+        notes,
+        _HOW,
+        time.perf_counter() - start,
+    )
+
+
+def capture_graph(graph: gs.Graph) -> Capture:
+    """The dataflow of an onnx-graphsurgeon graph, which is left as it is."""
+    import onnx_graphsurgeon as gs
+
+    start = time.perf_counter()
+    with _Quiet():
+        copy = graph.copy()
+    reading = read_view(copy)
+    if _lacks_a_rank(reading):
+        with _Quiet():
+            exported = gs.export_onnx(graph.copy(), do_type_check=False)
+        reading = read_view(copy, shapes=infer_shapes(exported))
+
+    def apply(edits: Sequence[Edit]) -> Applied:
+        with _Quiet():
+            Editor(copy, in_place=False).apply(edits)
+        functions = sum(len(function.nodes) for function in copy.functions)
+        return Applied(copy, functions + sum(len(current.nodes) for _, current in scopes(copy)))
+
+    return Capture(reading.view, reading.nodes, apply, reading.unreachable, _HOW, time.perf_counter() - start)
+
+
+def _overridable(model: onnx.ModelProto) -> frozenset[str]:
+    """Initializers that are graph inputs too: since IR 4 a caller may feed another value for them."""
+    if model.ir_version < 4:
+        return frozenset()
+    return frozenset(value.name for value in model.graph.input) & {t.name for t in model.graph.initializer}
+
+
+def _lacks_a_rank(reading: Reading) -> bool:
+    """Whether some BatchNorm hangs on a layer whose output's rank the graph does not state."""
+    for node in reading.view.nodes:
+        source = node.input(0)
+        if not isinstance(node.op, BatchNorm) or source is None or source.producer is None:
+            continue
+        if isinstance(source.producer.op, Linear) and source.rank is None:
+            return True
+    return False
+
+
+class _Quiet:
+    """Keeps graphsurgeon's log lines off the user's terminal while it works."""
+
+    def __enter__(self) -> None:
+        from onnx_graphsurgeon.logger import G_LOGGER
+
+        self._severity = G_LOGGER.severity
+        G_LOGGER.severity = G_LOGGER.ERROR
+
+    def __exit__(self, *_: object) -> None:
+        from onnx_graphsurgeon.logger import G_LOGGER
+
+        G_LOGGER.severity = self._severity
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,168 @@
+"""The edits of a plan, made on an onnx-graphsurgeon graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from convbn.fuse.frontends.onnx.reader import Place, scopes
+from convbn.fuse.view.edits import Bypass, Edit, SetConstant
+from convbn.fuse.view.ops import BIAS, WEIGHT
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+__all__ = ["Editor"]
+
+
+class Editor:
+    """Makes edits on a graph and remembers what they touched.
+
+    Args:
+        graph: is changed.
+        in_place: whether the tensors behind it may be, too; they may not if another graph shares them.
+
+    Attributes:
+        created: the constants that were given to a node, with the graph the node stands in.
+    """
+
+    def __init__(self, graph: gs.Graph, *, in_place: bool) -> None:
+        self._in_place = in_place
+        self.created: list[tuple[gs.Graph, gs.Constant]] = []
+        self._graph = graph
+        self._replaced: dict[int, gs.Node | None] = {}
+        self._observed = {id(t) for _, current in scopes(graph) for t in current.outputs}
+        self._names = {name for _, current in scopes(graph) for name in current.tensors()}
+        self._names |= {t.name for _, current in scopes(graph) for t in (*current.inputs, *current.outputs)}
+
+    def apply(self, edits: Sequence[Edit]) -> None:
+        """Make the edits, in order.
+
+        Of several constants for one slot only the last is made: each is computed from what the model
+        held before any edit, and in place there is no second reading of that.
+        """
+        last = {(id(e.node), e.slot): e for e in edits if isinstance(e, SetConstant)}
+        for edit in edits:
+            if isinstance(edit, SetConstant):
+                if last[id(edit.node), edit.slot] is edit:
+                    self._set_constant(edit.node.handle, edit.slot, edit.values)
+            elif isinstance(edit, Bypass):
+                self._bypass(edit.node.handle)
+        # Node lists are rebuilt once: deleting one by one would cost the square of their length.
+        for _, current in scopes(self._graph):
+            kept = [self._replaced.get(id(node), node) for node in current.nodes]
+            current.nodes[:] = [node for node in kept if node is not None]
+
+    def _set_constant(self, place: Place, slot: int, values: NDArray[Any]) -> None:
+        import onnx
+        import onnx_graphsurgeon as gs
+        from onnx_graphsurgeon.ir.tensor import LazyValues
+
+        node = place.node
+        if node.op == "MatMul" and slot == BIAS:
+            # Only a product of rank 2 is ever given a bias; a Gemm is that product with a bias.
+            node.op = "Gemm"
+        old = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
+        if self._in_place and self._exclusive(old) and _overwrite(old, values):
+            return
+        name = self._name(node, slot, old)
+        # As a TensorProto: graphsurgeon then writes every dtype as it is, bfloat16 included.
+        constant = gs.Constant(name, LazyValues(onnx.numpy_helper.from_array(values, name)))
+        while len(node.inputs) <= slot:
+            node.inputs.append(gs.Variable.empty())
+        node.inputs[slot] = constant
+        self.created = [(g, c) for g, c in self.created if c is not old]
+        self.created.append((place.graph, constant))
+        if old is not None:
+            self._drop_if_unused(old)
+
+    def _name(self, node: gs.Node, slot: int, old: Any) -> str:
+        if self._exclusive(old):
+            return str(old.name)
+        if old is not None:
+            return self._fresh(f"{old.name}_folded")
+        weight = node.inputs[WEIGHT].name
+        stem = weight.removesuffix("weight")
+        return self._fresh(f"{stem}bias" if stem != weight else f"{weight}_bias")
+
+    def _exclusive(self, tensor: Any) -> bool:
+        """Whether nobody but one node's one slot sees this constant."""
+        import onnx_graphsurgeon as gs
+
+        return (
+            isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1 and id(tensor) not in self._observed
+        )
+
+    def _fresh(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._names.add(name)
+        return name
+
+    def _bypass(self, place: Place) -> None:
+        import onnx_graphsurgeon as gs
+
+        node = place.node
+        source, output = node.inputs[0], node.outputs[0]
+        readers = [reader for reader in source.outputs if reader is not node]
+        taken = id(source) in self._observed
+        parameters = list(node.inputs[1:])
+        node.inputs.clear()
+        node.outputs.clear()
+        if source.inputs and not readers and not taken:
+            # The producer takes over the name, so that the names of graph outputs stay.
+            producer = source.inputs[0]
+            slot = next(i for i, tensor in enumerate(producer.outputs) if tensor is source)
+            producer.outputs[slot] = output
+            self._replaced[id(node)] = None
+        else:
+            for reader in list(output.outputs):
+                for slot, tensor in enumerate(reader.inputs):
+                    if tensor is output:
+                        reader.inputs[slot] = source
+            self._replaced[id(node)] = (
+                gs.Node("Identity", node.name, inputs=[source], outputs=[output])
+                if id(output) in self._observed
+                else None
+            )
+        for tensor in parameters:
+            self._drop_if_unused(tensor)
+
+    def _drop_if_unused(self, tensor: Any) -> None:
+        """Remove the nodes that only computed ``tensor``, which nobody reads any more."""
+        waiting = [tensor]
+        while waiting:
+            current = waiting.pop()
+            if current.outputs or id(current) in self._observed or not current.inputs:
+                continue
+            producer = current.inputs[0]
+            if any(other.outputs or id(other) in self._observed for other in producer.outputs):
+                continue
+            self._replaced[id(producer)] = None
+            waiting.extend(producer.inputs)
+            producer.inputs.clear()
+            producer.outputs.clear()
+
+
+def _overwrite(constant: gs.Constant, values: NDArray[Any]) -> bool:
+    """Put ``values`` into the TensorProto behind ``constant``, if it has one of that shape and dtype."""
+    import onnx
+    from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
+    stored = constant._values
+    if not isinstance(stored, LazyValues) or isinstance(stored, SparseValues):
+        return False
+    proto = stored.tensor
+    if tuple(proto.dims) != values.shape or proto.data_type != onnx.helper.np_dtype_to_tensor_dtype(
+        values.dtype
+    ):
+        return False
+    for data in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
+        proto.ClearField(data)
+    # ONNX stores little-endian bytes whatever the machine.
+    proto.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return True

@@ -1,0 +1,163 @@
+"""An onnx-graphsurgeon graph as a dataflow view, bodies of control flow included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from convbn.fuse.frontends.onnx.constants import CHAIN, computed_constant, stored_constant
+from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, operator_of
+from convbn.fuse.plan.planner import Kept
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Node, Reader, Value, View
+from convbn.fuse.view.ops import Linear, Other
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+__all__ = ["Place", "Reading", "bodies", "read_view"]
+
+Shapes = Mapping[str, tuple[int | None, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a view's node stands in the model: the handle of this frontend."""
+
+    graph: gs.Graph
+    node: gs.Node
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A view, and the BatchNorms that have no place in it."""
+
+    view: View
+    nodes: int
+    unreachable: list[Kept] = field(default_factory=list)
+
+
+def bodies(node: gs.Node) -> Iterator[tuple[str, gs.Graph]]:
+    """The graphs that a node carries as attributes, by attribute name."""
+    import onnx_graphsurgeon as gs
+
+    return ((name, value) for name, value in node.attrs.items() if isinstance(value, gs.Graph))
+
+
+def scopes(graph: gs.Graph) -> Iterator[tuple[str, gs.Graph]]:
+    """The main graph and every body below it, outer ones first; iterative, for any depth of nesting."""
+    waiting = [("", graph)]
+    while waiting:
+        scope, current = waiting.pop(0)
+        yield scope, current
+        for node in current.nodes:
+            waiting.extend((f"{scope}/{node.name or node.op}.{name}", body) for name, body in bodies(node))
+
+
+def read_view(
+    graph: gs.Graph, *, overridable: frozenset[str] = frozenset(), shapes: Shapes | None = None
+) -> Reading:
+    """The dataflow of ``graph``.
+
+    Args:
+        graph: an imported graph; it is not changed, and the view's handles point into it.
+        overridable: initializers that a caller of the model may feed, so they are not constants.
+        shapes: shapes by tensor name, for tensors the graph gives none for.
+    """
+    reader = _GraphReader(overridable, shapes or {})
+    for scope, current in scopes(graph):
+        reader.read(scope, current)
+    for function in graph.functions:
+        for node in function.nodes:
+            reader.count += 1
+            if is_batchnorm(node):
+                reader.unreachable.append(
+                    Kept(
+                        reader.unique(node),
+                        Reason.LOCAL_FUNCTION,
+                        f"it stands in the model-local function {function.name}, whose callers may differ",
+                    )
+                )
+    return Reading(View(reader.nodes), reader.count, reader.unreachable)
+
+
+class _GraphReader:
+    def __init__(self, overridable: frozenset[str], shapes: Shapes) -> None:
+        self.overridable = overridable
+        self.shapes = shapes
+        self.nodes: list[Node] = []
+        self.unreachable: list[Kept] = []
+        self.count = 0
+        self._values: dict[int, Value] = {}
+        self._names: dict[str, int] = {}
+
+    def read(self, scope: str, graph: gs.Graph) -> None:
+        opset = graph.opset or 0
+        for tensor in graph.outputs:
+            self.value(tensor).observed = f"an output of the {'model' if not scope else 'body ' + scope}"
+        for node in graph.nodes:
+            self.count += 1
+            self._node(scope, graph, node, opset)
+
+    def unique(self, node: gs.Node) -> str:
+        """A name for reports: the node's own, else by what it produces; numbered where it repeats."""
+        name = node.name or f"{node.op}({node.outputs[0].name if node.outputs else ''})"
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return name if count == 1 else f"{name} ({count})"
+
+    def value(self, tensor: Any) -> Value:
+        """The view's value for a graphsurgeon tensor."""
+        known = self._values.get(id(tensor))
+        if known is not None:
+            return known
+        import onnx_graphsurgeon as gs
+
+        value = self._values[id(tensor)] = Value(tensor.name)
+        if isinstance(tensor, gs.Constant):
+            constant = stored_constant(tensor)
+            value.shape = constant.shape
+            if tensor.name in self.overridable:
+                value.not_constant = Refusal(
+                    Reason.OVERRIDABLE,
+                    f"'{tensor.name}' is also a graph input: a caller may feed another value",
+                )
+            else:
+                value.constant = constant
+        elif tensor.shape is not None:
+            value.shape = tuple(n if isinstance(n, int) and n >= 0 else None for n in tensor.shape)
+        else:
+            value.shape = self.shapes.get(tensor.name)
+        return value
+
+    def _node(self, scope: str, graph: gs.Graph, node: gs.Node, opset: int) -> None:
+        operator = operator_of(node, opset)
+        name = self.unique(node)
+        inputs = [self.value(tensor) if tensor.name else None for tensor in node.inputs]
+        outputs = [self.value(tensor) for tensor in node.outputs if tensor.name]
+        if isinstance(operator, Refusal):
+            self.unreachable.append(Kept(name, operator.reason, operator.detail))
+            operator = Other(node.op)
+        entry = Node(name, operator, list(inputs), outputs, scope, handle=Place(graph, node))
+        for slot, value in enumerate(inputs):
+            if value is not None:
+                value.readers.append(Reader(entry, slot))
+        for value in outputs:
+            value.producer = entry
+        if outputs and node.op in CHAIN and is_standard(node):
+            constant = computed_constant(node, inputs)
+            if constant is not None:
+                outputs[0].constant, outputs[0].shape = constant, constant.shape
+        if isinstance(operator, Linear) and outputs and outputs[0].shape is None:
+            outputs[0].shape = _linear_shape(node, inputs)
+        self.nodes.append(entry)
+
+
+def _linear_shape(node: gs.Node, inputs: list[Value | None]) -> tuple[int | None, ...] | None:
+    """The rank of a product, where the graph does not state it."""
+    if node.op == "Gemm":
+        return (None, None)
+    data, weight = [*inputs, None, None][:2]
+    if data is None or weight is None or data.rank is None or weight.rank != 2:
+        return None
+    return (None,) * data.rank

@@ -1,0 +1,83 @@
+"""A model without the bulk of its weights: as good for structure and shapes, and almost free to copy.
+
+onnx's checker and shape inference serialise what they are given; for a model of a gigabyte that is a
+gigabyte. Large floating initializers become inputs of the skeleton, with their type and shape. Small
+ones and integers stay: shape inference reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["infer_shapes", "skeleton", "structure_problem"]
+
+_KEPT_BYTES = 1 << 16
+"""Tensors whose stored form is larger than this are left out."""
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large initializers turned into inputs; ``model`` is left as it is."""
+    import onnx
+
+    light = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    inputs = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if _stored_bytes(tensor) <= _KEPT_BYTES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            value = graph.input.add(name=tensor.name)
+            value.CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of the main graph's tensors by name; empty where inference cannot run on this model."""
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True)
+    except Exception:  # inference refuses what it cannot follow, in many ways; a shape stays unknown then
+        return {}
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape"):
+            shapes[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
+            )
+    return shapes
+
+
+def structure_problem(model: onnx.ModelProto) -> str | None:
+    """What onnx's checker has against the model's structure, in a sentence; None if nothing."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(skeleton(model))
+    except onnx.checker.ValidationError as error:
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return None
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int:
+    import onnx
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return _KEPT_BYTES + 1
+    if tensor.HasField("raw_data"):
+        # Not len(tensor.raw_data): that would copy the bytes out of the message.
+        return math.prod(tensor.dims)
+    return int(tensor.ByteSize())

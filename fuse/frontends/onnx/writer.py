@@ -1,0 +1,147 @@
+"""An edited graph back into the ModelProto it was imported from, touching nothing else.
+
+graphsurgeon's own export would write a new model: it leaves out metadata, doc strings, overridable
+initializers and whatever else it does not model. Here only what the edits changed is written: inputs,
+outputs and operator of a node, the nodes that went or came, the initializers that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convbn.fuse.frontends.onnx.reader import bodies
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+__all__ = ["Import", "count_nodes", "import_model"]
+
+
+class Import:
+    """A ModelProto and the graph imported from it, node by node.
+
+    Args:
+        model: is changed by :meth:`write`.
+    """
+
+    def __init__(self, model: onnx.ModelProto, graph: gs.Graph) -> None:
+        self.model = model
+        self.graph = graph
+        self._pairs = [
+            (current, proto, dict(zip(map(id, current.nodes), proto.node, strict=True)), list(current.nodes))
+            for current, proto in _paired(graph, model.graph)
+        ]
+
+    def write(self, created: list[tuple[gs.Graph, gs.Constant]]) -> None:
+        """Bring the ModelProto up to date with the graph.
+
+        Args:
+            created: the constants that edits made, with the graph whose node reads them.
+        """
+        for current, proto, nodes, imported in self._pairs:
+            before = {name for node in nodes.values() for name in (*node.input, *node.output)}
+            self._write_nodes(current, proto, nodes, imported)
+            used = {name for node in proto.node for name in (*node.input, *node.output)}
+            gone = before - used - _captured(proto) - {value.name for value in (*proto.input, *proto.output)}
+            _write_initializers(proto, [constant for graph, constant in created if graph is current], gone)
+            _delete(proto.value_info, lambda info, gone=gone: info.name in gone)
+
+    @staticmethod
+    def _write_nodes(
+        current: gs.Graph, proto: onnx.GraphProto, nodes: dict[int, onnx.NodeProto], imported: list[gs.Node]
+    ) -> None:
+        kept = {id(node) for node in current.nodes}
+        for node in current.nodes:
+            original = nodes.get(id(node))
+            if original is not None:
+                _sync(node, original)
+        if [id(node) for node in current.nodes] == [id(node) for node in imported]:
+            return
+        if kept <= nodes.keys():
+            gone = [id(node) not in kept for node in imported]
+            for index in range(len(gone) - 1, -1, -1):
+                if gone[index]:
+                    del proto.node[index]
+            return
+        from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+        written = [nodes.get(id(node)) or OnnxExporter.export_node(node) for node in current.nodes]
+        copies = [type(node).FromString(node.SerializeToString()) for node in written]
+        del proto.node[:]
+        proto.node.extend(copies)
+
+
+def import_model(model: onnx.ModelProto) -> Import:
+    """Import a model that may be changed; nothing of it is copied."""
+    import onnx_graphsurgeon as gs
+
+    return Import(model, gs.import_onnx(model))
+
+
+def count_nodes(model: onnx.ModelProto) -> int:
+    """Number of nodes in the model, bodies of control flow and local functions included."""
+    waiting = [model.graph]
+    total = sum(len(function.node) for function in model.functions)
+    while waiting:
+        graph = waiting.pop()
+        total += len(graph.node)
+        waiting.extend(a.g for node in graph.node for a in node.attribute if a.HasField("g"))
+    return total
+
+
+def _paired(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph, onnx.GraphProto]]:
+    waiting = [(graph, proto)]
+    while waiting:
+        current, current_proto = waiting.pop(0)
+        yield current, current_proto
+        for node, node_proto in zip(current.nodes, current_proto.node, strict=True):
+            attributes = {attribute.name: attribute for attribute in node_proto.attribute}
+            waiting.extend((body, attributes[name].g) for name, body in bodies(node))
+
+
+def _sync(node: gs.Node, proto: onnx.NodeProto) -> None:
+    inputs = [tensor.name for tensor in node.inputs]
+    outputs = [tensor.name for tensor in node.outputs]
+    if node.op != proto.op_type:
+        proto.op_type = node.op
+    if inputs != list(proto.input):
+        proto.input[:] = inputs
+    if outputs != list(proto.output):
+        proto.output[:] = outputs
+
+
+def _captured(proto: onnx.GraphProto) -> set[str]:
+    """Names that bodies below ``proto`` read; they may be tensors of this graph."""
+    names: set[str] = set()
+    waiting = [a.g for node in proto.node for a in node.attribute if a.HasField("g")]
+    while waiting:
+        graph = waiting.pop()
+        names.update(value.name for value in graph.output)
+        for node in graph.node:
+            names.update(node.input)
+            waiting.extend(a.g for a in node.attribute if a.HasField("g"))
+    return names
+
+
+def _write_initializers(proto: onnx.GraphProto, created: list[gs.Constant], gone: set[str]) -> None:
+    position = {tensor.name: index for index, tensor in enumerate(proto.initializer)}
+    for constant in created:
+        tensor = constant._values.tensor
+        if constant.name not in position:
+            proto.initializer.append(tensor)
+        elif proto.initializer[position[constant.name]].dims == tensor.dims:
+            stored = proto.initializer[position[constant.name]]
+            doc_string = stored.doc_string
+            stored.CopyFrom(tensor)
+            stored.doc_string = doc_string
+        else:
+            proto.initializer[position[constant.name]].CopyFrom(tensor)
+    _delete(proto.initializer, lambda tensor: tensor.name in gone)
+
+
+def _delete(items, is_gone) -> None:  # type: ignore[no-untyped-def]  # protobuf's repeated fields have no public type
+    for index in range(len(items) - 1, -1, -1):
+        if is_gone(items[index]):
+            del items[index]

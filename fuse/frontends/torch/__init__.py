@@ -1,0 +1,1 @@
+"""The PyTorch frontend, through the module and its captured graph."""

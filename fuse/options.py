@@ -1,0 +1,33 @@
+"""The options of a fold: one frozen value, written into every report so that it can be repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["FuseOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class FuseOptions:
+    """What a fold may do, and how it is checked.
+
+    Attributes:
+        only: names of rules; if any are given, no other rule is used.
+        skip: names of rules that are not used.
+        verify: compare the result with the original on seeded random inputs.
+        seed: of those inputs.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    verify: bool = True
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"only": list(self.only), "skip": list(self.skip), "verify": self.verify, "seed": self.seed}
+
+    def allows(self, rule: str) -> bool:
+        """Whether the rule of this name may be used."""
+        return rule not in self.skip and (not self.only or rule in self.only)

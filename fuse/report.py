@@ -1,0 +1,102 @@
+"""The report of a fold: one value, the same for every frontend, written as versioned JSON.
+
+The published schema is ``fuse/fuse-report.schema.json``; ``tests/fuse/test_report.py`` holds the two
+against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.planner import Folded, Kept, Merged
+
+__all__ = ["SCHEMA_VERSION", "Before", "Report", "Seconds"]
+
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A count before and after the fold."""
+
+    before: int
+    after: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As JSON."""
+        return {"before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Wall time of each step, in seconds."""
+
+    capture: float = 0.0
+    fold: float = 0.0
+    verify: float = 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON, with the total."""
+        total = self.capture + self.fold + self.verify
+        steps = {"capture": self.capture, "fold": self.fold, "verify": self.verify, "total": total}
+        return {name: round(value, 6) for name, value in steps.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a fold did, or would do.
+
+    Attributes:
+        kind: what came in: ``"onnx"``, ``"onnx-graphsurgeon"``, ``"torch.nn.Module"`` or
+            ``"torch.export.ExportedProgram"``.
+        batchnorm: number of BatchNorms before and after.
+        nodes: number of operator calls before and after.
+        folded: the BatchNorms that went, each with the nodes that took it in and the rule.
+        kept: those that stay, each with its reason. Every BatchNorm stands once, here or in ``folded``.
+        merged: nodes that became one.
+        options: those the fold ran with.
+        how: how the dataflow was obtained, and what that proves.
+        seconds: wall time of each step.
+        verify: the outcome of the numerical comparison, ``{"status": "not run", "reason": …}`` without one.
+        path: the file it came from, if any.
+        sha256: of that file.
+        notes: what was done to the input before it could be read, in sentences.
+    """
+
+    kind: str
+    batchnorm: Before
+    nodes: Before
+    folded: tuple[Folded, ...]
+    kept: tuple[Kept, ...]
+    merged: tuple[Merged, ...]
+    options: FuseOptions
+    how: str
+    seconds: Seconds
+    verify: Mapping[str, Any] = field(
+        default_factory=lambda: {"status": "not run", "reason": "not asked for"}
+    )
+    path: str | None = None
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, by the published schema."""
+        from convbn import __version__
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "convbn", "version": __version__},
+            "input": {"kind": self.kind, "path": self.path, "sha256": self.sha256, "notes": list(self.notes)},
+            "batchnorm": self.batchnorm.to_dict(),
+            "nodes": self.nodes.to_dict(),
+            "folded": [{"name": f.name, "into": list(f.into), "rule": f.rule} for f in self.folded],
+            "kept": [{"name": k.name, "reason": str(k.reason), "detail": k.detail} for k in self.kept],
+            "merged": [{"names": list(m.names), "into": m.into, "rule": m.rule} for m in self.merged],
+            "options": self.options.to_dict(),
+            "how": self.how,
+            "verify": dict(self.verify),
+            "seconds": self.seconds.to_dict(),
+        }

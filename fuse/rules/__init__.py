@@ -1,0 +1,1 @@
+"""One rule a file: how a linear layer takes an affine map into its own parameters."""

@@ -1,0 +1,174 @@
+"""Values and nodes: the only thing about a model that a rule may look at.
+
+A frontend builds a :class:`View` once. Rules read it and propose edits; :meth:`View.apply` brings the
+view up to date with the edits that were accepted, so that the next rule sees the model as it will be.
+Neither changes the model behind it: that is the frontend's part, from the plan's list of edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.edits import Bypass, Edit, SetConstant
+from convbn.fuse.view.ops import BatchNorm, Op
+
+__all__ = ["Constant", "Node", "Reader", "Value", "View"]
+
+Array = NDArray[Any]
+
+
+class Constant:
+    """A tensor whose numbers are known; they are read when asked for, not before.
+
+    Args:
+        shape: its dimensions.
+        load: returns the array; called each time, so a large tensor is never held twice.
+        cloneable: whether a reader can be given a changed copy while other readers keep the original
+            (an ONNX initializer can; a parameter that PyTorch modules share cannot).
+    """
+
+    __slots__ = ("_load", "cloneable", "shape")
+
+    def __init__(self, shape: Sequence[int], load: Callable[[], Array], *, cloneable: bool = True) -> None:
+        self.shape = tuple(shape)
+        self._load = load
+        self.cloneable = cloneable
+
+    @classmethod
+    def of(cls, array: Array) -> Constant:
+        """A constant that is already in memory."""
+        return cls(array.shape, lambda: array)
+
+    def array(self) -> Array:
+        """The numbers, in the dtype they are stored in. Not to be written to."""
+        return self._load()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """One use of a value: the node that reads it, and at which input slot."""
+
+    node: Node
+    slot: int
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """A tensor that flows through the model.
+
+    Attributes:
+        name: the framework's name for it.
+        shape: dimensions, ``None`` for one that is not known; ``None`` altogether if the rank is not.
+        constant: its numbers, if they are the same in every run.
+        not_constant: why a value that looks like a parameter must not count as one.
+        observed: who else can see it beside its readers ("the graph's output"), if anyone.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None = None
+    producer: Node | None = None
+    readers: list[Reader] = field(default_factory=list)
+    constant: Constant | None = None
+    not_constant: Refusal | None = None
+    observed: str | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, if known."""
+        return None if self.shape is None else len(self.shape)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One call of an operator.
+
+    Attributes:
+        name: unique in the model; what reports call it.
+        inputs: by slot; ``None`` where an optional input is absent.
+        scope: the graph it stands in ("" for the main one); an edit never crosses scopes.
+        locks: edits that the frontend cannot make here, by what they would change: ``"bypass"`` or
+            a slot number.
+        handle: the frontend's own object, which nobody else looks into.
+    """
+
+    name: str
+    op: Op
+    inputs: list[Value | None]
+    outputs: list[Value]
+    scope: str = ""
+    locks: dict[str | int, Refusal] = field(default_factory=dict)
+    handle: Any = None
+
+    def input(self, slot: int) -> Value | None:
+        """The value at a slot, or None where the slot is absent or left empty."""
+        return self.inputs[slot] if slot < len(self.inputs) else None
+
+    @property
+    def label(self) -> str:
+        """Operator and name, for sentences."""
+        return f"{self.op.describe()} '{self.name}'"
+
+
+class View:
+    """The dataflow of one model: its nodes in an order in which they can run."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = list(nodes)
+
+    def batchnorms(self) -> Iterator[Node]:
+        """The BatchNorm nodes, in running order."""
+        return (node for node in list(self.nodes) if isinstance(node.op, BatchNorm))
+
+    def check(self, edit: Edit) -> Refusal | None:
+        """Whether the model behind the view can be edited so; the refusal if it cannot."""
+        if isinstance(edit, Bypass):
+            return edit.node.locks.get("bypass")
+        lock = edit.node.locks.get(edit.slot)
+        if lock is not None:
+            return lock
+        value = edit.node.input(edit.slot)
+        if value is None or value.constant is None or value.constant.cloneable or len(value.readers) == 1:
+            return None
+        others = ", ".join(
+            sorted({reader.node.label for reader in value.readers if reader.node is not edit.node})
+        )
+        return Refusal(
+            Reason.PARAMETER_SHARED,
+            f"'{value.name}' of {edit.node.label} is also used by {others or 'another call of it'}",
+        )
+
+    def apply(self, edit: Edit) -> None:
+        """Make the view show the model as it is after ``edit``."""
+        if isinstance(edit, SetConstant):
+            self._set_constant(edit)
+        else:
+            self._bypass(edit.node)
+
+    def _set_constant(self, edit: SetConstant) -> None:
+        node, slot = edit.node, edit.slot
+        while len(node.inputs) <= slot:
+            node.inputs.append(None)
+        old = node.inputs[slot]
+        if old is not None:
+            old.readers = [r for r in old.readers if (r.node, r.slot) != (node, slot)]
+        name = f"{node.name}.{slot}" if old is None else old.name
+        new = Value(name, edit.constant.shape, constant=edit.constant)
+        new.readers.append(Reader(node, slot))
+        node.inputs[slot] = new
+
+    def _bypass(self, node: Node) -> None:
+        source, output = node.inputs[0], node.outputs[0]
+        if source is None:  # a BatchNorm without data is refused by the frontends
+            raise ValueError(f"{node.label} has no input to be bypassed to")
+        for value in {id(v): v for v in node.inputs if v is not None}.values():
+            value.readers = [r for r in value.readers if r.node is not node]
+        for reader in output.readers:
+            reader.node.inputs[reader.slot] = source
+        source.readers.extend(output.readers)
+        source.observed = source.observed or output.observed
+        self.nodes.remove(node)

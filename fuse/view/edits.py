@@ -1,0 +1,41 @@
+"""The edits a plan is made of; a frontend knows how to make each of them in its own kind of model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from convbn.fuse.view.dataflow import Constant, Node
+
+__all__ = ["Bypass", "Edit", "SetConstant"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetConstant:
+    """Give ``node`` a constant at input ``slot``, adding the slot where it was empty.
+
+    Other readers of the constant that stood there keep it. The numbers are computed when the frontend
+    asks for them, one tensor at a time, so a plan holds no second copy of the weights.
+    """
+
+    node: Node
+    slot: int
+    constant: Constant
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The numbers, computed anew at each call."""
+        return self.constant.array()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bypass:
+    """Remove ``node``: whoever read its first output reads its first input instead."""
+
+    node: Node
+
+
+Edit = SetConstant | Bypass

@@ -1,0 +1,101 @@
+"""``convbn fuse``: fold, prove, write."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from convbn.api import verified
+from convbn.commands.shared import (
+    console_of,
+    from_source,
+    fuse_options,
+    output_kind,
+    source_options,
+    write_json,
+)
+from convbn.console import printable
+from convbn.errors import UsageError
+from convbn.fuse.fold import fold
+from convbn.fuse.report import Report
+from convbn.sources import Source, open_source
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fold IN, compare it with what came in, and only then write OUT."""
+    from convbn.export.files import check_target
+
+    console = console_of(options)
+    check_target(options.output, overwrite=options.force)
+    with console.phase("reading"):
+        source = open_source(options.input, source_options(options))
+    kinds = (".onnx",) if source.module is None else (".onnx", ".pt2", ".safetensors")
+    kind = output_kind(options.output, kinds)
+    with console.phase("folding"):
+        # The original is only needed again if it is compared with.
+        owned = options.no_verify and source.onnx is not None
+        folding = fold(
+            _captured_form(source, kind),
+            source.example_inputs if kind == ".safetensors" else None,
+            options=fuse_options(options, verify=not options.no_verify),
+            owned=owned,
+        )
+        artefact = _artefact(folding.model, source, kind)
+    report = from_source(folding.report, source)
+    if not options.no_verify:
+        with console.phase("verifying"):
+            report = verified(
+                report,
+                source.model,
+                artefact,
+                example_inputs=source.example_inputs,
+                input_shapes=source.shapes,
+            )
+    with console.phase("writing"):
+        _write(artefact, report, source, kind, options)
+    console.report(report)
+    console.say(f"written: {printable(options.output)}")
+    write_json(options.json, report.to_dict())
+    return 0
+
+
+def _captured_form(source: Source, kind: str) -> Any:
+    """What is folded: the module itself for weights, its captured program where the structure may change."""
+    if source.module is None or kind == ".safetensors":
+        return source.model
+    if source.example_inputs is None:
+        raise UsageError(
+            "the shapes of the inputs are needed to capture the module",
+            source=source.path,
+            hint="give --input-shape x:1x3x224x224",
+        )
+    from convbn.fuse.frontends.torch.program import export_program
+
+    return export_program(source.module, source.example_inputs)
+
+
+def _artefact(model: Any, source: Source, kind: str) -> Any:
+    if source.module is None or kind != ".onnx":
+        return model
+    from convbn.export.torch_files import export_onnx
+
+    return export_onnx(model, source.example_inputs or (), input_names=source.input_names)
+
+
+def _write(artefact: Any, report: Report, source: Source, kind: str, options: argparse.Namespace) -> None:
+    if kind == ".onnx":
+        from convbn.export.onnx_files import save_model
+
+        save_model(artefact, options.output, overwrite=options.force)
+        return
+    from convbn.export.torch_files import save_program, save_tensors
+
+    if kind == ".pt2":
+        save_program(artefact, source.example_inputs or (), options.output, overwrite=options.force)
+        return
+    import json
+
+    metadata = {"convbn": json.dumps(report.to_dict(), ensure_ascii=False), "format": "pt"}
+    save_tensors(artefact.state_dict(), metadata, options.output, overwrite=options.force)

@@ -1,0 +1,126 @@
+"""Text for people: tables, sentences and a progress line that only a terminal sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from convbn.fuse.report import Report
+
+__all__ = ["Console", "printable"]
+
+_WIDTH = 100
+# C0 and C1 controls, line separators and everything that reorders text: a model's names are not trusted.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: object) -> str:
+    """``text`` with what would move the cursor, colour or reorder the line made visible."""
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", str(text))
+
+
+class Console:
+    """Where a command talks to.
+
+    Args:
+        json_on_stdout: stdout belongs to JSON, so sentences go to stderr.
+        quiet: say nothing but errors.
+    """
+
+    def __init__(self, *, json_on_stdout: bool = False, quiet: bool = False) -> None:
+        self.out: TextIO = sys.stderr if json_on_stdout else sys.stdout
+        self.quiet = quiet
+        self._live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
+        self._bold = self.out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+    def say(self, text: str = "") -> None:
+        """One line or paragraph."""
+        if not self.quiet:
+            self.out.write(text + "\n")
+
+    def title(self, text: str) -> None:
+        """A line that stands out on a terminal."""
+        self.say(f"\x1b[1m{text}\x1b[0m" if self._bold else text)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A plain table; the first column is text, the others are aligned to the right."""
+        cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+        for index, row in enumerate(cells):
+            line = "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            self.title(line) if index == 0 else self.say(line)
+
+    def report(self, report: Report, *, would: bool = False) -> None:
+        """What a fold did: counts, every BatchNorm that stays with its reason, and the proof."""
+        self.table(
+            ("", "before", "after"),
+            (
+                ("BatchNorm", report.batchnorm.before, report.batchnorm.after),
+                ("nodes", report.nodes.before, report.nodes.after),
+            ),
+        )
+        for note in report.notes:
+            self.say(f"note: {printable(note)}")
+        kept = sorted(report.kept, key=lambda entry: entry.reason)
+        for reason, entries in groupby(kept, key=lambda entry: entry.reason):
+            group = list(entries)
+            self.say()
+            self.title(
+                f"{len(group)} {'would stay' if would else 'stay' if len(group) > 1 else 'stays'}: {reason}"
+            )
+            for entry in group:
+                self._paragraph(f"{printable(entry.name)}: {printable(entry.detail)}")
+        if kept:
+            self.say()
+        self.say(_verdict(report.verify))
+
+    def _paragraph(self, text: str) -> None:
+        self.say(
+            textwrap.fill(
+                text, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+            )
+        )
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show on a terminal what is being done, and take it away when it is done."""
+        if not self._live:
+            yield
+            return
+        start = time.monotonic()
+        sys.stderr.write(f"\r\x1b[K{name} …")
+        sys.stderr.flush()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - start
+            sys.stderr.write("\r\x1b[K" if seconds < 1 else f"\r\x1b[K{name}: {seconds:.1f} s\n")
+            sys.stderr.flush()
+
+    def progress(self, text: str) -> None:
+        """Replace the progress line, on a terminal."""
+        if self._live:
+            sys.stderr.write(f"\r\x1b[K{printable(text)[:_WIDTH]}")
+            sys.stderr.flush()
+
+
+def _verdict(verify: Mapping[str, Any]) -> str:
+    """The proof in a sentence."""
+    if verify["status"] == "equal":
+        errors = [o["rel_error"] for o in verify["outputs"] if o.get("rel_error") is not None]
+        worst = f"relative error at most {max(errors):.1e}" if errors else "identical"
+        return f"outputs equal: {worst} over {verify['samples']} seeded inputs ({verify['runtime']})"
+    if verify["status"] == "not run":
+        return f"not verified: {verify['reason']}"
+    return f"{verify['status']}: {verify['reason']}"

@@ -1,0 +1,134 @@
+"""One rounding, and the bound it keeps."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.rounding import Rounded, round_bias, round_scaled
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant
+
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
+
+
+def scaled(weight: np.ndarray, scale: list[float]) -> np.ndarray | Refusal:
+    column = np.array(scale).reshape(-1, *[1] * (weight.ndim - 1))
+    result = round_scaled(Constant.of(weight), column, axes=(0,))
+    return result.constant.array() if isinstance(result, Rounded) else result
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-3, 3))
+def test_bound_holds_in_every_channel(name: str, seed: int, exponent: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((3, 5)).astype(DTYPES[name])
+    scale = rng.standard_normal(3) * 2.0**exponent
+    result = scaled(weight, list(scale))
+    assert isinstance(result, np.ndarray)
+    assert result.dtype == weight.dtype
+    for channel in range(3):
+        exact = [Fraction(float(w)) * Fraction(float(scale[channel])) for w in weight[channel]]
+        error = max(abs(Fraction(float(r)) - e) for r, e in zip(result[channel], exact, strict=True))
+        # The product of two float64 numbers is itself rounded once, in its 53rd bit.
+        slack = 1 + Fraction(2) ** -20
+        assert error <= slack * Fraction(UNIT[name]) * max(abs(e) for e in exact)
+
+
+def test_bfloat16_is_rounded_once() -> None:
+    # Halfway between two bfloat16 numbers but for 2**-40: through float32 the tie goes the wrong way.
+    exact = 1 + 2.0**-8 + 2.0**-40
+    result = scaled(np.ones((1, 1), ml_dtypes.bfloat16), [exact])
+    assert isinstance(result, np.ndarray)
+    assert float(result[0, 0]) == 1 + 2.0**-7
+    through_float32 = float(np.float32(exact).astype(ml_dtypes.bfloat16))
+    assert through_float32 == 1.0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(min_value=2.0**-60, max_value=2.0**60), st.booleans())
+def test_bfloat16_is_the_nearest(value: float, negative: bool) -> None:
+    exact = -value if negative else value
+    result = scaled(np.ones((1, 1), ml_dtypes.bfloat16), [exact])
+    assert isinstance(result, np.ndarray)
+    stored = float(result[0, 0])
+    bits = result.view(np.uint16)[0, 0]
+    for neighbour in (bits - np.uint16(1), bits + np.uint16(1)):
+        other = float(np.array([neighbour]).view(ml_dtypes.bfloat16)[0])
+        assert abs(Fraction(stored) - Fraction(exact)) <= abs(Fraction(other) - Fraction(exact))
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(np.float16, 1e5), (np.float32, 1e39)])
+def test_overflow_is_refused(dtype: type, factor: float) -> None:
+    refusal = scaled(np.ones((2, 3), dtype), [1, factor])
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.OUT_OF_RANGE
+    assert "1 of 2 channels" in refusal.detail
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(np.float16, 1e-5), (np.float32, 1e-39)])
+def test_underflow_is_refused(dtype: type, factor: float) -> None:
+    refusal = scaled(np.ones((2, 3), dtype), [1, factor])
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.OUT_OF_RANGE
+
+
+def test_small_weights_beside_large_ones_may_lose_digits() -> None:
+    # 1e-38 · 0.1 is subnormal, but its error is far below the channel's unit.
+    result = scaled(np.float32([[1.0, 1e-38]]), [0.1])
+    assert isinstance(result, np.ndarray)
+
+
+def test_scale_of_zero_gives_zero() -> None:
+    result = scaled(np.ones((2, 2), np.float32), [0, 1])
+    assert isinstance(result, np.ndarray)
+    np.testing.assert_array_equal(result, [[0, 0], [1, 1]])
+
+
+def test_channel_of_zeros_stays() -> None:
+    result = scaled(np.zeros((1, 4), np.float32), [1e-30])
+    assert isinstance(result, np.ndarray)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_weight_is_refused(bad: float) -> None:
+    refusal = scaled(np.float32([[1, bad]]), [1])
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.BAD_STATISTICS
+
+
+def test_integer_weight_is_refused() -> None:
+    refusal = scaled(np.ones((1, 2), np.int8), [2])
+    assert isinstance(refusal, Refusal)
+
+
+def test_bias_keeps_digits_under_cancellation() -> None:
+    mean = np.float32([1234.5678])
+    affine = Affine(np.array([0.37]), np.array([0.37 * 1234.5]))
+    result = round_bias(-mean, affine, np.dtype(np.float32))
+    assert isinstance(result, Rounded)
+    exact = Fraction(0.37) * Fraction(float(-mean[0])) + Fraction(0.37 * 1234.5)
+    stored = Fraction(float(result.constant.array()[0]))
+    # float32 arithmetic would be off by 1e-4 here; float64 leaves its own last bit of 456.
+    assert abs(stored - exact) <= Fraction(2) ** -24 * abs(exact) + Fraction(2) ** -43
+
+
+def test_bias_overflow_is_refused() -> None:
+    refusal = round_bias(None, Affine(np.ones(1), np.array([7e4])), np.dtype(np.float16))
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_bias_is_refused(bad: float) -> None:
+    refusal = round_bias(np.float32([bad]), Affine(np.ones(1), np.ones(1)), np.dtype(np.float32))
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.BAD_STATISTICS
