@@ -1,0 +1,1 @@
+"""TensorRT engines: one function over the backends that are installed."""

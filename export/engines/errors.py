@@ -1,0 +1,55 @@
+"""What can go wrong between an ONNX model and an engine."""
+
+from __future__ import annotations
+
+from convbn.errors import BadInputError, ConvBNError, NotSupportedError, UsageError
+
+__all__ = [
+    "BackendNotInstalledError",
+    "BuildCancelledError",
+    "BuildError",
+    "EngineMismatchError",
+    "NoGpuError",
+    "OnnxParseError",
+    "PrecisionError",
+    "ShapeProfileError",
+    "UnsupportedOpError",
+]
+
+
+class BackendNotInstalledError(NotSupportedError):
+    """No TensorRT is installed, or not the one that was asked for."""
+
+
+class NoGpuError(NotSupportedError):
+    """The backend is installed, but needs a GPU that it knows."""
+
+
+class PrecisionError(NotSupportedError):
+    """A precision that cannot be had from this model."""
+
+
+class OnnxParseError(BadInputError):
+    """TensorRT's parser does not accept the model."""
+
+
+class UnsupportedOpError(NotSupportedError):
+    """The model holds an operator, or a form of one, that TensorRT does not implement."""
+
+
+class ShapeProfileError(UsageError):
+    """The given shapes do not fit the inputs of the model."""
+
+
+class BuildError(NotSupportedError):
+    """TensorRT parsed the model and could not build an engine from it."""
+
+
+class BuildCancelledError(ConvBNError):
+    """The progress callback asked to stop."""
+
+    exit_code = 130
+
+
+class EngineMismatchError(BadInputError):
+    """An engine and the sidecar beside it do not belong together."""

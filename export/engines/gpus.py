@@ -1,0 +1,72 @@
+"""Which GPUs this machine has, asked without loading CUDA."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+
+__all__ = ["Gpu", "list_gpus"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver describes it.
+
+    Attributes:
+        name: of the product.
+        compute_capability: major and minor, (8, 9) for 8.9.
+        driver: version of the driver, if known.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str | None = None
+
+    def __str__(self) -> str:
+        major, minor = self.compute_capability
+        return f"{self.name} (compute capability {major}.{minor})"
+
+
+def list_gpus() -> list[Gpu]:
+    """The GPUs that a program started now could use, first the default one.
+
+    ``nvidia-smi`` is asked; without it, torch, but only where it is imported already.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return []
+    program = shutil.which("nvidia-smi")
+    gpus = _from_nvidia_smi(program) if program else _from_torch()
+    # A list of plain numbers selects; names of devices and MIG slices are left to the driver.
+    wanted = [entry.strip() for entry in (visible or "").split(",")]
+    if program and all(entry.isdecimal() for entry in wanted):
+        gpus = [gpus[int(entry)] for entry in wanted if int(entry) < len(gpus)]
+    return gpus
+
+
+def _from_nvidia_smi(program: str) -> list[Gpu]:
+    query = "--query-gpu=name,compute_cap,driver_version"
+    try:
+        answer = subprocess.run(
+            [program, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []  # installed without a driver, or the driver hangs: no GPU to build on
+    gpus = []
+    for line in answer.stdout.splitlines():
+        fields = [part.strip() for part in line.split(",")]
+        major, dot, minor = fields[1].partition(".") if len(fields) == 3 else ("", "", "")
+        if dot and major.isdecimal() and minor.isdecimal():
+            gpus.append(Gpu(fields[0], (int(major), int(minor)), fields[2]))
+    return gpus
+
+
+def _from_torch() -> list[Gpu]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    numbers = range(torch.cuda.device_count())
+    return [Gpu(torch.cuda.get_device_name(i), tuple(torch.cuda.get_device_capability(i))) for i in numbers]

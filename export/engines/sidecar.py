@@ -1,0 +1,198 @@
+"""The JSON file beside an engine, which says what the engine is made of.
+
+The engine file holds TensorRT's plan and nothing else, so that NVIDIA's own tools load it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from convbn.errors import BadInputError, FileAccessError
+from convbn.export.engines.backend import Backend
+from convbn.export.engines.builder import Plan, TensorInfo
+from convbn.export.engines.errors import EngineMismatchError
+from convbn.export.engines.gpus import Gpu
+from convbn.export.engines.source import Source
+from convbn.export.files import reason, sha256_file, write_atomically
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "command_line",
+    "describe",
+    "read_sidecar",
+    "sidecar_path",
+    "tool_versions",
+    "write_engine",
+]
+
+SCHEMA_VERSION = "1"
+
+
+def sidecar_path(engine: str | os.PathLike[str]) -> Path:
+    """``model.engine`` has its sidecar in ``model.engine.json``."""
+    path = Path(engine)
+    return path.with_name(path.name + ".json")
+
+
+def write_engine(
+    data: bytes, sidecar: Mapping[str, object], path: str | os.PathLike[str], *, overwrite: bool
+) -> None:
+    """Write an engine and its sidecar.
+
+    The engine's bytes are on the disk, under a temporary name, before the sidecar appears; the engine
+    gets its name last. A full disk therefore leaves neither. A kill between the two leaves a sidecar
+    whose SHA-256 fits no engine, or not the old one that is still there, which :func:`read_sidecar`
+    tells; the other order could leave a new engine under the claims of an old sidecar, or under none.
+
+    Args:
+        data: the plan.
+        sidecar: what its schema asks for.
+        path: of the engine.
+        overwrite: whether existing files may be replaced.
+
+    Raises:
+        FileAccessError: one of the two cannot be written.
+    """
+    text = json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        encoded = text.encode("utf-8", "surrogatepass")
+        write_atomically(sidecar_path(path), lambda beside: _write(beside, encoded), overwrite=overwrite)
+
+    write_atomically(path, write, overwrite=overwrite)
+
+
+def read_sidecar(engine: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the sidecar of an engine and hold the engine's hash against it.
+
+    Args:
+        engine: path of the engine.
+
+    Returns:
+        The sidecar's content.
+
+    Raises:
+        FileAccessError: one of the two files cannot be read.
+        BadInputError: the sidecar is no sidecar, or of a later schema.
+        EngineMismatchError: the engine is not the one that the sidecar describes.
+    """
+    path = sidecar_path(engine)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema, claimed = content["schema_version"], content["engine"]["sha256"]
+    except FileNotFoundError as error:
+        raise FileAccessError(
+            "has no sidecar", source=engine, hint=f"{path.name} belongs beside it"
+        ) from error
+    except OSError as error:
+        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInputError("is not the sidecar of an engine", source=path) from error
+    if schema != SCHEMA_VERSION:
+        raise BadInputError(
+            f"has schema version {schema!r}, this convbn reads {SCHEMA_VERSION!r}", source=path
+        )
+    if sha256_file(engine) != claimed:
+        hint = "build it again"
+        raise EngineMismatchError(f"is not the engine that {path.name} describes", source=engine, hint=hint)
+    result: dict[str, Any] = content
+    return result
+
+
+def tool_versions() -> dict[str, str | None]:
+    """Versions of what took part, None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("convbn", "onnx"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def describe(
+    plan: Plan,
+    source: Source,
+    backend: Backend,
+    *,
+    backend_version: str,
+    gpu: Gpu | None,
+    engine: str,
+    precision: str,
+    tf32: bool,
+    before: Mapping[str, int] | None,
+    fold_summary: Mapping[str, object] | None,
+    build_seconds: float,
+    warnings: list[str],
+) -> dict[str, object]:
+    """The sidecar's content but for the engine's own hash, see ``engine-sidecar.schema.json``."""
+    shapes = {name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in plan.profile.items()}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tools": tool_versions(),
+        "backend": {"name": backend.name, "version": backend_version},
+        "device": "built without a GPU" if gpu is None else _gpu(gpu),
+        "onnx": {
+            "sha256": source.sha256,
+            "bytes": source.size,
+            "file": source.shown if source.has_file else None,
+        },
+        "precision": precision,
+        "tf32": tf32,
+        "profiles": [shapes] if shapes else [],
+        "inputs": [_tensor(info) for info in plan.inputs],
+        "outputs": [_tensor(info) for info in plan.outputs],
+        "flags": list(plan.flags),
+        "layers": dict(plan.layers),
+        "scale_layers": {
+            "before": None if before is None else before.get("SCALE", 0),
+            "after": plan.layers["SCALE"],
+        },
+        "fold_summary": None if fold_summary is None else dict(fold_summary),
+        "build_seconds": round(build_seconds, 3),
+        "warnings": warnings,
+        "command": command_line(plan, source, backend, engine=engine, tf32=tf32),
+    }
+
+
+def command_line(plan: Plan, source: Source, backend: Backend, *, engine: str, tf32: bool) -> str:
+    """The line with which NVIDIA's own program builds the same engine.
+
+    For classic TensorRT that is ``trtexec``. It cannot load engines of TensorRT-RTX, which comes with
+    a program of its own, ``tensorrt_rtx``.
+    """
+    model = source.shown if source.has_file else "MODEL.onnx"
+    parts = [backend.cli, f"--onnx={model}", f"--saveEngine={engine}"]
+    if backend.cli == "trtexec":
+        parts.append("--stronglyTyped")
+    if not tf32:
+        parts.append("--noTF32")
+    for option in ("min", "opt", "max"):
+        shapes = [f"{name}:{'x'.join(map(str, getattr(r, option)))}" for name, r in plan.profile.items()]
+        if shapes:
+            parts.append(f"--{option}Shapes={','.join(shapes)}")
+    parts.append("--profilingVerbosity=detailed")
+    return shlex.join(parts)
+
+
+def _gpu(gpu: Gpu) -> dict[str, str | None]:
+    major, minor = gpu.compute_capability
+    return {"name": gpu.name, "compute_capability": f"{major}.{minor}", "driver": gpu.driver}
+
+
+def _tensor(info: TensorInfo) -> dict[str, object]:
+    return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)

@@ -1,0 +1,150 @@
+"""Reading and writing whole files, so that a file on disk is either the old one or the new one.
+
+Every artefact of convbn is written here: into a temporary file beside the target, flushed to the disk,
+and only then renamed over it. A kill, a full disk or an exception leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from convbn.errors import FileAccessError
+
+__all__ = ["check_target", "sha256_file", "write_atomically"]
+
+# A file system without hard links answers with one of these.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, read in pieces.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileAccessError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Resolve an output path and refuse early what :func:`write_atomically` would refuse late.
+
+    Args:
+        path: where a file is to be written. A symbolic link is followed: the file it points to is
+            the target, the link stays.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        The resolved target.
+
+    Raises:
+        FileAccessError: the target exists and `overwrite` is false, is a folder or a device, or its
+            folder is missing or not writable.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:
+        raise FileAccessError(f"cannot be written: {reason(error)}", source=path) from error
+    if mode is not None:
+        if stat.S_ISDIR(mode):
+            raise FileAccessError("is a folder, not a file", source=path, hint="name a file in it")
+        if not stat.S_ISREG(mode):
+            raise FileAccessError("is a device, pipe or dangling link, not a regular file", source=path)
+        if not overwrite:
+            raise FileAccessError("already exists", source=path, hint="use --force to replace it")
+    folder = target.parent
+    if not folder.is_dir():
+        raise FileAccessError(f"its folder {folder} does not exist", source=path, hint="create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileAccessError(f"its folder {folder} is not writable", source=path)
+    return target
+
+
+def write_atomically(
+    path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, overwrite: bool
+) -> None:
+    """Write a file that appears complete or not at all.
+
+    Args:
+        path: the target; a symbolic link is followed.
+        write: called once with a writable binary file in the target's folder.
+        overwrite: whether an existing file is replaced. Its permissions are kept.
+
+    Raises:
+        FileAccessError: see :func:`check_target`, or writing failed (disk full, quota, I/O error).
+            The target is then what it was before and no temporary file is left.
+    """
+    target = check_target(path, overwrite=overwrite)
+    # A name of 255 bytes leaves no room for a suffix, so only its start goes into the temporary name.
+    temporary = target.with_name(f".{target.name[:48]}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            _move(temporary, target, path, overwrite=overwrite)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileAccessError(f"cannot be written: {reason(error)}", source=path) from error
+    _sync_folder(target.parent)
+
+
+def reason(error: OSError) -> str:
+    """The operating system's own words for an error, without errno and path."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+def _move(temporary: Path, target: Path, shown: str | os.PathLike[str], *, overwrite: bool) -> None:
+    if overwrite:
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
+        return
+    try:
+        # Unlike a rename, a link refuses to replace what another process wrote in the meantime.
+        os.link(temporary, target)
+    except FileExistsError as error:
+        raise FileAccessError("already exists", source=shown, hint="use --force to replace it") from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself lives in the folder. Windows cannot open one, and some network file systems
+    # cannot flush one; the file's bytes are safe either way.
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)

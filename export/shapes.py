@@ -1,0 +1,121 @@
+"""Input shapes as a user types them.
+
+``x:1x3x224x224`` is one shape, ``x=1x3x224x224:8x3x224x224:32x3x224x224`` the smallest, the usual and the
+largest one. Dimensions are separated by ``x`` or ``,``; the name may be left out where a model has one input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from convbn.errors import UsageError
+
+__all__ = ["Shape", "ShapeRange", "parse_shape", "parse_shape_range", "parse_shapes"]
+
+Shape = tuple[int, ...]
+
+_SHAPE = re.compile(r"\d+(?:x\d+)*|\d+(?:,\d+)*", re.ASCII)
+# TensorRT and onnxruntime keep a dimension in 32 bits or fewer.
+_MAX_DIM = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes that one input may have.
+
+    Attributes:
+        min: the smallest, dimension by dimension.
+        opt: the one to optimise for, `min` <= `opt` <= `max`.
+        max: the largest.
+    """
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def __post_init__(self) -> None:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise UsageError(f"shapes {self} differ in rank")
+        if any(
+            not low <= usual <= high for low, usual, high in zip(self.min, self.opt, self.max, strict=True)
+        ):
+            raise UsageError(f"shapes {self} are not in the order smallest:usual:largest")
+
+    def __str__(self) -> str:
+        shapes = (self.min,) if self.min == self.max else (self.min, self.opt, self.max)
+        return ":".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def parse_shape(text: str) -> tuple[str | None, Shape]:
+    """Parse one shape with or without a name.
+
+    Args:
+        text: ``x:1x3x224x224``, ``x:1,3,224,224``, ``x=1x3x224x224`` or ``1x3x224x224``. The name ends
+            at the last ``:`` or ``=``, so that names like ``input:0`` are possible.
+
+    Returns:
+        The input's name, if one is given, and its dimensions.
+
+    Raises:
+        UsageError: the text is nothing of the kind, or a dimension is 0 or absurdly large.
+    """
+    cut = max(text.rfind(":"), text.rfind("="))
+    return _name(text, text[:cut] if cut >= 0 else None), _dims(text[cut + 1 :], text)
+
+
+def parse_shape_range(text: str) -> tuple[str | None, ShapeRange]:
+    """Parse a range of shapes with or without a name.
+
+    Args:
+        text: ``NAME=MIN:OPT:MAX``, ``MIN:OPT:MAX``, or one shape as in :func:`parse_shape`.
+
+    Returns:
+        The input's name, if one is given, and its range; a single shape is all three of it.
+
+    Raises:
+        UsageError: see :func:`parse_shape`, or the three differ in rank or are out of order.
+    """
+    name, equals, rest = text.rpartition("=")
+    parts = rest.split(":")
+    if not equals and (len(parts) != 3 or not all(map(_SHAPE.fullmatch, parts))):
+        single, shape = parse_shape(text)
+        return single, ShapeRange(shape, shape, shape)
+    if len(parts) not in (1, 3):
+        raise UsageError(f"{text!r} has {len(parts)} shapes", hint="write NAME=MIN:OPT:MAX")
+    shapes = [_dims(part, text) for part in parts]
+    return _name(text, name if equals else None), ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str | None, ShapeRange]:
+    """Parse several options, each for another input.
+
+    Raises:
+        UsageError: see :func:`parse_shape_range`, or an input is named twice, or an unnamed shape is
+            not the only one.
+    """
+    result: dict[str | None, ShapeRange] = {}
+    for text in texts:
+        name, shapes = parse_shape_range(text)
+        if name in result:
+            raise UsageError(f"{text!r} gives a shape to {name or 'the only input'} a second time")
+        result[name] = shapes
+    if None in result and len(result) > 1:
+        raise UsageError("one of several shapes has no name", hint="write NAME=SHAPE for each")
+    return result
+
+
+def _dims(text: str, whole: str) -> Shape:
+    if not _SHAPE.fullmatch(text):
+        raise UsageError(f"{whole!r} is not a shape", hint="write it like x:1x3x224x224")
+    dims = tuple(int(dim) for dim in re.split("[x,]", text))
+    if not all(0 < dim <= _MAX_DIM for dim in dims):
+        raise UsageError(f"{whole!r} has a dimension that is 0 or beyond {_MAX_DIM}")
+    return dims
+
+
+def _name(whole: str, name: str | None) -> str | None:
+    if name is not None and not name.strip():
+        raise UsageError(f"{whole!r} names no input before its shape")
+    return name

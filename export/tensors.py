@@ -1,0 +1,113 @@
+"""Every tensor of an ONNX model, wherever it hides, and whether its bytes fit its shape.
+
+Shapes come from the file and may lie; sizes are checked before anything is allocated from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convbn.errors import BadInputError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["check_embedded", "declared_bytes", "iterate_tensors"]
+
+_STRING = 8
+# TensorProto.DataType -> bits of one element.
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128,
+    16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+# TensorProto.DataType -> the field that holds its values where raw_data does not.
+_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
+_COMPLEX = {14: "float_data", 15: "double_data"}
+# The largest size that a signed 64-bit number of bytes can hold.
+_LIMIT = 1 << 63
+
+
+def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All stored tensors: initializers, sparse ones, attributes, subgraphs, local functions.
+
+    The walk is a loop with a stack of its own, so that nested subgraphs cannot exhaust Python's.
+    """
+    graphs = [model.graph, *(training.algorithm for training in model.training_info)]
+    graphs += [training.initialization for training in model.training_info]
+    nodes = [node for function in model.functions for node in function.node]
+    attributes = [attribute for function in model.functions for attribute in function.attribute_proto]
+    while graphs or nodes or attributes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+        for node in nodes:
+            attributes.extend(node.attribute)
+        nodes.clear()
+        for attribute in attributes:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+            yield from attribute.tensors
+            for sparse in attribute.sparse_tensors:
+                yield from (sparse.values, sparse.indices)
+            graphs.extend(attribute.graphs)
+        attributes.clear()
+
+
+def declared_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes that the shape and type of a tensor call for.
+
+    Args:
+        tensor: any tensor but one of strings.
+
+    Raises:
+        BadInputError: a dimension is negative, the type is unknown, or the product is absurd.
+    """
+    bits = _BITS.get(tensor.data_type)
+    if bits is None:
+        raise BadInputError(f"tensor {tensor.name!r} has the unknown or unfit data type {tensor.data_type}")
+    return (_count(tensor) * bits + 7) // 8
+
+
+def check_embedded(tensor: onnx.TensorProto) -> None:
+    """Hold a tensor's own values against its shape and type.
+
+    Raises:
+        BadInputError: they do not fit, see also :func:`declared_bytes`.
+    """
+    if tensor.data_type == _STRING:
+        expected, found = _count(tensor), len(tensor.string_data)
+    elif tensor.HasField("raw_data"):
+        expected, found = declared_bytes(tensor), len(tensor.raw_data)
+    elif tensor.data_type in _COMPLEX:
+        expected, found = 2 * _count(tensor), len(getattr(tensor, _COMPLEX[tensor.data_type]))
+    else:
+        # Elements below a byte share one entry with their neighbours.
+        expected = _count(tensor) if _BITS.get(tensor.data_type, 8) >= 8 else declared_bytes(tensor)
+        found = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
+        if expected == found:
+            declared_bytes(tensor)
+    if expected != found:
+        unit = "bytes" if tensor.HasField("raw_data") else "values"
+        shape = "x".join(str(dim) for dim in tensor.dims) or "scalar"
+        raise BadInputError(
+            f"tensor {tensor.name!r} ({shape}) holds {found} {unit} where its shape needs {expected}"
+        )
+
+
+def _count(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for dim in tensor.dims:
+        if dim < 0:
+            raise BadInputError(f"tensor {tensor.name!r} has the negative dimension {dim}")
+        count *= dim
+    if count >= _LIMIT >> 4:
+        raise BadInputError(f"tensor {tensor.name!r} has an absurd shape, {count} elements")
+    return count

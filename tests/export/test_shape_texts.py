@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from convbn.errors import UsageError
+from convbn.export.shapes import ShapeRange, parse_shape, parse_shape_range, parse_shapes
+
+DIMS = (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("x:1x3x224x224", "x"),
+        ("x:1,3,224,224", "x"),
+        ("x=1x3x224x224", "x"),
+        ("1x3x224x224", None),
+        ("1,3,224,224", None),
+        ("input:0:1x3x224x224", "input:0"),
+        ("模型/x 1:1x3x224x224", "模型/x 1"),
+    ],
+)
+def test_one_shape(text, name):
+    assert parse_shape(text) == (name, DIMS)
+    assert parse_shape_range(text) == (name, ShapeRange(DIMS, DIMS, DIMS))
+
+
+@pytest.mark.parametrize("text", ["x=1x3:8x3:32x3", "1x3:8x3:32x3", "input:0=1,3:8,3:32,3"])
+def test_range(text):
+    name, shapes = parse_shape_range(text)
+    assert (shapes.min, shapes.opt, shapes.max) == ((1, 3), (8, 3), (32, 3))
+    assert name == {"x": "x", "1": None, "i": "input:0"}[text[0]]
+    assert str(shapes) == "1x3:8x3:32x3"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "x:", ":1x3", "=1x3", "x:1x3,4", "x:1xx3", "x:-1x3", "x:0x3", "x:1.5x3", "x:axb", "x:1x3 ",
+     "x:1x3\n", "x:99999999999x1", "x:１x3", "x:1x3x"],
+)  # fmt: skip
+def test_nonsense(text):
+    for parse in (parse_shape, parse_shape_range):
+        with pytest.raises(UsageError) as error:
+            parse(text)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x=1x3:8x3", "has 2 shapes"),
+        ("x=1x3:8x3:9x3:9x3", "has 4 shapes"),
+        ("x=8x3:1x3:32x3", "not in the order"),
+        ("x=1x3:8x3:4x3", "not in the order"),
+        ("x=1x3:8x3x1:32x3", "differ in rank"),
+        ("=1x3:8x3:32x3", "names no input"),
+    ],
+)
+def test_bad_ranges(text, told):
+    with pytest.raises(UsageError, match=told):
+        parse_shape_range(text)
+
+
+def test_several():
+    assert set(parse_shapes(["x:1x3", "y=1x3:2x3:3x3"])) == {"x", "y"}
+    assert parse_shapes([]) == {}
+    with pytest.raises(UsageError, match="second time"):
+        parse_shapes(["x:1x3", "x:1x4"])
+    with pytest.raises(UsageError, match="has no name"):
+        parse_shapes(["x:1x3", "1x4"])
