@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from convbn.bench.equality import Equality
     from convbn.bench.protocol import ProtocolOptions
     from convbn.bench.result import BenchResult
-    from convbn.export.engines.artifact import EngineArtifact
+    from convbn.export.engines.build import EngineArtifact
     from convbn.export.shapes import ShapeRange
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
@@ -191,7 +191,7 @@ def build_engine(
     unfused_model: onnx.ModelProto | str | os.PathLike[str] | None = None,
     fold_summary: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
 ) -> EngineArtifact:
     """Build a TensorRT engine and its sidecar ``<out>.json``; see :mod:`convbn.export.engines`."""
     from convbn.export.engines.build import build_engine as build
@@ -232,31 +232,17 @@ def bench(
     Returns:
         Raw samples, statistics and verdicts; sides whose outputs differ are not timed.
     """
-    from convbn.bench.protocol import ProtocolOptions, measure
+    from convbn.bench.protocol import measure
+    from convbn.sides import default_runtimes, folded_side, onnx_wanted, original_side, other_side
 
     examples = _as_tuple(example_inputs)
-    baseline = _side("original", model, examples)
-    fold_report: dict[str, Any] | None = None
+    original = original_side(_runnable(model), examples, onnx_wanted=onnx_wanted(runtimes))
+    chosen = tuple(runtimes) if runtimes else default_runtimes(original)
     if others:
-        sides = [_side(_name(other, i), other, examples) for i, other in enumerate(others, start=1)]
-    else:
-        from convbn.fuse.fold import fold
-
-        folding = fold(_Origin.of(model).model, examples, options=fuse_options)
-        fold_report = folding.report.to_dict()
-        sides = [_side("folded", folding.model, examples)]
-    chosen = tuple(runtimes) if runtimes else default_runtimes(baseline)
-    return measure((baseline, *sides), chosen, options=options or ProtocolOptions(), fold=fold_report)
-
-
-def default_runtimes(baseline: Any) -> tuple[str, ...]:
-    """The CPU runtimes that the baseline's form allows: what everybody has."""
-    chosen: list[str] = []
-    if baseline.onnx is not None:
-        chosen += ["onnxruntime-cpu@off", "onnxruntime-cpu"]
-    if baseline.module is not None:
-        chosen.append("torch-cpu")
-    return tuple(chosen)
+        sides = [other_side(_runnable(other), i, examples) for i, other in enumerate(others, start=2)]
+        return measure((original, *sides), chosen, options=options)
+    folded, report = folded_side(original, fuse_options)
+    return measure((original, folded), chosen, options=options, fold=report.to_dict())
 
 
 def verified(
@@ -323,20 +309,6 @@ def _runnable(model: Any) -> Any:
     import onnx_graphsurgeon as gs
 
     return gs.export_onnx(model.copy(), do_type_check=False)
-
-
-def _side(name: str, model: Any, example_inputs: tuple[Any, ...] | None) -> Any:
-    from convbn.bench.runtimes.base import Side
-    from convbn.fuse.fold import kind_of
-
-    kind = kind_of(model)
-    if kind in ("torch.nn.Module", "torch.export.ExportedProgram"):
-        return Side(name, module=model, example_inputs=example_inputs)
-    return Side(name, onnx=_runnable(model))
-
-
-def _name(model: Any, index: int) -> str:
-    return os.path.basename(os.fspath(model)) if isinstance(model, str | os.PathLike) else f"model {index}"
 
 
 def _as_tuple(examples: Sequence[Any] | Any | None) -> tuple[Any, ...] | None:

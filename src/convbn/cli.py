@@ -140,10 +140,25 @@ def main(arguments: Sequence[str]) -> int:
         # The reader went away; point stdout elsewhere so that Python's exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a bug: the user gets a sentence too, and the traceback on request
+    except Exception as error:
+        missing = _missing(error)
+        if missing is not None:
+            return _fail(f"convbn: {_one_line(missing)}", missing.exit_code, debug=options.debug)
+        # A bug: the user gets a sentence too, and the traceback on request.
         text = f"convbn: internal error: {type(error).__name__}: {_one_line(error)}; --debug shows where"
         return _fail(text, EXIT_BUG, debug=options.debug)
     return code
+
+
+def _missing(error: Exception) -> ConvBNError | None:
+    """The error for a package that is not there; a missing module of convbn's own is a bug."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package in ("", "convbn"):
+        return None
+    extra = "convbn[torch]" if package in ("torch", "onnxscript", "safetensors") else "convbn"
+    return NotSupportedError(
+        f"{package} is not installed", hint=f"pip install '{extra}'; convbn doctor shows what is missing"
+    )
 
 
 def _fail(text: str, code: int, *, debug: bool) -> int:

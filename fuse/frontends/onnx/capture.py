@@ -92,7 +92,9 @@ def capture_graph(graph: gs.Graph) -> Capture:
         functions = sum(len(function.nodes) for function in copy.functions)
         return Applied(copy, functions + sum(len(current.nodes) for _, current in scopes(copy)))
 
-    return Capture(reading.view, reading.nodes, apply, reading.unreachable, _HOW, time.perf_counter() - start)
+    return Capture(
+        reading.view, reading.nodes, apply, reading.unreachable, [], _HOW, time.perf_counter() - start
+    )
 
 
 def _overridable(model: onnx.ModelProto) -> frozenset[str]:

@@ -71,7 +71,7 @@ def _captured_form(source: Source, kind: str) -> Any:
             source=source.path,
             hint="give --input-shape x:1x3x224x224",
         )
-    from convbn.fuse.frontends.torch.program import export_program
+    from convbn.export.torch_files import export_program
 
     return export_program(source.module, source.example_inputs)
 

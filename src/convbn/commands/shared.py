@@ -8,13 +8,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convbn.console import Console
 from convbn.errors import UsageError
-from convbn.fuse.options import FuseOptions
-from convbn.fuse.report import Report
 from convbn.sources import Source, SourceOptions
+
+if TYPE_CHECKING:
+    from convbn.fuse.options import FuseOptions
+    from convbn.fuse.report import Report
 
 __all__ = [
     "console_of",
@@ -34,6 +36,8 @@ def source_options(options: argparse.Namespace) -> SourceOptions:
 
 def fuse_options(options: argparse.Namespace, *, verify: bool) -> FuseOptions:
     """How the command line says to fold."""
+    from convbn.fuse.options import FuseOptions
+
     return FuseOptions(only=tuple(options.only), skip=tuple(options.skip), verify=verify, seed=options.seed)
 
 

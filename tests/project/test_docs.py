@@ -1,0 +1,40 @@
+"""Documents are held against the code they speak of."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from convbn.fuse.refusal import Reason
+from convbn.fuse.rules.registry import RULES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_reason_is_explained() -> None:
+    headings = re.findall(r"^### `([a-z-]+)`$", (ROOT / "docs" / "reasons.md").read_text(), re.MULTILINE)
+    assert headings == [str(reason) for reason in Reason]
+
+
+def test_every_rule_is_listed() -> None:
+    text = (ROOT / "docs" / "algebra.md").read_text()
+    for rule in RULES:
+        assert f"`{rule.name}`" in text
+
+
+def test_every_decision_is_linked() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for path in sorted((ROOT / "docs" / "decisions").glob("*.md")):
+        assert f"decisions/{path.name}" in index
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "examples/README.md",
+    ]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document}: {target}"

@@ -1,0 +1,68 @@
+"""The layout's promises: every folder is packaged, every room has one name, the wheel holds just that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ROOMS = ("fuse", "export", "bench")
+
+
+def folders() -> set[str]:
+    """Every folder that holds modules, as the package it must be."""
+    found = {"convbn", "convbn.commands"}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            found.add(".".join(("convbn", *path.parent.relative_to(ROOT).parts)))
+    return found
+
+
+def test_every_folder_is_a_listed_package() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders()
+
+
+def test_every_package_has_an_init() -> None:
+    for package in folders():
+        parts = package.split(".")[1:]
+        place = (
+            ROOT.joinpath(*parts) if parts and parts[0] in ROOMS else ROOT.joinpath("src", "convbn", *parts)
+        )
+        assert (place / "__init__.py").is_file(), package
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_one_name(room: str) -> None:
+    """From the repository's root `import fuse` would find the folder and make a second copy."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {room}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f"ImportError: this folder is the package convbn.{room}, not {room}" in result.stderr
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_type_checkers_see_the_same_tree(room: str) -> None:
+    link = ROOT / "src" / "convbn" / room
+    assert link.is_symlink()
+    assert link.resolve() == (ROOT / room).resolve()
+
+
+def test_rooms_do_not_import_each_other() -> None:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for other in set(ROOMS) - {room}:
+                for use in (f"from convbn.{other}", f"import convbn.{other}", f'"convbn.{other}'):
+                    assert use not in path.read_text(), f"{path} knows {other}"
+
+
+def test_rules_never_mention_a_framework() -> None:
+    for folder in ("algebra", "rules", "view", "plan"):
+        for path in (ROOT / "fuse" / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                if line.lstrip().startswith(("import ", "from ")):
+                    assert not any(f in line for f in ("torch", "onnx", "frontends")), f"{path}: {line}"

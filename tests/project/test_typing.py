@@ -1,0 +1,40 @@
+"""What a user's type checker sees: a call to ``convbn.fuse`` is checked, and its packages still resolve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mypy")
+
+USER = """
+import convbn
+from convbn.fuse.rules import registry
+
+model, report = convbn.fuse("model.onnx")
+count: int = convbn.inspect("model.onnx").batchnorm.after
+reveal_type(convbn.fuse)
+reveal_type(registry.RULES)
+"""
+
+
+def test_the_call_is_typed(tmp_path: Path) -> None:
+    script = tmp_path / "user.py"
+    script.write_text(USER)
+    root = Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file",
+        str(root / "pyproject.toml"),
+        str(script),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert result.returncode == 0, result.stdout
+    assert "-> convbn.api.FuseResult" in result.stdout
+    assert "convbn.fuse.rules.rule.Rule" in result.stdout
