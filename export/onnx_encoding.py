@@ -152,7 +152,7 @@ def _copy(message: Any, name: str, value: Any) -> None:
 
 def _unknown(message: Any) -> list[bytes]:
     """Fields of a later ONNX than the installed one, which must survive."""
-    from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+    from google.protobuf.unknown_fields import UnknownFieldSet
 
     if len(UnknownFieldSet(message)) == 0:
         return []

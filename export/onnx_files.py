@@ -68,7 +68,7 @@ def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> L
             or outside the model's folder.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no annotations
+    from google.protobuf.message import DecodeError
 
     from convbn.export.external_data import embed_external_data, is_external
     from convbn.export.tensors import check_embedded, iterate_tensors

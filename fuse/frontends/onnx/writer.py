@@ -7,8 +7,8 @@ outputs and operator of a node, the nodes that went or came, the initializers th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.onnx.reader import bodies
 
@@ -141,7 +141,7 @@ def _write_initializers(proto: onnx.GraphProto, created: list[gs.Constant], gone
     _delete(proto.initializer, lambda tensor: tensor.name in gone)
 
 
-def _delete(items, is_gone) -> None:  # type: ignore[no-untyped-def]  # protobuf's repeated fields have no public type
+def _delete(items: Any, is_gone: Callable[[Any], bool]) -> None:
     for index in range(len(items) - 1, -1, -1):
         if is_gone(items[index]):
             del items[index]

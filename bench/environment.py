@@ -1,0 +1,76 @@
+"""What a measurement ran on. Nothing heavy is imported to find out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["describe_environment", "library_versions"]
+
+_LIBRARIES = ("convbn", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
+_NVIDIA_SMI_SECONDS = 5.0
+
+
+def describe_environment() -> dict[str, Any]:
+    """CPU, operating system, Python, libraries and GPUs.
+
+    Returns:
+        JSON-ready facts; what cannot be found out is None or empty. ``load_average`` is that of the
+        last minute: well above 0 on an idle machine, something else was running.
+    """
+    return {
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": library_versions(),
+        "gpus": _gpus(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that measure and compare, as far as they are installed."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"model name", "Model", "cpu model"}:
+            return value.strip()
+    return platform.machine() or None
+
+
+def _cores() -> int | None:
+    # The cores this process may use: a container often has fewer than the machine.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _gpus() -> list[dict[str, str]]:
+    fields = ("name", "driver_version", "memory.total", "clocks.sm", "temperature.gpu", "mig.mode.current")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]

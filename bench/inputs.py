@@ -1,0 +1,240 @@
+"""The inputs of a model: what it takes, and seeded random values to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "Array",
+    "Feeds",
+    "InputSpec",
+    "dtype_of",
+    "input_specs",
+    "is_float",
+    "is_onnx",
+    "load_graph",
+    "make_inputs",
+    "specs_of_tensors",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+Feeds: TypeAlias = Mapping[str, Array]
+
+#: Size given to an open batch axis (axis 0): the smallest that shows a mix-up between samples.
+OPEN_BATCH = 2
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: numpy name of the element type (``bfloat16`` and the 8-bit floats are those of ml_dtypes).
+        shape: one size an axis, None where the axis is open; None as a whole if even the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+def is_onnx(model: object) -> TypeGuard[onnx.ModelProto | str | Path]:
+    """Whether it is an ONNX model or a path; told by its fields, so that torch users need no onnx."""
+    return isinstance(model, str | Path) or hasattr(model, "opset_import")
+
+
+def load_graph(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """The graph of an ONNX model, without the weights that lie in other files.
+
+    Args:
+        model: a model, which is handed back as it is, or the path of an ONNX file.
+
+    Returns:
+        The model; external tensors stay references.
+
+    Raises:
+        FileAccessError: the file cannot be read.
+        BadInputError: the file is not an ONNX model.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(model), load_external_data=False)
+    except OSError as error:
+        raise FileAccessError(error.strerror or "cannot be read", source=model) from error
+    except (DecodeError, ValueError) as error:
+        raise BadInputError("is not an ONNX model", source=model) from error
+
+
+def input_specs(model: onnx.ModelProto | str | Path) -> tuple[InputSpec, ...]:
+    """What an ONNX model has to be fed, in graph order; inputs that are also initializers have a value.
+
+    Args:
+        model: a model or the path of an ONNX file.
+
+    Returns:
+        One spec an input.
+
+    Raises:
+        FileAccessError: the file cannot be read.
+        BadInputError: the file is not an ONNX model.
+        NotSupportedError: an input is not a tensor of numbers (a sequence, a map, strings).
+    """
+    graph = load_graph(model).graph
+    valued = {tensor.name for tensor in graph.initializer}
+    valued |= {tensor.values.name for tensor in graph.sparse_initializer}
+    return tuple(_spec(value) for value in graph.input if value.name not in valued)
+
+
+def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+    from onnx import TensorProto, helper
+
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or tensor.elem_type in {
+        TensorProto.UNDEFINED,
+        TensorProto.STRING,
+    }:
+        raise NotSupportedError(
+            "is not a tensor of numbers, so no random values can be made for it",
+            source=f"input {value.name!r}",
+            hint="give the inputs yourself (inputs=...)",
+        )
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    if not tensor.HasField("shape"):
+        return InputSpec(value.name, dtype, None)
+    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return InputSpec(value.name, dtype, shape)
+
+
+def specs_of_tensors(tensors: Sequence[Any], names: Sequence[str] | None = None) -> tuple[InputSpec, ...]:
+    """Specs of the example inputs of a PyTorch model.
+
+    Args:
+        tensors: the positional arguments of the model, each a ``torch.Tensor`` or an array.
+        names: their names; ``input_0``, ``input_1``, … without.
+
+    Returns:
+        One spec a tensor, every axis closed.
+
+    Raises:
+        NotSupportedError: an argument is not a tensor.
+    """
+    if names is None:
+        names = [f"input_{i}" for i in range(len(tensors))]
+    specs = []
+    for name, tensor in zip(names, tensors, strict=True):
+        if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
+            raise NotSupportedError(
+                f"is a {type(tensor).__name__}; positional inputs must all be tensors",
+                source=f"example input {name!r}",
+                hint="wrap the model in a module that takes tensors only",
+            )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        specs.append(InputSpec(name, dtype, tuple(int(size) for size in tensor.shape)))
+    return tuple(specs)
+
+
+def make_inputs(
+    specs: Sequence[InputSpec],
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int,
+) -> dict[str, Array]:
+    """Random values: floats standard normal, integers uniform in [0, 10), booleans fair coins.
+
+    Args:
+        specs: the inputs.
+        shapes: full shapes by input name, for axes that are open; an open axis 0 is 2 without.
+        seed: of the generator; the same seed, specs and shapes give the same values.
+
+    Returns:
+        An array by name, in the order of the specs.
+
+    Raises:
+        UsageError: a shape is missing, contradicts the model, or names an input that is not there.
+        NotSupportedError: an input has an element type that has no random values here.
+    """
+    shapes = shapes or {}
+    unknown = sorted(set(shapes) - {spec.name for spec in specs})
+    if unknown:
+        known = ", ".join(spec.name for spec in specs) or "none"
+        raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are: {known}")
+    rng = np.random.default_rng(seed)
+    return {spec.name: _values(spec, _closed(spec, shapes.get(spec.name)), rng) for spec in specs}
+
+
+def _closed(spec: InputSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    if given is not None:
+        fits = spec.shape is None or (
+            len(given) == len(spec.shape)
+            and all(want in (None, size) for want, size in zip(spec.shape, given, strict=True))
+        )
+        if not fits or any(size < 0 for size in given):
+            raise UsageError(
+                f"shape {_text(given)} does not fit {_text(spec.shape)}", source=f"input {spec.name!r}"
+            )
+        return tuple(given)
+    if spec.shape is None or any(size is None for size in spec.shape[1:]):
+        raise UsageError(
+            f"has open axes besides the batch ({_text(spec.shape)})",
+            source=f"input {spec.name!r}",
+            hint=f"give its shape, like --input-shape {spec.name}:1x3x224x224",
+        )
+    return tuple(OPEN_BATCH if size is None else size for size in spec.shape)
+
+
+def _text(shape: Sequence[int | None] | None) -> str:
+    if shape is None:
+        return "unknown rank"
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
+
+
+def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    dtype = dtype_of(spec.dtype)
+    if is_float(dtype):
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 10, shape).astype(dtype)
+    if dtype.kind == "b":
+        return np.asarray(rng.integers(0, 2, shape), dtype=bool)
+    raise NotSupportedError(
+        f"has element type {spec.dtype}, which has no random values here",
+        source=f"input {spec.name!r}",
+        hint="give the inputs yourself (inputs=...)",
+    )
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The numpy dtype of that name, those of ml_dtypes included."""
+    import ml_dtypes
+
+    extended = getattr(ml_dtypes, name, None)
+    return np.dtype(name if extended is None else extended)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether the type is a real floating-point type, those of ml_dtypes included."""
+    import ml_dtypes
+
+    if dtype.kind == "f":
+        return True
+    try:
+        ml_dtypes.finfo(dtype)
+    except ValueError:
+        return False
+    return dtype.kind not in "c"

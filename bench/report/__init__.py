@@ -1,0 +1,1 @@
+"""One measured result, rendered: terminal table, Markdown, one offline HTML page."""

@@ -1,0 +1,138 @@
+"""Statistics of timings: seconds for times; candidate time / baseline time for ratios (below 1 is faster)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Latency", "Ratio", "latency", "paired_ratio"]
+
+FloatArray = npt.NDArray[np.float64]
+
+#: Resamples of the bootstrap; the interval moves by well under a tenth of its width between seeds.
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Distribution of the time of one inference, in seconds, nothing left out.
+
+    Attributes:
+        n: number of inferences.
+        cv: coefficient of variation, standard deviation / mean, a pure number.
+    """
+
+    min: float
+    p25: float
+    median: float
+    p75: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+    mean: float
+    cv: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of paired time ratios with its bootstrap interval.
+
+    Attributes:
+        median: of candidate / baseline over the pairs.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        confidence: of the interval.
+        pairs: number of pairs.
+    """
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+    pairs: int
+
+    @property
+    def excludes_one(self) -> bool:
+        """Whether "no difference" lies outside the interval."""
+        return not self.low <= 1.0 <= self.high
+
+    @property
+    def farthest_from_one(self) -> float:
+        """How far from 1 the interval reaches, either way."""
+        return max(abs(self.low - 1.0), abs(self.high - 1.0))
+
+    def to_dict(self) -> dict[str, float | int]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def latency(seconds: Sequence[float] | FloatArray) -> Latency:
+    """Describe single inference times.
+
+    Args:
+        seconds: one value an inference, at least one.
+
+    Returns:
+        Quantiles by linear interpolation, mean and coefficient of variation.
+
+    Raises:
+        ValueError: there are no values, or one of them is not finite.
+    """
+    values = np.asarray(seconds, dtype=np.float64)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError("a latency needs at least one time, all of them finite")
+    low, p25, median, p75, p90, p95, p99, high = np.percentile(
+        values, (0, 25, 50, 75, 90, 95, 99, 100)
+    ).tolist()
+    mean = float(values.mean())
+    cv = float(values.std()) / mean if mean > 0 else 0.0
+    return Latency(low, p25, median, p75, p90, p95, p99, high, mean, cv, int(values.size))
+
+
+def paired_ratio(
+    candidate: Sequence[float] | FloatArray,
+    baseline: Sequence[float] | FloatArray,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Ratio:
+    """How long the candidate takes relative to the baseline.
+
+    Pairs are blocks that ran right after each other, so a slow phase of the machine hits both and
+    cancels. The interval is the percentile bootstrap over pairs (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        candidate: seconds per inference of each block.
+        baseline: those of the block it is paired with.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        confidence: of the interval.
+
+    Returns:
+        Median and interval of candidate / baseline.
+
+    Raises:
+        ValueError: there are no pairs, the lengths differ, or a time is not positive.
+    """
+    a, b = np.asarray(candidate, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if a.shape != b.shape or a.size == 0:
+        raise ValueError("paired ratios need as many candidate as baseline times, at least one each")
+    if not ((a > 0) & (b > 0)).all():
+        raise ValueError("a block took no time: the clock is too coarse for the block length")
+    ratios = a / b
+    picks = np.random.default_rng(seed).integers(0, ratios.size, (resamples, ratios.size))
+    medians = np.median(ratios[picks], axis=1)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(medians, (tail, 1.0 - tail)).tolist()
+    return Ratio(float(np.median(ratios)), low, high, confidence, int(ratios.size))

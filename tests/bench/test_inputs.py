@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from convbn.bench.inputs import InputSpec, input_specs, make_inputs, specs_of_tensors
+from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
+
+
+def graph_with(
+    *inputs: onnx.ValueInfoProto, initializers: tuple[onnx.TensorProto, ...] = ()
+) -> onnx.ModelProto:
+    node = helper.make_node("Identity", [inputs[0].name], ["y"])
+    output = helper.make_empty_tensor_value_info("y")
+    return helper.make_model(helper.make_graph([node], "g", list(inputs), [output], list(initializers)))
+
+
+def tensor(name: str, kind: int, shape: list[int | str | None] | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def test_inputs_that_are_initializers_need_no_value() -> None:
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    model = graph_with(
+        tensor("x", TensorProto.FLOAT, ["n", 3]), tensor("w", TensorProto.FLOAT, [1]), initializers=(weight,)
+    )
+    assert input_specs(model) == (InputSpec("x", "float32", (None, 3)),)
+
+
+def test_a_path_is_read(tmp_path: object) -> None:
+    path = f"{tmp_path}/m.onnx"
+    onnx.save(graph_with(tensor("x", TensorProto.BFLOAT16, [2])), path)
+    assert input_specs(path) == (InputSpec("x", "bfloat16", (2,)),)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileAccessError, match=r"nowhere\.onnx"):
+        input_specs("nowhere.onnx")
+
+
+def test_a_file_that_is_not_onnx_is_named(tmp_path: object) -> None:
+    path = f"{tmp_path}/m.onnx"
+    with open(path, "wb") as file:
+        file.write(b"\xff" * 64)
+    with pytest.raises(BadInputError, match=r"m\.onnx: is not an ONNX model"):
+        input_specs(path)
+
+
+def test_strings_have_no_random_values() -> None:
+    with pytest.raises(NotSupportedError, match="'x'"):
+        input_specs(graph_with(tensor("x", TensorProto.STRING, [1])))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float16", "f"), ("bfloat16", "V"), ("float64", "f"), ("int64", "i"), ("bool", "b")]
+)
+def test_values_have_the_type_and_are_seeded(dtype: str, kind: str) -> None:
+    spec = InputSpec("x", dtype, (None, 50))
+    first, again, other = (make_inputs([spec], seed=seed)["x"] for seed in (1, 1, 2))
+    assert first.dtype.name == dtype
+    assert first.shape == (2, 50)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    if kind == "i":
+        assert set(np.unique(first)) <= set(range(10))
+
+
+def test_floats_are_standard_normal() -> None:
+    values = make_inputs([InputSpec("x", "float32", (100, 100))], seed=0)["x"]
+    assert abs(values.mean()) < 0.05
+    assert abs(values.std() - 1) < 0.05
+
+
+def test_an_open_axis_besides_the_batch_says_how_to_close_it() -> None:
+    with pytest.raises(UsageError, match=r"--input-shape x:1x3x224x224"):
+        make_inputs([InputSpec("x", "float32", (None, 3, None, None))], seed=0)
+
+
+def test_an_unknown_rank_says_how_to_close_it() -> None:
+    with pytest.raises(UsageError, match=r"--input-shape x:"):
+        make_inputs([InputSpec("x", "float32", None)], seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 3, 8), (-1, 3, 8, 8)])
+def test_a_shape_that_contradicts_the_model_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="does not fit"):
+        make_inputs([InputSpec("x", "float32", (None, 3, None, None))], shapes={"x": shape}, seed=0)
+
+
+def test_a_shape_for_an_input_that_is_not_there_lists_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"no input 'y'.*x"):
+        make_inputs([InputSpec("x", "float32", (1,))], shapes={"y": (1,)}, seed=0)
+
+
+def test_examples_must_be_tensors() -> None:
+    assert specs_of_tensors((torch.zeros(1, 3, dtype=torch.bfloat16),)) == (
+        InputSpec("input_0", "bfloat16", (1, 3)),
+    )
+    with pytest.raises(NotSupportedError, match="dict"):
+        specs_of_tensors(({"x": torch.zeros(1)},))
