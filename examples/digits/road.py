@@ -91,7 +91,8 @@ def main() -> int:
     }
     scale = engine.sidecar["scale_layers"]
     facts = [{"label": f"Test accuracy, {name}", "value": f"{score:.2%}"} for name, score in scores.items()]
-    facts.append({"label": "Scale layers TensorRT-RTX sees", "value": f"{scale['before']} → {scale['after']}"})
+    seen = f"{scale['before']} → {scale['after']}"
+    facts.append({"label": "Scale layers TensorRT-RTX sees", "value": seen})
     result = replace(result, title="Digits ResNet, original against folded", command="make demo", extra=facts)
     value = result.to_dict()
     (out / "report.json").write_text(json.dumps(value, indent=2))

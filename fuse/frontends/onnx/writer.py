@@ -7,7 +7,7 @@ outputs and operator of a node, the nodes that went or came, the initializers th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.onnx.reader import bodies
@@ -46,7 +46,7 @@ class Import:
             used = {name for node in proto.node for name in (*node.input, *node.output)}
             gone = before - used - _captured(proto) - {value.name for value in (*proto.input, *proto.output)}
             _write_initializers(proto, [constant for graph, constant in created if graph is current], gone)
-            _delete(proto.value_info, lambda info, gone=gone: info.name in gone)
+            _delete(proto.value_info, gone)
 
     @staticmethod
     def _write_nodes(
@@ -138,10 +138,11 @@ def _write_initializers(proto: onnx.GraphProto, created: list[gs.Constant], gone
             stored.doc_string = doc_string
         else:
             proto.initializer[position[constant.name]].CopyFrom(tensor)
-    _delete(proto.initializer, lambda tensor: tensor.name in gone)
+    _delete(proto.initializer, gone)
 
 
-def _delete(items: Any, is_gone: Callable[[Any], bool]) -> None:
+def _delete(items: Any, names: set[str]) -> None:
+    """Delete the messages of these names from a repeated field, for which protobuf has no public type."""
     for index in range(len(items) - 1, -1, -1):
-        if is_gone(items[index]):
+        if items[index].name in names:
             del items[index]
