@@ -81,6 +81,7 @@ def export_onnx(
     if opset is not None and found != opset:  # the exporter falls back with no more than a log line
         raise NotSupportedError(f"torch can export this module in opset {found}, not in {opset}")
     _strip_notes(model)
+    _mend_biases(model)
     return model
 
 
@@ -94,6 +95,27 @@ def _settle_constants(model: Any) -> None:
 
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)
+
+
+def _mend_biases(model: onnx.ModelProto) -> None:
+    """Take away the bias that the exporter invents for a 3-D convolution without one.
+
+    Unoptimised, onnxscript 0.7 writes zeros of shape ``[O, 2]``, which no runtime accepts.
+    """
+    from onnx import numpy_helper
+
+    zeros = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and tensor.dims[1] == 2 and not numpy_helper.to_array(tensor).any()
+    }
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in zeros:
+            del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    for index in range(len(model.graph.initializer) - 1, -1, -1):
+        if model.graph.initializer[index].name in zeros - used:
+            del model.graph.initializer[index]
 
 
 def export_program(module: torch.nn.Module, example_inputs: Examples) -> ExportedProgram:

@@ -36,6 +36,38 @@ class Affine:
         """C."""
         return int(self.scale.shape[0])
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether it changes nothing."""
+        return self.is_shift and not self.shift.any()
+
+    @property
+    def is_shift(self) -> bool:
+        """Whether it only adds."""
+        return bool((self.scale == 1).all())
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether it only multiplies."""
+        return not self.shift.any()
+
+    @classmethod
+    def shift_by(cls, shift: Vector) -> Affine:
+        """``x + shift``."""
+        return cls(np.ones_like(shift), shift)
+
+    @classmethod
+    def scale_by(cls, scale: Vector) -> Affine:
+        """``scale·x``."""
+        return cls(scale, np.zeros_like(scale))
+
+    def inverse(self) -> Affine | None:
+        """``(x − t)/s``; None where some ``s`` is 0 or the result is not finite."""
+        with np.errstate(all="ignore"):
+            scale = 1 / self.scale
+            shift = -self.shift * scale
+        return Affine(scale, shift) if np.isfinite(scale).all() and np.isfinite(shift).all() else None
+
     def after(self, first: Affine) -> Affine:
         """This map applied to the result of ``first``: ``(s₂·s₁, s₂·t₁ + t₂)``."""
         return Affine(self.scale * first.scale, self.scale * first.shift + self.shift)

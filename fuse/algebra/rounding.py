@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
-__all__ = ["Rounded", "round_bias", "round_scaled"]
+__all__ = ["round_scaled", "round_vector"]
 
 Array = NDArray[Any]
 
@@ -80,20 +79,13 @@ def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
     return magnitudes
 
 
-class Rounded(NamedTuple):
-    """A result that fits: computed when its array is asked for, in this dtype."""
-
-    constant: Constant
-    dtype: np.dtype[Any]
-
-
 def round_scaled(
     weight: Constant,
     scale: NDArray[np.float64],
     axes: tuple[int, ...],
     *,
     seen_as: tuple[int, ...] | None = None,
-) -> Rounded | Refusal:
+) -> Constant | Refusal:
     """``W' = W·s``, in the dtype of ``W``.
 
     Args:
@@ -121,48 +113,58 @@ def round_scaled(
     if too_large.any():
         return Refusal(
             Reason.OUT_OF_RANGE,
-            f"{_of(too_large)} folded weights would exceed {limits.largest:.3g}, the largest {dtype}",
+            f"{_of(too_large)} the folded weights would exceed {limits.largest:.3g}, the largest {dtype}",
         )
     # `after == 0` with both factors non-zero is float64's own underflow.
     too_small = (after < limits.smallest_normal) & (before != 0) & (scale != 0)
     if too_small.any():
         return Refusal(
             Reason.OUT_OF_RANGE,
-            f"{_of(too_small)} folded weights would fall below {limits.smallest_normal:.3g}, "
+            f"{_of(too_small)} the folded weights would fall below {limits.smallest_normal:.3g}, "
             f"where {dtype} loses its digits",
         )
 
+    def exact() -> NDArray[np.float64]:
+        return (weight.exact().reshape(shape) * scale).reshape(weight.shape)
+
     def load() -> Array:
+        if weight.folded:
+            return _store(exact(), dtype)
         return _multiply(weight.array().reshape(shape), scale).reshape(weight.shape)
 
-    return Rounded(Constant(weight.shape, load), dtype)
+    return Constant(weight.shape, load, exact=exact, dtype=dtype)
 
 
-def round_bias(bias: Array | None, affine: Affine, dtype: np.dtype[Any]) -> Rounded | Refusal:
-    """``b' = s·b + t`` in ``dtype``, with b = 0 where there is none.
+def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "bias") -> Constant | Refusal:
+    """A bias or another small tensor that was computed in float64, stored in ``dtype``.
 
     Args:
-        bias: ``[C]`` of any floating dtype, or None.
-        affine: the map that follows the layer.
-        dtype: what the layer's bias is stored in.
+        exact: of any shape.
+        dtype: what it is to be stored in.
+        what: what it is, for the refusal.
 
     Returns:
-        The new bias ``[C]``, or a refusal where it would not be finite.
+        The constant, or a refusal where a number would not be finite.
     """
     limits = _limits(dtype)
     if limits is None:
-        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the bias is stored as {dtype}, not as a float")
-    exact = affine.shift if bias is None else affine.scale * bias.astype(np.float64) + affine.shift
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the {what} is stored as {dtype}, not as a float")
     if not np.isfinite(exact).all():
-        return Refusal(Reason.BAD_STATISTICS, "the bias holds Inf or NaN")
+        return Refusal(Reason.BAD_STATISTICS, f"the folded {what} holds Inf or NaN")
     too_large = np.abs(exact) > limits.largest * (1 + limits.unit_roundoff / 2)
     if too_large.any():
         return Refusal(
             Reason.OUT_OF_RANGE,
-            f"{_of(too_large)} folded biases would exceed {limits.largest:.3g}, the largest {dtype}",
+            f"{_of(too_large)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
         )
-    rounded = _to_bfloat16(exact, dtype) if dtype.name == "bfloat16" else exact.astype(dtype)
-    return Rounded(Constant.of(rounded), dtype)
+    return Constant(exact.shape, lambda: _store(exact, dtype), exact=lambda: exact, dtype=dtype)
+
+
+def _store(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    if dtype.name == "bfloat16":
+        return _to_bfloat16(exact, dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        return exact.astype(dtype)
 
 
 def _of(channels: NDArray[np.bool_]) -> str:

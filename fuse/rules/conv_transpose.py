@@ -1,4 +1,4 @@
-"""Transposed convolution → BatchNorm.
+"""Transposed convolution and an affine map, on either side.
 
 As for a convolution, but the output channels are the weight's *second* axis, ``[C, O/groups, *K]``, and
 groups run along its first: with ``W`` seen as ``[groups, C/groups, O/groups, *K]``,
@@ -7,45 +7,66 @@ groups run along its first: with ``W`` seen as ``[groups, C/groups, O/groups, *K
 
 Exact for every spatial rank, stride, padding, output padding, dilation and number of groups. Tools that
 scale axis 0, or broadcast ``s`` over the second axis, are wrong as soon as groups > 1.
+
+In front of it only a scale is exact: how many kernel positions reach an output differs from place to place,
+and with it what a shift would add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.algebra.rounding import round_bias, round_scaled
-from convbn.fuse.refusal import Refusal
-from convbn.fuse.rules.rule import Rule, parameters, wrong_axis, wrong_channels
-from convbn.fuse.view.dataflow import Node
-from convbn.fuse.view.edits import SetConstant
-from convbn.fuse.view.ops import BIAS, WEIGHT, ConvTranspose
+from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, ConvTranspose
 
 __all__ = ["RULE"]
 
 
-def absorb(node: Node, affine: Affine, axis: int) -> Sequence[SetConstant] | Refusal:
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``W'[g, :, o] = s[g, o]·W[g, :, o]``, ``b' = s·b + t``."""
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
-    constants = parameters(node)
+    constants = parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, bias = constants
+    if bias is not None and len(bias.shape) != 1:
+        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
     groups = cast(ConvTranspose, node.op).groups
     inputs, outputs, *kernel = weight.shape
     if groups * outputs != affine.channels:
         return wrong_channels(node, groups * outputs, affine.channels)
-    scale = affine.scale.reshape(groups, 1, outputs, *[1] * len(kernel))
-    grouped = (groups, inputs // groups, outputs, *kernel)
-    scaled = round_scaled(weight, scale, axes=(0, 2), seen_as=grouped)
-    if isinstance(scaled, Refusal):
-        return scaled
-    shifted = round_bias(None if bias is None else bias.array(), affine, scaled.dtype)
-    if isinstance(shifted, Refusal):
-        return shifted
-    return SetConstant(node, WEIGHT, scaled.constant), SetConstant(node, BIAS, shifted.constant)
+    shifted = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
+    if not affine.is_shift:
+        scale = affine.scale.reshape(groups, 1, outputs, *[1] * len(kernel))
+        grouped = (groups, inputs // groups, outputs, *kernel)
+        scaled = round_scaled(weight, scale, axes=(0, 2), seen_as=grouped)
+        if (refusal := moves.set(node, WEIGHT, scaled)) is not None:
+            return refusal
+    return moves.set(node, BIAS, round_vector(shifted, weight.dtype))
 
 
-RULE = Rule("batchnorm-into-conv-transpose", ConvTranspose, absorb)
+def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """``W'[c] = s[c]·W[c]``."""
+    op = cast(ConvTranspose, node.op)
+    if slot != DATA or axis != op.channel_axis:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} does not read the map along its channels")
+    if not affine.is_scale:
+        return Refusal(
+            Reason.SHIFT_INTO_PADDING, f"{node.label} spreads a shift unevenly, by how many kernels overlap"
+        )
+    constants = parameters(moves, node)
+    if isinstance(constants, Refusal):
+        return constants
+    weight, _ = constants
+    if weight.shape[0] != affine.channels:
+        return wrong_channels(node, weight.shape[0], affine.channels, "input")
+    scale = affine.scale.reshape(-1, *[1] * (len(weight.shape) - 1))
+    return moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0,)))
+
+
+RULE = Rule("conv-transpose", ConvTranspose, backward, forward)

@@ -1,67 +1,113 @@
-"""Linear layer (Gemm, MatMul, ``nn.Linear``) → BatchNorm.
+"""Linear layer (Gemm, MatMul, ``nn.Linear``) and an affine map, on either side.
 
-``s·(α·xW + β·b) + t = α·x(W·diag(s)) + β·b'`` with ``b' = s·b + t/β``; in ONNX terms α and β are the
-factors of a Gemm, 1 elsewhere. A layer whose β is 0 ignores its bias and cannot take the shift.
+Behind it: ``s·(α·xW + β·b) + t = α·x(W·diag(s)) + β·b'`` with ``b' = s·b + t/β``; in ONNX terms α and β are the
+factors of a Gemm, 1 elsewhere. A layer whose β is 0 ignores its bias and cannot take the shift. Exact when
+the map's axis is the output's last one, where W has its output axis. A BatchNorm works on axis 1, so
+the output must then have rank 2: over ``[N, L, C]`` it would normalise the sequence, and with L == C
+nothing but the numbers would tell.
 
-Exact when the BatchNorm's axis is the output's last one, where W has its output axis. A BatchNorm always
-works on axis 1, so the output must be known to have rank 2: over ``[N, L, C]`` the BatchNorm would
-normalise the sequence, and with L == C nothing but the numbers would tell.
+In front of it: ``α·(s·x + t)W + β·b = α·x(diag(s)·W) + β·(b + α/β·tW)``. A product without a place for a bias
+passes the constant ``α·tW`` on to whatever reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.algebra.rounding import round_bias, round_scaled
+from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Rule, parameters, wrong_axis, wrong_channels
-from convbn.fuse.view.dataflow import Node
-from convbn.fuse.view.edits import SetConstant
-from convbn.fuse.view.ops import BIAS, WEIGHT, Linear
+from convbn.fuse.rules.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Linear
 
 __all__ = ["RULE"]
 
 
-def absorb(node: Node, affine: Affine, axis: int) -> Sequence[SetConstant] | Refusal:
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``W' = W·diag(s)`` on the output axis, ``b' = s·b + t/β``."""
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
     op = cast(Linear, node.op)
-    constants = parameters(node)
+    constants = _checked(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, bias = constants
-    if len(weight.shape) != 2:
-        return Refusal(
-            Reason.AXIS_NOT_PROVEN, f"the weight of {node.label} has rank {len(weight.shape)}, not 2"
-        )
     outputs = weight.shape[op.output_axis]
     if outputs != affine.channels:
         return wrong_channels(node, outputs, affine.channels)
-    factor = op.bias_factor
+    if bias is not None or not affine.is_scale:
+        row = _row(node, bias, outputs)
+        if isinstance(row, Refusal):
+            return row
+        total = affine.scale * row + affine.shift / op.bias_factor
+        if (refusal := moves.set(node, BIAS, round_vector(total, weight.dtype))) is not None:
+            return refusal
+    return None if affine.is_shift else _scale(moves, node, weight, affine.scale, op.output_axis)
+
+
+def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """``W' = diag(s)·W`` on the input axis, ``b' = b + α/β·tW``."""
+    op = cast(Linear, node.op)
+    data = node.input(DATA)
+    if slot != DATA or data is None or data.rank is None or axis != data.rank - 1 or op.transposed_data:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} does not read the map along its last axis")
+    constants = _checked(moves, node)
+    if isinstance(constants, Refusal):
+        return constants
+    weight, bias = constants
+    input_axis = 1 - op.output_axis
+    if weight.shape[input_axis] != affine.channels:
+        return wrong_channels(node, weight.shape[input_axis], affine.channels, "input")
+    added: NDArray[np.float64] | None = None
+    if not affine.is_scale:
+        matrix = weight.exact()
+        added = op.data_factor * (affine.shift @ (matrix if input_axis == 0 else matrix.T))
+    if not affine.is_shift:
+        refusal = _scale(moves, node, weight, affine.scale, input_axis)
+        if refusal is not None:
+            return refusal
+    if added is None:
+        return None
+    if BIAS in node.locks and bias is None:
+        return moves.consume(node.outputs[0], Affine.shift_by(added), axis)
+    row = _row(node, bias, added.size)
+    if isinstance(row, Refusal):
+        return row
+    return moves.set(node, BIAS, round_vector(row + added / op.bias_factor, weight.dtype))
+
+
+def _checked(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
+    constants = parameters(moves, node)
+    if isinstance(constants, Refusal) or len(constants[0].shape) == 2:
+        return constants
+    rank = len(constants[0].shape)
+    return Refusal(Reason.AXIS_NOT_PROVEN, f"the weight of {node.label} has rank {rank}, not 2")
+
+
+def _row(node: Node, bias: Constant | None, outputs: int) -> NDArray[np.float64] | Refusal:
+    """The bias as one number an output."""
+    factor = cast(Linear, node.op).bias_factor
     if factor == 0 or not np.isfinite(factor):
         return Refusal(Reason.NO_BIAS, f"{node.label} multiplies its bias by {factor}")
-    row = None
-    if bias is not None:
-        if bias.shape not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
-            return Refusal(
-                Reason.AXIS_NOT_PROVEN,
-                f"the bias of {node.label} has shape {list(bias.shape)}, not [{outputs}]",
-            )
-        row = np.broadcast_to(bias.array().reshape(-1), (outputs,))
+    if bias is None:
+        return np.zeros(outputs)
+    if bias.shape not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
+        return Refusal(
+            Reason.AXIS_NOT_PROVEN, f"the bias of {node.label} has shape {list(bias.shape)}, not [{outputs}]"
+        )
+    return np.broadcast_to(bias.exact().reshape(-1), (outputs,))
+
+
+def _scale(
+    moves: Moves, node: Node, weight: Constant, scale: NDArray[np.float64], axis: int
+) -> Refusal | None:
     shape = [1, 1]
-    shape[op.output_axis] = outputs
-    scaled = round_scaled(weight, affine.scale.reshape(shape), axes=(op.output_axis,))
-    if isinstance(scaled, Refusal):
-        return scaled
-    shifted = round_bias(row, Affine(affine.scale, affine.shift / factor), scaled.dtype)
-    if isinstance(shifted, Refusal):
-        return shifted
-    return SetConstant(node, WEIGHT, scaled.constant), SetConstant(node, BIAS, shifted.constant)
+    shape[axis] = scale.size
+    return moves.set(node, WEIGHT, round_scaled(weight, scale.reshape(shape), axes=(axis,)))
 
 
-RULE = Rule("batchnorm-into-linear", Linear, absorb)
+RULE = Rule("linear", Linear, backward, forward)

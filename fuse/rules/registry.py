@@ -1,18 +1,40 @@
-"""The rules there are, by name; the order is the one reports and ``--help`` show them in."""
+"""The rules there are; the order is the one reports and documents show them in."""
 
 from __future__ import annotations
 
-from convbn.fuse.rules import batch_norm, conv, conv_transpose, linear
+from convbn.fuse.rules import (
+    activation,
+    batch_norm,
+    concat,
+    conv,
+    conv_transpose,
+    elementwise,
+    linear,
+    pool,
+    rearrangement,
+    split,
+)
 from convbn.fuse.rules.rule import Rule
 from convbn.fuse.view.ops import Op
 
 __all__ = ["RULES", "rule_for"]
 
-RULES: tuple[Rule, ...] = (conv.RULE, conv_transpose.RULE, linear.RULE, batch_norm.RULE)
+RULES: tuple[Rule, ...] = (
+    conv.RULE,
+    conv_transpose.RULE,
+    linear.RULE,
+    batch_norm.RULE,
+    elementwise.RULE,
+    concat.RULE,
+    *split.RULES,
+    pool.RULE,
+    activation.RULE,
+    *rearrangement.RULES,
+)
 
 _BY_OPERATOR = {rule.operator: rule for rule in RULES}
 
 
 def rule_for(operator: Op) -> Rule | None:
-    """The rule that lets ``operator`` take in an affine map, if there is one."""
+    """The rule for an operator, if there is one."""
     return _BY_OPERATOR.get(type(operator))

@@ -1,33 +1,75 @@
-"""What a rule is: one linear operator, and how its parameters take in the affine map that follows it."""
+"""What a rule is: one operator, and how an affine map passes into it or through it.
+
+A map can move two ways. *Backward*: the node's output is to become the map of what it was. *Forward*: the
+node's input was the map of some value and will be that value itself, and whatever follows must not notice.
+A rule either takes the map into the node's constants, or passes it on to the node's inputs or readers
+through :class:`Moves`. It never looks further than its own node.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node
-from convbn.fuse.view.edits import SetConstant
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.ops import BIAS, WEIGHT, Op
 
-__all__ = ["Rule", "constant_at", "parameters", "wrong_axis", "wrong_channels"]
+__all__ = ["Moves", "Rule", "constant_at", "parameters", "wrong_axis", "wrong_channels"]
+
+
+class Moves(Protocol):
+    """What a rule may ask for; all of it is undone together if the fold fails in the end."""
+
+    def constant(self, node: Node, slot: int) -> Constant | Refusal | None:
+        """The constant at a slot as this fold has it so far."""
+        ...
+
+    def set(self, node: Node, slot: int, constant: Constant | Refusal) -> Refusal | None:
+        """Give the node a constant; a refusal passes through."""
+        ...
+
+    def produce(self, value: Value, affine: Affine, axis: int, *, reader: Node) -> Refusal | None:
+        """Make ``value`` the map of what it was, for ``reader``; its other readers must not notice."""
+        ...
+
+    def consume(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
+        """``value`` will no longer have this map applied to it: let every reader apply it instead."""
+        ...
+
+    def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
+        """Try ways in turn and keep the first that works; the last refusal if none does."""
+        ...
+
+
+Backward = Callable[[Moves, Node, Value, Affine, int], Refusal | None]
+Forward = Callable[[Moves, Node, int, Affine, int], Refusal | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A way for an operator to take in an affine map.
+    """How an affine map meets an operator.
 
     Attributes:
-        name: what reports, ``--only`` and ``--skip`` call it.
+        name: what ``--only``, ``--skip`` and reports build on: ``batchnorm-into-NAME``.
         operator: the class of operators it is for.
-        absorb: ``(node, map, axis) -> edits``: the edits after which the node's output is the map, along
-            ``axis`` of that output, of what it was; or a refusal.
+        backward: ``(moves, node, output, map, axis)``, or None where no map can go that way.
+        forward: ``(moves, node, slot, map, axis)``, or None.
+        through: whether it only passes maps on.
     """
 
     name: str
     operator: type[Op]
-    absorb: Callable[[Node, Affine, int], Sequence[SetConstant] | Refusal]
+    backward: Backward | None = None
+    forward: Forward | None = None
+    through: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """The rule's name in options and reports."""
+        return f"batchnorm-{'through' if self.through else 'into'}-{self.name}"
 
 
 def constant_at(node: Node, slot: int, what: str) -> Constant | Refusal | None:
@@ -43,14 +85,14 @@ def constant_at(node: Node, slot: int, what: str) -> Constant | Refusal | None:
     return value.constant
 
 
-def parameters(node: Node) -> tuple[Constant, Constant | None] | Refusal:
+def parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
     """Weight and bias of a linear layer, or the refusal where they are not constants."""
-    weight = constant_at(node, WEIGHT, "weight")
+    weight = moves.constant(node, WEIGHT)
     if isinstance(weight, Refusal):
         return weight
     if weight is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} has no weight")
-    bias = constant_at(node, BIAS, "bias")
+    bias = moves.constant(node, BIAS)
     return bias if isinstance(bias, Refusal) else (weight, bias)
 
 
@@ -68,9 +110,9 @@ def wrong_axis(node: Node, axis: int) -> Refusal | None:
     )
 
 
-def wrong_channels(node: Node, channels: int, given: int) -> Refusal:
+def wrong_channels(node: Node, channels: int, given: int, side: str = "output") -> Refusal:
     """The refusal where the map has another number of channels than the layer."""
     return Refusal(
         Reason.PARAMETERS_MALFORMED,
-        f"{node.label} has {channels} output channels and the BatchNorm {given}",
+        f"{node.label} has {channels} {side} channels and the BatchNorm {given}",
     )

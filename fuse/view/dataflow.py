@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.edits import Bypass, Edit, SetConstant
+from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.ops import BatchNorm, Op
 
 __all__ = ["Constant", "Node", "Reader", "Value", "View"]
@@ -30,23 +31,51 @@ class Constant:
         load: returns the array; called each time, so a large tensor is never held twice.
         cloneable: whether a reader can be given a changed copy while other readers keep the original
             (an ONNX initializer can; a parameter that PyTorch modules share cannot).
+        exact: returns what ``load`` has rounded, in float64. A constant that is folded into again is
+            computed from that, so that however many maps it takes in, it is rounded once.
     """
 
-    __slots__ = ("_load", "cloneable", "shape")
+    __slots__ = ("_dtype", "_exact", "_load", "cloneable", "shape")
 
-    def __init__(self, shape: Sequence[int], load: Callable[[], Array], *, cloneable: bool = True) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        load: Callable[[], Array],
+        *,
+        cloneable: bool = True,
+        exact: Callable[[], NDArray[np.float64]] | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
         self.shape = tuple(shape)
-        self._load = load
         self.cloneable = cloneable
+        self._load = load
+        self._exact = exact
+        self._dtype = dtype
 
     @classmethod
     def of(cls, array: Array) -> Constant:
         """A constant that is already in memory."""
-        return cls(array.shape, lambda: array)
+        return cls(array.shape, lambda: array, dtype=array.dtype)
 
     def array(self) -> Array:
         """The numbers, in the dtype they are stored in. Not to be written to."""
         return self._load()
+
+    def exact(self) -> NDArray[np.float64]:
+        """The numbers in float64, before any rounding of ours."""
+        return self.array().astype(np.float64) if self._exact is None else self._exact()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the numbers are stored in."""
+        if self._dtype is None:
+            self._dtype = self.array().dtype
+        return self._dtype
+
+    @property
+    def folded(self) -> bool:
+        """Whether something was folded into it, so that ``exact`` knows more than ``array``."""
+        return self._exact is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,10 +144,17 @@ class Node:
 
 
 class View:
-    """The dataflow of one model: its nodes in an order in which they can run."""
+    """The dataflow of one model: its nodes in an order in which they can run.
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    Args:
+        nodes: in running order.
+        pure: no node writes to its inputs, values may gain readers, and nodes may change their
+            operator. True of graphs; a PyTorch module only takes new parameters and bypasses.
+    """
+
+    def __init__(self, nodes: Sequence[Node], *, pure: bool = False) -> None:
         self.nodes = list(nodes)
+        self.pure = pure
 
     def batchnorms(self) -> Iterator[Node]:
         """The BatchNorm nodes, in running order."""
@@ -128,15 +164,19 @@ class View:
         """Whether the model behind the view can be edited so; the refusal if it cannot."""
         if isinstance(edit, Bypass):
             return edit.node.locks.get("bypass")
+        if isinstance(edit, Replace):
+            if self.pure:
+                return edit.node.locks.get("bypass")
+            return Refusal(
+                Reason.NOT_A_MODULE, f"{edit.node.label} cannot become another operator in a module"
+            )
         lock = edit.node.locks.get(edit.slot)
         if lock is not None:
             return lock
         value = edit.node.input(edit.slot)
         if value is None or value.constant is None or value.constant.cloneable or len(value.readers) == 1:
             return None
-        others = ", ".join(
-            sorted({reader.node.label for reader in value.readers if reader.node is not edit.node})
-        )
+        others = ", ".join(sorted({r.node.label for r in value.readers if r.node is not edit.node}))
         return Refusal(
             Reason.PARAMETER_SHARED,
             f"'{value.name}' of {edit.node.label} is also used by {others or 'another call of it'}",
@@ -145,24 +185,40 @@ class View:
     def apply(self, edit: Edit) -> None:
         """Make the view show the model as it is after ``edit``."""
         if isinstance(edit, SetConstant):
-            self._set_constant(edit)
+            self._set_constant(edit.node, edit.slot, edit.constant)
+        elif isinstance(edit, Replace):
+            self._replace(edit)
         else:
-            self._bypass(edit.node)
+            self._bypass(edit.node, edit.slot)
 
-    def _set_constant(self, edit: SetConstant) -> None:
-        node, slot = edit.node, edit.slot
+    def _set_constant(self, node: Node, slot: int, constant: Constant) -> None:
         while len(node.inputs) <= slot:
             node.inputs.append(None)
         old = node.inputs[slot]
         if old is not None:
             old.readers = [r for r in old.readers if (r.node, r.slot) != (node, slot)]
         name = f"{node.name}.{slot}" if old is None else old.name
-        new = Value(name, edit.constant.shape, constant=edit.constant)
+        new = Value(name, constant.shape, constant=constant)
         new.readers.append(Reader(node, slot))
         node.inputs[slot] = new
 
-    def _bypass(self, node: Node) -> None:
-        source, output = node.inputs[0], node.outputs[0]
+    def _replace(self, edit: Replace) -> None:
+        node = edit.node
+        for value in {id(v): v for v in node.inputs if v is not None}.values():
+            value.readers = [r for r in value.readers if r.node is not node]
+        node.op = edit.op
+        node.inputs = []
+        for slot, operand in enumerate(edit.operands):
+            if isinstance(operand, Value):
+                node.inputs.append(operand)
+                operand.readers.append(Reader(node, slot))
+            else:
+                node.inputs.append(None)
+                if operand is not None:
+                    self._set_constant(node, slot, operand)
+
+    def _bypass(self, node: Node, slot: int) -> None:
+        source, output = node.inputs[slot], node.outputs[0]
         if source is None:  # a BatchNorm without data is refused by the frontends
             raise ValueError(f"{node.label} has no input to be bypassed to")
         for value in {id(v): v for v in node.inputs if v is not None}.values():

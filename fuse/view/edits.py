@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from convbn.fuse.view.dataflow import Constant, Node
+    from convbn.fuse.view.dataflow import Constant, Node, Value
+    from convbn.fuse.view.ops import Op
 
-__all__ = ["Bypass", "Edit", "SetConstant"]
+__all__ = ["Bypass", "Edit", "Replace", "SetConstant"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +34,19 @@ class SetConstant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bypass:
-    """Remove ``node``: whoever read its first output reads its first input instead."""
+    """Remove ``node``: whoever read its first output reads its input at ``slot`` instead."""
 
     node: Node
+    slot: int = 0
 
 
-Edit = SetConstant | Bypass
+@dataclass(frozen=True, slots=True, eq=False)
+class Replace:
+    """Make ``node`` another operator over these operands, by slot; its outputs stay."""
+
+    node: Node
+    op: Op
+    operands: tuple[Value | Constant | None, ...]
+
+
+Edit = SetConstant | Bypass | Replace

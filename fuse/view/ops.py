@@ -8,8 +8,28 @@ its own is :class:`Other`, which no rule touches. Layouts are those that ONNX an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-__all__ = ["BatchNorm", "Conv", "ConvTranspose", "Linear", "Op", "Other"]
+__all__ = [
+    "Activation",
+    "Arithmetic",
+    "BatchNorm",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Elementwise",
+    "Linear",
+    "Mean",
+    "Op",
+    "Other",
+    "Passage",
+    "Pool",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Transpose",
+    "Window",
+]
 
 DATA, WEIGHT, BIAS = 0, 1, 2
 """Input slots of every linear layer; the bias may be absent."""
@@ -29,16 +49,38 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Where a kernel is laid over its data, axis by axis.
+
+    Attributes:
+        strides, dilations: one number a spatial axis.
+        begin, end: padding before and after each spatial axis.
+    """
+
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @property
+    def padded(self) -> bool:
+        """Whether the kernel ever lies over padding."""
+        return any(self.begin) or any(self.end)
+
+
+@dataclass(frozen=True, slots=True)
 class Conv(Op):
     """Cross-correlation of any spatial rank, ``y[n,o] = Σ_c W[o,c] ⋆ x[n,c] + b[o]``.
 
-    Slots: data ``[N, C, *S]``, weight ``[O, C/groups, *K]``, bias ``[O]``. Strides, padding and
-    dilation act on the data alone, so no rule that only scales output channels needs them.
-    ``channel_axis`` is 0 for data of one sample, ``[C, *S]``, and None where the rank is not known.
+    Slots: data ``[N, C, *S]``, weight ``[O, C/groups, *K]``, bias ``[O]``. The window says where the
+    kernel is laid, with zeros around the data; None where the frontend does not know, and then no rule
+    may assume that there are no zeros. ``channel_axis`` is 0 for data of one sample, ``[C, *S]``, and
+    None where the rank is not known.
     """
 
     groups: int
     channel_axis: int | None = 1
+    window: Window | None = None
 
     def output_axis_of(self, rank: int | None) -> int | None:
         """Whatever the rank."""
@@ -66,12 +108,14 @@ class Linear(Op):
     """``y = data_factor · x·W + bias_factor · b`` over the last axis of ``x``.
 
     Slots: data ``[..., I]``, weight with axes ``output_axis`` (size O) and the other one (size I),
-    bias broadcast to ``[O]``. The channel axis is the output's last.
+    bias broadcast to ``[O]``. The channel axis is the output's last. With ``transposed_data`` the data is
+    ``[I, N]`` and read the other way round.
     """
 
     output_axis: int
     data_factor: float = 1.0
     bias_factor: float = 1.0
+    transposed_data: bool = False
 
     def output_axis_of(self, rank: int | None) -> int | None:
         """The last axis."""
@@ -92,6 +136,124 @@ class BatchNorm(Op):
     def output_axis_of(self, rank: int | None) -> int | None:
         """Whatever the rank."""
         return self.channel_axis
+
+
+class Arithmetic(StrEnum):
+    """The four operations of :class:`Elementwise`."""
+
+    ADD = "Add"
+    SUBTRACT = "Sub"
+    MULTIPLY = "Mul"
+    DIVIDE = "Div"
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise(Op):
+    """``a ∘ b`` with NumPy's broadcasting. Slots: a, b."""
+
+    operation: Arithmetic
+
+    def describe(self) -> str:
+        """The operation's name."""
+        return str(self.operation)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation(Op):
+    """A function of each element with ``f(s·x) = s·f(x)`` for every s > 0: ReLU, LeakyReLU, PReLU.
+
+    Slots: data, and parameters that do not matter for this.
+    """
+
+    label: str
+
+    def describe(self) -> str:
+        """The framework's own name."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(Op):
+    """A reduction over windows of the spatial axes (2 and on).
+
+    Attributes:
+        label: the framework's own name.
+        average: whether each output is a weighted mean of inputs with weights that sum to 1; else it
+            is their maximum.
+        counts_padding: whether an average counts zeros around the data, so that its weights do not sum
+            to 1 at the borders.
+    """
+
+    label: str
+    average: bool
+    counts_padding: bool = False
+
+    def describe(self) -> str:
+        """The framework's own name."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Mean(Op):
+    """The mean over ``axes`` of data of rank ``rank``."""
+
+    axes: tuple[int, ...]
+    rank: int
+    keepdims: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Op):
+    """The inputs one after another along ``axis``."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Op):
+    """The data in pieces along ``axis``, one an output."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Op):
+    """The indices ``start`` to ``stop`` (without it) of ``axis``, one after another; all of the other axes."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose(Op):
+    """Output axis i is input axis ``order[i]``."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(Op):
+    """The same elements in the same order under another shape (Reshape, Flatten, Squeeze, Unsqueeze)."""
+
+    label: str
+
+    def describe(self) -> str:
+        """The framework's own name."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(Op):
+    """What treats every channel alike and gives each affine map of its input back: Identity, Dropout,
+    interpolation whose weights sum to 1.
+    """
+
+    label: str
+
+    def describe(self) -> str:
+        """The framework's own name."""
+        return self.label
 
 
 @dataclass(frozen=True, slots=True)

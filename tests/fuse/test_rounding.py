@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.algebra.rounding import Rounded, round_bias, round_scaled
+from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
@@ -22,7 +21,7 @@ DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.f
 def scaled(weight: np.ndarray, scale: list[float]) -> np.ndarray | Refusal:
     column = np.array(scale).reshape(-1, *[1] * (weight.ndim - 1))
     result = round_scaled(Constant.of(weight), column, axes=(0,))
-    return result.constant.array() if isinstance(result, Rounded) else result
+    return result.array() if isinstance(result, Constant) else result
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -110,25 +109,38 @@ def test_integer_weight_is_refused() -> None:
     assert isinstance(refusal, Refusal)
 
 
-def test_bias_keeps_digits_under_cancellation() -> None:
-    mean = np.float32([1234.5678])
-    affine = Affine(np.array([0.37]), np.array([0.37 * 1234.5]))
-    result = round_bias(-mean, affine, np.dtype(np.float32))
-    assert isinstance(result, Rounded)
-    exact = Fraction(0.37) * Fraction(float(-mean[0])) + Fraction(0.37 * 1234.5)
-    stored = Fraction(float(result.constant.array()[0]))
-    # float32 arithmetic would be off by 1e-4 here; float64 leaves its own last bit of 456.
-    assert abs(stored - exact) <= Fraction(2) ** -24 * abs(exact) + Fraction(2) ** -43
+def test_two_folds_are_rounded_once() -> None:
+    """0.1 and 10 in turn: rounding after each would end one unit off in many of these."""
+    weight = np.float32(np.random.default_rng(0).standard_normal((4, 100)))
+    first = round_scaled(Constant.of(weight), np.full((4, 1), 0.1), axes=(0,))
+    assert isinstance(first, Constant)
+    second = round_scaled(first, np.full((4, 1), 10.0), axes=(0,))
+    assert isinstance(second, Constant)
+    exact = (weight.astype(np.float64) * 0.1) * 10.0
+    np.testing.assert_array_equal(second.array(), exact.astype(np.float32))
+    twice = ((weight * np.float64(0.1)).astype(np.float32) * np.float64(10.0)).astype(np.float32)
+    assert (twice != second.array()).any()
 
 
-def test_bias_overflow_is_refused() -> None:
-    refusal = round_bias(None, Affine(np.ones(1), np.array([7e4])), np.dtype(np.float16))
+def test_vector_is_rounded_once() -> None:
+    result = round_vector(np.array([1 + 2.0**-8 + 2.0**-40]), np.dtype(ml_dtypes.bfloat16))
+    assert isinstance(result, Constant)
+    assert float(result.array()[0]) == 1 + 2.0**-7
+    assert result.exact()[0] == 1 + 2.0**-8 + 2.0**-40
+
+
+def test_vector_overflow_is_refused() -> None:
+    refusal = round_vector(np.array([7e4]), np.dtype(np.float16))
     assert isinstance(refusal, Refusal)
     assert refusal.reason is Reason.OUT_OF_RANGE
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_bad_bias_is_refused(bad: float) -> None:
-    refusal = round_bias(np.float32([bad]), Affine(np.ones(1), np.ones(1)), np.dtype(np.float32))
+def test_bad_vector_is_refused(bad: float) -> None:
+    refusal = round_vector(np.array([bad]), np.dtype(np.float32))
     assert isinstance(refusal, Refusal)
     assert refusal.reason is Reason.BAD_STATISTICS
+
+
+def test_integer_vector_is_refused() -> None:
+    assert isinstance(round_vector(np.ones(2), np.dtype(np.int32)), Refusal)

@@ -44,9 +44,13 @@ class Ranks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up = nn.Sequential(nn.ConvTranspose2d(6, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6), nn.ReLU())
-        self.flat = nn.Sequential(nn.Conv1d(6, 8, 3, padding=1, groups=2), nn.BatchNorm1d(8), nn.ReLU())
-        self.deep = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU())
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(6, 6, 3, 2, 1, 1, groups=2, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+        )
+        self.flat = nn.Sequential(
+            nn.Conv1d(6, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm1d(8), nn.ReLU()
+        )
+        self.deep = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1, bias=False), nn.BatchNorm3d(8), nn.ReLU())
         self.full = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from convbn.fuse.frontends.onnx.reader import Reading, read_view, scopes
 from convbn.fuse.frontends.onnx.skeleton import infer_shapes, structure_problem
 from convbn.fuse.frontends.onnx.writer import count_nodes, import_model
 from convbn.fuse.view.edits import Edit
-from convbn.fuse.view.ops import BatchNorm, Linear
+from convbn.fuse.view.ops import BatchNorm
 
 if TYPE_CHECKING:
     import onnx
@@ -49,14 +49,14 @@ def capture_model(model: onnx.ModelProto, *, owned: bool = False) -> Capture:
     notes = [] if problem is None else [f"onnx's checker says of the input: {problem}"]
     overridable = _overridable(model)
     reading = read_view(imported.graph, overridable=overridable)
-    if _lacks_a_rank(reading):
+    if _lacks_shapes(reading):
         reading = read_view(imported.graph, overridable=overridable, shapes=infer_shapes(model))
 
     def apply(edits: Sequence[Edit]) -> Applied:
         editor = Editor(imported.graph, in_place=True)
         with _Quiet():
             editor.apply(edits)
-        imported.write(editor.created)
+        imported.write(editor.created, editor.replaced)
         broken = structure_problem(model)
         if broken is not None and problem is None:
             raise RuntimeError(f"the edits made a valid model invalid: {broken}")
@@ -81,7 +81,7 @@ def capture_graph(graph: gs.Graph) -> Capture:
     with _Quiet():
         copy = graph.copy()
     reading = read_view(copy)
-    if _lacks_a_rank(reading):
+    if _lacks_shapes(reading):
         with _Quiet():
             exported = gs.export_onnx(graph.copy(), do_type_check=False)
         reading = read_view(copy, shapes=infer_shapes(exported))
@@ -104,15 +104,12 @@ def _overridable(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(value.name for value in model.graph.input) & {t.name for t in model.graph.initializer}
 
 
-def _lacks_a_rank(reading: Reading) -> bool:
-    """Whether some BatchNorm hangs on a layer whose output's rank the graph does not state."""
-    for node in reading.view.nodes:
-        source = node.input(0)
-        if not isinstance(node.op, BatchNorm) or source is None or source.producer is None:
-            continue
-        if isinstance(source.producer.op, Linear) and source.rank is None:
-            return True
-    return False
+def _lacks_shapes(reading: Reading) -> bool:
+    """Whether there is a BatchNorm to place and some value whose shape the graph does not state."""
+    nodes = reading.view.nodes
+    return any(isinstance(node.op, BatchNorm) for node in nodes) and any(
+        value.shape is None for node in nodes for value in node.outputs
+    )
 
 
 class _Quiet:

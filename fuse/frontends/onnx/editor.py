@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from convbn.fuse.frontends.onnx.operators import written
 from convbn.fuse.frontends.onnx.reader import Place, scopes
-from convbn.fuse.view.edits import Bypass, Edit, SetConstant
+from convbn.fuse.view.dataflow import Constant, Value
+from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.ops import BIAS, WEIGHT
 
 if TYPE_CHECKING:
@@ -26,13 +28,16 @@ class Editor:
 
     Attributes:
         created: the constants that were given to a node, with the graph the node stands in.
+        replaced: identities of the nodes whose operator or attributes changed.
     """
 
     def __init__(self, graph: gs.Graph, *, in_place: bool) -> None:
         self._in_place = in_place
         self.created: list[tuple[gs.Graph, gs.Constant]] = []
+        self.replaced: set[int] = set()
         self._graph = graph
-        self._replaced: dict[int, gs.Node | None] = {}
+        self._instead: dict[int, gs.Node | None] = {}
+        self._inputs = {t.name: t for _, current in scopes(graph) for t in current.inputs}
         self._observed = {id(t) for _, current in scopes(graph) for t in current.outputs}
         self._names = {name for _, current in scopes(graph) for name in current.tensors()}
         self._names |= {t.name for _, current in scopes(graph) for t in (*current.inputs, *current.outputs)}
@@ -47,29 +52,29 @@ class Editor:
         for edit in edits:
             if isinstance(edit, SetConstant):
                 if last[id(edit.node), edit.slot] is edit:
-                    self._set_constant(edit.node.handle, edit.slot, edit.values)
+                    self._set_constant(edit.node.handle, edit.slot, edit.constant)
+            elif isinstance(edit, Replace):
+                self._replace(edit)
             elif isinstance(edit, Bypass):
-                self._bypass(edit.node.handle)
+                self._bypass(edit.node.handle, edit.slot)
         # Node lists are rebuilt once: deleting one by one would cost the square of their length.
         for _, current in scopes(self._graph):
-            kept = [self._replaced.get(id(node), node) for node in current.nodes]
+            kept = [self._instead.get(id(node), node) for node in current.nodes]
             current.nodes[:] = [node for node in kept if node is not None]
 
-    def _set_constant(self, place: Place, slot: int, values: NDArray[Any]) -> None:
-        import onnx
+    def _set_constant(self, place: Place, slot: int, new: Constant) -> None:
         import onnx_graphsurgeon as gs
-        from onnx_graphsurgeon.ir.tensor import LazyValues
 
         node = place.node
         if node.op == "MatMul" and slot == BIAS:
             # Only a product of rank 2 is ever given a bias; a Gemm is that product with a bias.
             node.op = "Gemm"
+            self.replaced.add(id(node))
         old = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
-        if self._in_place and self._exclusive(old) and _overwrite(old, values):
+        if self._in_place and self._exclusive(old) and _overwrite(old, new.array()):
             return
         name = self._name(node, slot, old)
-        # As a TensorProto: graphsurgeon then writes every dtype as it is, bfloat16 included.
-        constant = gs.Constant(name, LazyValues(onnx.numpy_helper.from_array(values, name)))
+        constant = self._constant(name, new)
         while len(node.inputs) <= slot:
             node.inputs.append(gs.Variable.empty())
         node.inputs[slot] = constant
@@ -77,6 +82,49 @@ class Editor:
         self.created.append((place.graph, constant))
         if old is not None:
             self._drop_if_unused(old)
+
+    def _replace(self, edit: Replace) -> None:
+        """Another operator over other operands; values are found by the name they had when they were read."""
+        import onnx_graphsurgeon as gs
+
+        place: Place = edit.node.handle
+        node = place.node
+        old = list(node.inputs)
+        operands: list[Any] = []
+        for slot, operand in enumerate(edit.operands):
+            if isinstance(operand, Constant):
+                operands.append(
+                    self._constant(self._fresh(f"{node.name or node.outputs[0].name}.{slot}"), operand)
+                )
+                self.created.append((place.graph, operands[-1]))
+            elif operand is None:
+                operands.append(gs.Variable.empty())
+            else:
+                operands.append(self._tensor_of(operand))
+        node.op, attributes = written(edit.op)
+        node.attrs.clear()
+        node.attrs.update(attributes)
+        self.replaced.add(id(node))
+        node.inputs.clear()
+        node.inputs.extend(operands)
+        for tensor in old:
+            self._drop_if_unused(tensor)
+
+    def _tensor_of(self, value: Value) -> Any:
+        """The tensor that a value is now: a bypassed producer has handed its name on."""
+        if value.producer is None:
+            return self._inputs[value.name]
+        place: Place = value.producer.handle
+        return place.node.outputs[value.producer.outputs.index(value)]
+
+    @staticmethod
+    def _constant(name: str, constant: Constant) -> gs.Constant:
+        import onnx
+        import onnx_graphsurgeon as gs
+        from onnx_graphsurgeon.ir.tensor import LazyValues
+
+        # As a TensorProto: graphsurgeon then writes every dtype as it is, bfloat16 included.
+        return gs.Constant(name, LazyValues(onnx.numpy_helper.from_array(constant.array(), name)))
 
     def _name(self, node: gs.Node, slot: int, old: Any) -> str:
         if self._exclusive(old):
@@ -103,28 +151,28 @@ class Editor:
         self._names.add(name)
         return name
 
-    def _bypass(self, place: Place) -> None:
+    def _bypass(self, place: Place, slot: int) -> None:
         import onnx_graphsurgeon as gs
 
         node = place.node
-        source, output = node.inputs[0], node.outputs[0]
+        source, output = node.inputs[slot], node.outputs[0]
         readers = [reader for reader in source.outputs if reader is not node]
         taken = id(source) in self._observed
-        parameters = list(node.inputs[1:])
+        parameters = [tensor for i, tensor in enumerate(node.inputs) if i != slot]
         node.inputs.clear()
         node.outputs.clear()
         if source.inputs and not readers and not taken:
             # The producer takes over the name, so that the names of graph outputs stay.
             producer = source.inputs[0]
-            slot = next(i for i, tensor in enumerate(producer.outputs) if tensor is source)
-            producer.outputs[slot] = output
-            self._replaced[id(node)] = None
+            place_of = next(i for i, tensor in enumerate(producer.outputs) if tensor is source)
+            producer.outputs[place_of] = output
+            self._instead[id(node)] = None
         else:
             for reader in list(output.outputs):
-                for slot, tensor in enumerate(reader.inputs):
+                for index, tensor in enumerate(reader.inputs):
                     if tensor is output:
-                        reader.inputs[slot] = source
-            self._replaced[id(node)] = (
+                        reader.inputs[index] = source
+            self._instead[id(node)] = (
                 gs.Node("Identity", node.name, inputs=[source], outputs=[output])
                 if id(output) in self._observed
                 else None
@@ -142,7 +190,7 @@ class Editor:
             producer = current.inputs[0]
             if any(other.outputs or id(other) in self._observed for other in producer.outputs):
                 continue
-            self._replaced[id(producer)] = None
+            self._instead[id(producer)] = None
             waiting.extend(producer.inputs)
             producer.inputs.clear()
             producer.outputs.clear()

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear, Op, Other
+from convbn.fuse.view.dataflow import Value
+from convbn.fuse.view.ops import (
+    Activation,
+    Arithmetic,
+    BatchNorm,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Elementwise,
+    Linear,
+    Mean,
+    Op,
+    Other,
+    Passage,
+    Pool,
+    Reshape,
+    Slice,
+    Split,
+    Transpose,
+    Window,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["is_batchnorm", "is_standard", "operator_of"]
+__all__ = ["is_batchnorm", "is_standard", "operator_of", "written"]
 
-_GEMM_BROADCASTS_SINCE = 7
+Inputs = Sequence[Value | None]
+Outputs = Sequence[Value]
+
+_BROADCASTS_SINCE = 7
+"""Opset from which Gemm, Add and the like broadcast as NumPy does."""
 
 
 def is_standard(node: gs.Node) -> bool:
@@ -25,25 +51,33 @@ def is_batchnorm(node: gs.Node) -> bool:
     return is_standard(node) and node.op == "BatchNormalization"
 
 
-def operator_of(node: gs.Node, opset: int) -> Op | Refusal:
+def operator_of(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | Refusal:
     """What ``node`` computes; a refusal for a BatchNormalization that is no per-channel map."""
-    if not is_standard(node):
+    if not is_standard(node) or not outputs:
         return Other(node.op)
     if node.op == "BatchNormalization":
         return _batchnorm(node, opset)
-    if node.op == "Conv":
-        return Conv(groups=int(node.attrs.get("group", 1)))
-    if node.op == "ConvTranspose":
-        return ConvTranspose(groups=int(node.attrs.get("group", 1)))
-    if node.op == "MatMul":
-        return Linear(output_axis=1)
-    if node.op == "Gemm" and opset >= _GEMM_BROADCASTS_SINCE:
-        return Linear(
-            output_axis=0 if node.attrs.get("transB", 0) else 1,
-            data_factor=float(node.attrs.get("alpha", 1.0)),
-            bias_factor=float(node.attrs.get("beta", 1.0)),
-        )
-    return Other(node.op)
+    read = _READERS.get(node.op)
+    return (None if read is None else read(node, opset, inputs, outputs)) or Other(node.op)
+
+
+def written(op: Op) -> tuple[str, dict[str, Any]]:
+    """Operator and attributes of an ONNX node that computes ``op``.
+
+    Raises:
+        TypeError: nothing asks for this operator to be written.
+    """
+    if isinstance(op, Elementwise):
+        return str(op.operation), {}
+    if isinstance(op, Conv) and op.window is not None:
+        window = op.window
+        return "Conv", {
+            "group": op.groups,
+            "strides": list(window.strides),
+            "dilations": list(window.dilations),
+            "pads": [*window.begin, *window.end],
+        }
+    raise TypeError(f"{op} is not written by any edit")
 
 
 def _batchnorm(node: gs.Node, opset: int) -> Op | Refusal:
@@ -61,3 +95,194 @@ def _batchnorm(node: gs.Node, opset: int) -> Op | Refusal:
     else:
         training = not int(node.attrs.get("is_test", 0))
     return BatchNorm(epsilon=float(node.attrs.get("epsilon", 1e-5)), training=training)
+
+
+def _conv(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Conv(groups=int(node.attrs.get("group", 1)), window=_window(node, inputs))
+
+
+def _window(node: gs.Node, inputs: Inputs) -> Window | None:
+    """Where the kernel is laid; None where padding is left to the runtime or the rank is not known."""
+    weight = inputs[1] if len(inputs) > 1 else None
+    automatic = node.attrs.get("auto_pad", "NOTSET")
+    if weight is None or weight.rank is None or automatic not in ("NOTSET", "VALID", ""):
+        return None
+    spatial = weight.rank - 2
+    pads = [0] * 2 * spatial if automatic == "VALID" else list(node.attrs.get("pads", [0] * 2 * spatial))
+    strides = tuple(int(n) for n in node.attrs.get("strides", [1] * spatial))
+    dilations = tuple(int(n) for n in node.attrs.get("dilations", [1] * spatial))
+    if len(pads) != 2 * spatial or len(strides) != spatial or len(dilations) != spatial:
+        return None
+    begin, end = tuple(map(int, pads[:spatial])), tuple(map(int, pads[spatial:]))
+    return Window(strides, dilations, begin, end)
+
+
+def _conv_transpose(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return ConvTranspose(groups=int(node.attrs.get("group", 1)))
+
+
+def _matmul(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Linear(output_axis=1)
+
+
+def _gemm(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    if opset < _BROADCASTS_SINCE:
+        return None
+    return Linear(
+        output_axis=0 if node.attrs.get("transB", 0) else 1,
+        data_factor=float(node.attrs.get("alpha", 1.0)),
+        bias_factor=float(node.attrs.get("beta", 1.0)),
+        transposed_data=bool(node.attrs.get("transA", 0)),
+    )
+
+
+def _elementwise(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Elementwise(Arithmetic(node.op)) if opset >= _BROADCASTS_SINCE and len(inputs) == 2 else None
+
+
+def _activation(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Activation(node.op)
+
+
+def _max_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Pool(node.op, average=False)
+
+
+def _average_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in (
+        "NOTSET",
+        "VALID",
+        "",
+    )
+    # With ceil_mode a last window may hang over the edge, and what it counts has changed between versions.
+    unclear = bool(node.attrs.get("ceil_mode", 0)) or padded
+    return Pool(
+        node.op, average=True, counts_padding=unclear and bool(node.attrs.get("count_include_pad", 0))
+    )
+
+
+def _global_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Pool(node.op, average=node.op == "GlobalAveragePool")
+
+
+def _mean(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    data = inputs[0]
+    axes = _integers(node, inputs, 1, "axes")
+    if data is None or data.rank is None or not axes:
+        return None
+    rank = data.rank
+    return Mean(tuple(sorted(axis % rank for axis in axes)), rank, bool(node.attrs.get("keepdims", 1)))
+
+
+def _concat(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    axis = _axis(node, outputs[0], default=1 if opset < 4 else None)
+    return None if axis is None else Concat(axis)
+
+
+def _split(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    data = inputs[0]
+    axis = None if data is None else _axis(node, data, default=0)
+    whole = len(outputs) == len(node.outputs)
+    return Split(axis) if axis is not None and whole else None
+
+
+def _slice(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    """One axis of known size, in steps of 1."""
+    starts, stops = _integers(node, inputs, 1, "starts"), _integers(node, inputs, 2, "ends")
+    axes, data = _integers(node, inputs, 3, "axes"), inputs[0]
+    given = len(inputs) > 4 and inputs[4] is not None
+    if given and _integers(node, inputs, 4, "steps") != [1]:
+        return None
+    if starts is None or stops is None or len(starts) != 1 or data is None or data.shape is None:
+        return None
+    if axes is None and len(inputs) > 3 and inputs[3] is not None:
+        return None
+    axis = (axes or [0])[0] % len(data.shape)
+    size = data.shape[axis]
+    return None if size is None else Slice(axis, *slice(starts[0], stops[0]).indices(size)[:2])
+
+
+def _transpose(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    data = inputs[0]
+    if "perm" in node.attrs:
+        order = tuple(int(axis) for axis in node.attrs["perm"])
+    elif data is not None and data.rank is not None:
+        order = tuple(range(data.rank))[::-1]
+    else:
+        return None
+    return Transpose(order) if sorted(order) == list(range(len(order))) else None
+
+
+def _reshape(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    return Reshape(node.op)
+
+
+def _passage(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    if node.op == "Dropout" and (len(inputs) > 2 or len(outputs) > 1):
+        return None  # it may be told to train, or its mask is used
+    return Passage(node.op)
+
+
+def _resize(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    """Interpolation with weights that sum to 1; not where it extrapolates or leaves weights out."""
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return None
+    if node.attrs.get("exclude_outside", 0) or node.attrs.get("mode", "nearest") not in (
+        "nearest",
+        "linear",
+        "cubic",
+    ):
+        return None
+    data, output = inputs[0], outputs[0]
+    if data is None or data.shape is None or output.shape is None:
+        return None
+    return Passage(node.op) if data.shape[1:2] == output.shape[1:2] != (None,) else None
+
+
+def _axis(node: gs.Node, value: Value, default: int | None) -> int | None:
+    axis = node.attrs.get("axis", default)
+    if axis is None:
+        return None
+    axis = int(axis)
+    return axis if axis >= 0 else axis + value.rank if value.rank is not None else None
+
+
+def _integers(node: gs.Node, inputs: Inputs, slot: int, attribute: str) -> list[int] | None:
+    """A small integer input, or the attribute that older opsets had in its place."""
+    if attribute in node.attrs:
+        return [int(n) for n in node.attrs[attribute]]
+    value = inputs[slot] if slot < len(inputs) else None
+    if value is None or value.constant is None or math.prod(value.constant.shape) > 16:
+        return None
+    return [int(n) for n in value.constant.array().reshape(-1)]
+
+
+_READERS: dict[str, Callable[[Any, int, Inputs, Outputs], Op | None]] = {
+    "Add": _elementwise,
+    "AveragePool": _average_pool,
+    "Concat": _concat,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Div": _elementwise,
+    "Dropout": _passage,
+    "Flatten": _reshape,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
+    "Identity": _passage,
+    "LeakyRelu": _activation,
+    "MatMul": _matmul,
+    "MaxPool": _max_pool,
+    "Mul": _elementwise,
+    "PRelu": _activation,
+    "ReduceMean": _mean,
+    "Relu": _activation,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _reshape,
+    "Sub": _elementwise,
+    "Transpose": _transpose,
+    "Unsqueeze": _reshape,
+}

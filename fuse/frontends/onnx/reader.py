@@ -11,7 +11,7 @@ from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, oper
 from convbn.fuse.plan.planner import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value, View
-from convbn.fuse.view.ops import Linear, Other
+from convbn.fuse.view.ops import BIAS, Other
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -79,7 +79,7 @@ def read_view(
                         f"it stands in the model-local function {function.name}, whose callers may differ",
                     )
                 )
-    return Reading(View(reader.nodes), reader.count, reader.unreachable)
+    return Reading(View(reader.nodes, pure=True), reader.count, reader.unreachable)
 
 
 class _GraphReader:
@@ -131,14 +131,20 @@ class _GraphReader:
         return value
 
     def _node(self, scope: str, graph: gs.Graph, node: gs.Node, opset: int) -> None:
-        operator = operator_of(node, opset)
         name = self.unique(node)
         inputs = [self.value(tensor) if tensor.name else None for tensor in node.inputs]
         outputs = [self.value(tensor) for tensor in node.outputs if tensor.name]
+        if node.op in ("Gemm", "MatMul") and outputs and outputs[0].shape is None:
+            outputs[0].shape = _linear_shape(node, inputs)
+        operator = operator_of(node, opset, inputs, outputs)
         if isinstance(operator, Refusal):
             self.unreachable.append(Kept(name, operator.reason, operator.detail))
             operator = Other(node.op)
         entry = Node(name, operator, list(inputs), outputs, scope, handle=Place(graph, node))
+        if node.op == "MatMul" and (not outputs or outputs[0].rank != 2):
+            entry.locks[BIAS] = Refusal(
+                Reason.NO_BIAS, f"{entry.label} has no bias, and no rank 2 to become a Gemm"
+            )
         for slot, value in enumerate(inputs):
             if value is not None:
                 value.readers.append(Reader(entry, slot))
@@ -148,8 +154,6 @@ class _GraphReader:
             constant = computed_constant(node, inputs)
             if constant is not None:
                 outputs[0].constant, outputs[0].shape = constant, constant.shape
-        if isinstance(operator, Linear) and outputs and outputs[0].shape is None:
-            outputs[0].shape = _linear_shape(node, inputs)
         self.nodes.append(entry)
 
 

@@ -34,15 +34,16 @@ class Import:
             for current, proto in _paired(graph, model.graph)
         ]
 
-    def write(self, created: list[tuple[gs.Graph, gs.Constant]]) -> None:
+    def write(self, created: list[tuple[gs.Graph, gs.Constant]], replaced: set[int]) -> None:
         """Bring the ModelProto up to date with the graph.
 
         Args:
             created: the constants that edits made, with the graph whose node reads them.
+            replaced: identities of the nodes whose operator or attributes changed.
         """
         for current, proto, nodes, imported in self._pairs:
             before = {name for node in nodes.values() for name in (*node.input, *node.output)}
-            self._write_nodes(current, proto, nodes, imported)
+            self._write_nodes(current, proto, nodes, imported, replaced)
             used = {name for node in proto.node for name in (*node.input, *node.output)}
             gone = before - used - _captured(proto) - {value.name for value in (*proto.input, *proto.output)}
             _write_initializers(proto, [constant for graph, constant in created if graph is current], gone)
@@ -50,13 +51,17 @@ class Import:
 
     @staticmethod
     def _write_nodes(
-        current: gs.Graph, proto: onnx.GraphProto, nodes: dict[int, onnx.NodeProto], imported: list[gs.Node]
+        current: gs.Graph,
+        proto: onnx.GraphProto,
+        nodes: dict[int, onnx.NodeProto],
+        imported: list[gs.Node],
+        replaced: set[int],
     ) -> None:
         kept = {id(node) for node in current.nodes}
         for node in current.nodes:
             original = nodes.get(id(node))
             if original is not None:
-                _sync(node, original)
+                _sync(node, original, replaced=id(node) in replaced)
         if [id(node) for node in current.nodes] == [id(node) for node in imported]:
             return
         if kept <= nodes.keys():
@@ -101,11 +106,15 @@ def _paired(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph,
             waiting.extend((body, attributes[name].g) for name, body in bodies(node))
 
 
-def _sync(node: gs.Node, proto: onnx.NodeProto) -> None:
+def _sync(node: gs.Node, proto: onnx.NodeProto, *, replaced: bool) -> None:
     inputs = [tensor.name for tensor in node.inputs]
     outputs = [tensor.name for tensor in node.outputs]
-    if node.op != proto.op_type:
+    if replaced:
+        import onnx
+
         proto.op_type = node.op
+        del proto.attribute[:]
+        proto.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
     if inputs != list(proto.input):
         proto.input[:] = inputs
     if outputs != list(proto.output):

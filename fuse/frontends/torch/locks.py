@@ -1,0 +1,214 @@
+"""What a module's code does not let an edit do, stated on the view as locks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from convbn.fuse.frontends.torch.aten import is_marker
+from convbn.fuse.frontends.torch.drawing import Drawing, innermost, stack
+from convbn.fuse.frontends.torch.layers import plain_forward
+from convbn.fuse.frontends.torch.preparation import Prepared
+from convbn.fuse.frontends.torch.remainder import Remainders
+from convbn.fuse.frontends.torch.surroundings import (
+    kept_in_attributes,
+    overlapping,
+    patched_forwards,
+    stored_tensors,
+)
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Linear
+
+if TYPE_CHECKING:
+    import torch
+    import torch.fx
+
+__all__ = ["Site", "add_locks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where in a module the edits of a node are made.
+
+    Attributes:
+        parameters: by slot, the qualified name of the tensor there, or of the one to add.
+        path: the module that a BatchNorm is; None where it is none.
+        remainder: names of the module's children that stay when the BatchNorm goes, in calling order.
+    """
+
+    parameters: Mapping[int, str] = field(default_factory=dict)
+    path: str | None = None
+    remainder: tuple[str, ...] = ()
+
+
+def add_locks(prepared: Prepared, drawing: Drawing, graph: torch.fx.Graph) -> None:
+    """Lock every edit that the module does not allow, and give each node its :class:`Site`."""
+    _Locksmith(prepared, drawing, graph).work()
+
+
+class _Locksmith:
+    def __init__(self, prepared: Prepared, drawing: Drawing, graph: torch.fx.Graph) -> None:
+        self._prepared = prepared
+        self._module = prepared.module
+        self._drawing = drawing
+        self._graph = graph
+        self._tensors: dict[str, Any] = {
+            **dict(self._module.named_parameters(remove_duplicate=False)),
+            **dict(self._module.named_buffers(remove_duplicate=False)),
+        }
+        self._seen = self._seen_by_hooks()
+        self._stored = stored_tensors(self._module)
+        self._patched = patched_forwards(self._module)
+        self._listed = kept_in_attributes(self._module)
+        read = (value for node in drawing.view.nodes for value in node.inputs if value is not None)
+        used = {value.name: self._tensors[value.name] for value in read if value.name in self._tensors}
+        self._overlapping = overlapping(used)
+
+    def work(self) -> None:
+        layers = [n for n in self._drawing.view.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
+        norms = [n for n in self._drawing.view.nodes if isinstance(n.op, BatchNorm)]
+        calls: dict[int, int] = {}
+        for node in norms:
+            key = id(self._submodule(innermost(node.handle)))
+            calls[key] = calls.get(key, 0) + 1
+        remainders = Remainders(self._graph, self._prepared)
+        sites = {}
+        for node in layers:
+            self._lock_parameters(node, (WEIGHT, BIAS))
+            sites[node] = Site(self._parameters(node))
+        for node in norms:
+            self._lock_parameters(node, (1, 2))
+            path = innermost(node.handle)
+            several = calls[id(self._submodule(path))]
+            remainder = remainders.of(node.handle)
+            refusal = self._why_it_must_stay(node, path, several, remainder)
+            if refusal is not None:
+                node.locks["bypass"] = refusal
+            kept = () if isinstance(remainder, Refusal) else remainder
+            sites[node] = Site(self._parameters(node), path, kept)
+        for node, site in sites.items():
+            node.handle = site
+
+    def _submodule(self, path: str) -> torch.nn.Module:
+        return self._module.get_submodule(path)
+
+    def _parameters(self, node: Node) -> dict[int, str]:
+        """The qualified names of a node's tensors, by slot; also of those that are there on trial."""
+        names = {slot: name for (other, slot), name in self._drawing.on_trial.items() if other is node}
+        for slot, value in enumerate(node.inputs):
+            if slot and value is not None and value.name in self._tensors:
+                names[slot] = value.name
+        return names
+
+    def _lock_parameters(self, node: Node, slots: tuple[int, ...]) -> None:
+        path = innermost(node.handle)
+        names = self._parameters(node)
+        patched = next((p for p in stack(node.handle) if p in self._patched), None)
+        unknown = self._not_looked_into(node)
+        for slot in slots:
+            value = node.input(slot)
+            if value is not None and value.constant is None:
+                self._name_parametrization(value, path, slot)
+            if patched is not None:
+                node.locks[slot] = Refusal(
+                    Reason.HOOKED, f"the forward of '{patched}' is replaced on the object itself"
+                )
+            elif unknown is not None:
+                node.locks[slot] = unknown
+            elif slot not in names:
+                node.locks[slot] = self._no_parameter(node, slot, value)
+            elif names[slot] in self._overlapping:
+                node.locks[slot] = Refusal(
+                    Reason.PARAMETER_SHARED,
+                    f"'{names[slot]}' shares its memory with '{self._overlapping[names[slot]]}'",
+                )
+            elif value is not None and value.observed:
+                node.locks[slot] = Refusal(
+                    Reason.PARAMETER_SHARED, f"'{names[slot]}' of {node.label} is also {value.observed}"
+                )
+            elif value is not None and self._only_called_again(value, path):
+                node.locks[slot] = Refusal(
+                    Reason.CALLED_SEVERAL_TIMES,
+                    f"'{path}' uses '{names[slot]}' {len(value.readers)} times in one run",
+                )
+
+    def _not_looked_into(self, node: Node) -> Refusal | None:
+        """Why a traced layer whose forward is not its class's own cannot be edited."""
+        if node.handle.op != "call_module":
+            return None
+        part = self._submodule(str(node.handle.target))
+        if plain_forward(part):
+            return None
+        return Refusal(
+            Reason.PRODUCER_NOT_LINEAR,
+            f"{type(part).__name__} '{node.name}' has a forward of its own, which only example inputs show",
+        )
+
+    def _name_parametrization(self, value: Value, path: str, slot: int) -> None:
+        part = self._submodule(path)
+        name = "weight" if slot == WEIGHT else "bias"
+        if value.not_constant is None and path and name not in part._parameters and hasattr(part, name):
+            value.not_constant = Refusal(
+                Reason.PARAMETRIZED,
+                f"the {name} of '{path}' is computed from other tensors (a parametrization, weight norm "
+                "or pruning), which must be removed first",
+            )
+
+    def _no_parameter(self, node: Node, slot: int, value: Value | None) -> Refusal:
+        if value is None:
+            return Refusal(Reason.NO_BIAS, f"the forward behind {node.label} does not read a bias")
+        return Refusal(
+            Reason.PARAMETRIZED, f"'{value.name}' of {node.label} is no parameter or buffer of a module"
+        )
+
+    def _only_called_again(self, value: Value, path: str) -> bool:
+        readers = {reader.node for reader in value.readers}
+        return len(readers) > 1 and {innermost(node.handle) for node in readers} == {path}
+
+    def _why_it_must_stay(
+        self, node: Node, path: str, calls: int, remainder: tuple[str, ...] | Refusal
+    ) -> Refusal | None:
+        part = self._submodule(path)
+        if calls > 1 and path:
+            return Refusal(Reason.CALLED_SEVERAL_TIMES, f"'{path}' normalises {calls} times in one run")
+        data = node.input(0)
+        if id(data) in self._seen:
+            return Refusal(
+                Reason.HOOKED, f"a hook of '{self._seen[id(data)]}' sees the numbers before the BatchNorm"
+            )
+        if isinstance(remainder, Refusal):
+            return remainder
+        if id(part) in self._listed:
+            return Refusal(
+                Reason.NOT_A_MODULE,
+                f"'{path}' is also kept in {self._listed[id(part)]}, outside the module tree",
+            )
+        if data is None or data.producer is None:
+            return None
+        before, here = stack(data.producer.handle), stack(node.handle)
+        frames = set(before) ^ set(here)
+        frames.update([*(p for p in before if p in here)][-1:] or [""])
+        for frame in sorted(frames & {*self._stored, *self._patched}):
+            if frame in self._stored:
+                return Refusal(
+                    Reason.OBSERVED,
+                    f"the forward of '{frame or 'the model'}' keeps a tensor in '{self._stored[frame]}'",
+                )
+            if frame in here:
+                return Refusal(Reason.HOOKED, f"the forward of '{frame}' is replaced on the object itself")
+        return None
+
+    def _seen_by_hooks(self) -> dict[int, str]:
+        """Values that go into or come out of a hooked module."""
+        seen: dict[int, str] = {}
+        values = self._drawing.values
+        for node in self._graph.nodes:
+            path = str(node.target) if node.op == "call_module" else innermost(node)
+            marker = node.op == "call_module" or is_marker(node)
+            if marker and path in self._prepared.hooked:
+                for read in (node, *node.all_input_nodes):
+                    if read in values:
+                        seen[id(values[read])] = path
+        return seen

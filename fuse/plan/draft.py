@@ -1,0 +1,170 @@
+"""One attempt to move an affine map: every edit it would need, or the refusal that ends it.
+
+The draft answers the rules (:class:`convbn.fuse.rules.rule.Moves`). Nothing reaches the view until the attempt
+has succeeded as a whole; what a failed way set is taken back before the next way is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.options import FuseOptions
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.registry import rule_for
+from convbn.fuse.rules.rule import Rule, constant_at
+from convbn.fuse.view.dataflow import Constant, Node, Value, View
+from convbn.fuse.view.edits import Edit, SetConstant
+
+__all__ = ["Draft"]
+
+_STEPS = 400
+"""Operators one map may pass; a longer way is refused rather than searched."""
+
+
+class Draft:
+    """The edits of one attempt.
+
+    Args:
+        view: what the rules see; not changed.
+        options: which rules may be used.
+        scope: the graph the attempt stays in.
+    """
+
+    def __init__(self, view: View, options: FuseOptions, scope: str) -> None:
+        self._view = view
+        self._options = options
+        self._scope = scope
+        self._set: dict[tuple[int, int], tuple[Node, Constant]] = {}
+        self._moving: set[int] = set()
+        self._steps = 0
+        self.rule: str | None = None
+
+    @property
+    def edits(self) -> tuple[SetConstant, ...]:
+        """The constants to set, in the order in which they were first touched."""
+        return tuple(SetConstant(node, slot, constant) for (_, slot), (node, constant) in self._set.items())
+
+    @property
+    def into(self) -> tuple[str, ...]:
+        """The nodes whose constants change."""
+        return tuple(dict.fromkeys(node.name for node, _ in self._set.values()))
+
+    def constant(self, node: Node, slot: int) -> Constant | Refusal | None:
+        """The constant at a slot as this attempt has it so far."""
+        known = self._set.get((id(node), slot))
+        return known[1] if known is not None else constant_at(node, slot, _SLOTS.get(slot, "constant"))
+
+    def set(self, node: Node, slot: int, constant: Constant | Refusal) -> Refusal | None:
+        """Note a constant, if the frontend can set it."""
+        if isinstance(constant, Refusal):
+            return constant
+        edit: Edit = SetConstant(node, slot, constant)
+        refusal = self._view.check(edit)
+        if refusal is None:
+            self._set[id(node), slot] = (node, constant)
+        return refusal
+
+    def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
+        """Try ways in turn; each starts from what stood before."""
+        kept, moving = dict(self._set), set(self._moving)
+        refusal: Refusal | None = None
+        for attempt in attempts:
+            refusal = attempt()
+            if refusal is None:
+                return None
+            self._set, self._moving = dict(kept), set(moving)
+        return refusal
+
+    def produce(self, value: Value, affine: Affine, axis: int, *, reader: Node) -> Refusal | None:
+        """Make ``value`` the map of what it was; readers other than ``reader`` are compensated."""
+        if affine.is_identity:
+            return None
+        producer = value.producer
+        if value.constant is not None or producer is None:
+            return Refusal(Reason.NO_PRODUCER, f"'{value.name}' is an input or a constant of the model")
+        if value.observed:
+            return Refusal(Reason.OBSERVED, f"the output of {producer.label} is also {value.observed}")
+        if sum(r.node is reader for r in value.readers) > 1:
+            return Refusal(
+                Reason.SEVERAL_READERS, f"{reader.label} reads the output of {producer.label} twice"
+            )
+        if producer.scope != self._scope:
+            return Refusal(
+                Reason.OTHER_SCOPE,
+                f"{producer.label} stands outside the {self._scope or 'main graph'} of the BatchNorm",
+            )
+        if (refusal := self._enter(value)) is not None:
+            return refusal
+        if (refusal := self._compensate(value, affine, axis, reader)) is not None:
+            return refusal
+        rule = rule_for(producer.op)
+        if rule is None or rule.backward is None or not (self._view.pure or not rule.through):
+            return Refusal(
+                Reason.PRODUCER_NOT_LINEAR,
+                f"its input comes from {producer.label}, which has no weights to take a scale and a shift",
+            )
+        if (refusal := self._allowed(rule)) is not None:
+            return refusal
+        return rule.backward(self, producer, value, affine, axis)
+
+    def consume(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
+        """Let every reader of ``value`` apply the map instead."""
+        if affine.is_identity:
+            return None
+        if value.observed:
+            return Refusal(Reason.OBSERVED, f"'{value.name}' is also {value.observed}")
+        if (refusal := self._enter(value)) is not None:
+            return refusal
+        if len({(id(r.node)) for r in value.readers}) != len(value.readers):
+            return Refusal(Reason.SEVERAL_READERS, f"'{value.name}' is read twice by one operator")
+        for reader in list(value.readers):
+            if (refusal := self._forward(reader.node, reader.slot, affine, axis)) is not None:
+                return refusal
+        return None
+
+    def _compensate(self, value: Value, affine: Affine, axis: int, reader: Node) -> Refusal | None:
+        others = [r for r in value.readers if r.node is not reader]
+        if not others:
+            return None
+        label = value.producer.label if value.producer is not None else f"'{value.name}'"
+        names = sorted({r.node.label for r in others})
+        listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        cause = f"the output of {label} is also read by {listed}, which must not see it changed"
+        inverse = affine.inverse() if self._view.pure else None
+        if inverse is None:
+            return Refusal(Reason.SEVERAL_READERS, cause)
+        for other in others:
+            refusal = self._forward(other.node, other.slot, inverse, axis)
+            if refusal is not None:
+                return Refusal(Reason.SEVERAL_READERS, f"{cause}: {refusal.detail}")
+        return None
+
+    def _forward(self, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+        if node.scope != self._scope:
+            return Refusal(Reason.OTHER_SCOPE, f"{node.label} stands in another graph than the BatchNorm")
+        rule = rule_for(node.op)
+        if rule is None or rule.forward is None:
+            return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} cannot take a scale and a shift")
+        if (refusal := self._allowed(rule)) is not None:
+            return refusal
+        return rule.forward(self, node, slot, affine, axis)
+
+    def _allowed(self, rule: Rule) -> Refusal | None:
+        if not self._options.allows(rule.full_name):
+            return Refusal(Reason.SKIPPED, f"the rule {rule.full_name} is switched off")
+        self.rule = self.rule or rule.full_name
+        return None
+
+    def _enter(self, value: Value) -> Refusal | None:
+        """A value is moved once an attempt: a way that comes back to it has no end."""
+        self._steps += 1
+        if self._steps > _STEPS:
+            return Refusal(Reason.TOO_FAR, f"the map would have to pass more than {_STEPS} operators")
+        if id(value) in self._moving:
+            return Refusal(Reason.SEVERAL_READERS, f"every way for it comes back to '{value.name}'")
+        self._moving.add(id(value))
+        return None
+
+
+_SLOTS = {1: "weight", 2: "bias"}

@@ -1,0 +1,119 @@
+"""What moves elements without changing them: transposing, reshaping, and passing through.
+
+A map along one axis stays a map along one axis as long as that axis is not torn apart:
+
+* Transpose: axis ``order[i]`` of the input is axis i of the output.
+* Reshape: with P elements in front of the axis, C along it and S behind it, the output has an axis in
+  the same place (P in front) if its size D and what lies behind it, R, fill the same block: ``C·S = D·R``. Then
+  every channel covers ``S/R`` entries of the new axis, forwards; backwards ``D/C`` entries that must agree.
+  P may be unknown (the batch): it is the same for both, since the elements are.
+* Mean over other axes, Identity, interpolation: the axis stays, or moves up by the axes that went.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.rule import Moves, Rule
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.ops import Mean, Passage, Reshape, Transpose
+
+__all__ = ["RULES"]
+
+Shape = Sequence[int | None]
+
+
+def _behind(shape: Shape, axis: int) -> int | None:
+    """Elements behind an axis, for one index along it."""
+    sizes = shape[axis + 1 :]
+    return (
+        None if any(size is None for size in sizes) else math.prod(size for size in sizes if size is not None)
+    )
+
+
+def _through_reshape(source: Shape, target: Shape, affine: Affine, axis: int) -> tuple[Affine, int] | None:
+    """The same map along an axis of the other shape; None where the axis is torn apart or unknown."""
+    behind = _behind(source, axis)
+    if behind is None or source[axis] != affine.channels or not affine.channels:
+        return None
+    block = affine.channels * behind
+    for place in range(len(target)):
+        rest, size = _behind(target, place), target[place]
+        if rest is None or size is None or not rest or size * rest != block:
+            continue
+        if behind % rest == 0:
+            times = behind // rest
+            return Affine(np.repeat(affine.scale, times), np.repeat(affine.shift, times)), place
+        if rest % behind == 0:
+            # Several channels of the source share an index of the target: they must agree.
+            scale, shift = affine.scale.reshape(size, -1), affine.shift.reshape(size, -1)
+            if (scale == scale[:, :1]).all() and (shift == shift[:, :1]).all():
+                return Affine(scale[:, 0].copy(), shift[:, 0].copy()), place
+    return None
+
+
+def _moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) -> tuple[Affine, int] | None:
+    """The map as the other side of the node sees it; ``source`` is the side it comes from."""
+    op = node.op
+    backwards = source is node.outputs[0]
+    if isinstance(op, Transpose):
+        return affine, op.order[axis] if backwards else op.order.index(axis)
+    if isinstance(op, Passage):
+        same = source.shape is not None and target.shape is not None
+        known = same and source.shape is not None and len(source.shape) > axis
+        return (affine, axis) if known and _size(source, axis) == _size(target, axis) else None
+    if isinstance(op, Mean):
+        kept = [i for i in range(op.rank) if i not in op.axes]
+        places = list(range(op.rank)) if op.keepdims else kept
+        if backwards:
+            inner = places[axis] if axis < len(places) else None
+            return None if inner is None or inner in op.axes else (affine, inner)
+        return None if axis in op.axes else (affine, places.index(axis))
+    if source.shape is None or target.shape is None:
+        return None
+    return _through_reshape(source.shape, target.shape, affine, axis)
+
+
+def _size(value: Value, axis: int) -> int | None:
+    return None if value.shape is None or axis >= len(value.shape) else value.shape[axis]
+
+
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """The same map on the input."""
+    data = node.input(0)
+    moved = None if data is None else _moved(node, output, data, affine, axis)
+    if data is None or moved is None:
+        return _torn(node)
+    return moves.produce(data, moved[0], moved[1], reader=node)
+
+
+def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """The same map on the output."""
+    data = node.input(0)
+    moved = None if data is None or slot != 0 else _moved(node, data, node.outputs[0], affine, axis)
+    if moved is None:
+        return _torn(node)
+    return moves.consume(node.outputs[0], moved[0], moved[1])
+
+
+def _torn(node: Node) -> Refusal:
+    return Refusal(
+        Reason.AXIS_NOT_PROVEN,
+        f"where {node.label} puts the BatchNorm's axis does not follow from the shapes",
+    )
+
+
+RULES = tuple(
+    Rule(name, operator, backward, forward, through=True)
+    for name, operator in (
+        ("transpose", Transpose),
+        ("reshape", Reshape),
+        ("mean", Mean),
+        ("passage", Passage),
+    )
+)
