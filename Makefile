@@ -5,10 +5,10 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test check lint types format demo cost dist clean
+.PHONY: help setup test check lint types format demo cost coverage-report dist clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make the virtual environment with everything that development needs
 
@@ -45,6 +45,11 @@ demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, 
 
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved
 	$(BIN)/python tests/performance/fuse_cost.py
+
+# Peers without their dependencies, which are here already or would change what is.
+coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
+	$(BIN)/python tests/field/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

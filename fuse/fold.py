@@ -10,6 +10,7 @@ from typing import Any
 from convbn.errors import UsageError
 from convbn.fuse.frontends.frontend import Capture
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.branches import MERGES
 from convbn.fuse.plan.planner import WAYS, make_plan
 from convbn.fuse.report import Before, Report, Seconds
 from convbn.fuse.rules.registry import RULES
@@ -110,7 +111,7 @@ def _capture(model: Any, kind: str, example_inputs: tuple[Any, ...] | None, *, o
 
 
 def _check_rules(options: FuseOptions) -> None:
-    known = {rule.full_name for rule in RULES} | set(WAYS)
+    known = {rule.full_name for rule in RULES} | {*WAYS, *MERGES}
     for name in (*options.only, *options.skip):
         if name not in known:
             raise UsageError(f"there is no rule '{name}'", hint=f"the rules are {', '.join(sorted(known))}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
-__all__ = ["round_scaled", "round_vector"]
+__all__ = ["round_scaled", "round_sum", "round_vector"]
 
 Array = NDArray[Any]
 
@@ -158,6 +158,31 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
             f"{_of(too_large)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
         )
     return Constant(exact.shape, lambda: _store(exact, dtype), exact=lambda: exact, dtype=dtype)
+
+
+def round_sum(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Constant | Refusal:
+    """A weight that was computed in float64, stored in ``dtype``.
+
+    Args:
+        exact: the weight, its output channels along axis 0.
+        dtype: what it is to be stored in.
+
+    Returns:
+        The weight, or a refusal where the bound of this module cannot be kept.
+    """
+    limits = _limits(dtype)
+    rounded = round_vector(exact, dtype, "weight")
+    if limits is None or isinstance(rounded, Refusal):
+        return rounded
+    largest = _magnitudes(exact, (0,))
+    too_small = (largest < limits.smallest_normal) & (largest != 0)
+    if too_small.any():
+        return Refusal(
+            Reason.OUT_OF_RANGE,
+            f"{_of(too_small)} the folded weights would fall below {limits.smallest_normal:.3g}, "
+            f"where {dtype} loses its digits",
+        )
+    return rounded
 
 
 def _store(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:

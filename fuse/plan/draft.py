@@ -15,6 +15,7 @@ from convbn.fuse.rules.registry import rule_for
 from convbn.fuse.rules.rule import Rule, constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value, View
 from convbn.fuse.view.edits import Edit, SetConstant
+from convbn.fuse.view.ops import BatchNorm
 
 __all__ = ["Draft"]
 
@@ -28,13 +29,14 @@ class Draft:
     Args:
         view: what the rules see; not changed.
         options: which rules may be used.
-        scope: the graph the attempt stays in.
+        mover: the node whose map moves. It will be gone, so nothing may pass through it or be left to it.
     """
 
-    def __init__(self, view: View, options: FuseOptions, scope: str) -> None:
+    def __init__(self, view: View, options: FuseOptions, mover: Node) -> None:
         self._view = view
         self._options = options
-        self._scope = scope
+        self._mover = mover
+        self._scope = mover.scope
         self._set: dict[tuple[int, int], tuple[Node, Constant]] = {}
         self._moving: set[int] = set()
         self._steps = 0
@@ -98,6 +100,8 @@ class Draft:
             return refusal
         if (refusal := self._compensate(value, affine, axis, reader)) is not None:
             return refusal
+        if producer is self._mover:
+            return self._comes_back()
         rule = rule_for(producer.op)
         if rule is None or rule.backward is None or not (self._view.pure or not rule.through):
             return Refusal(
@@ -131,7 +135,10 @@ class Draft:
         names = sorted({r.node.label for r in others})
         listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         cause = f"the output of {label} is also read by {listed}, which must not see it changed"
-        inverse = affine.inverse() if self._view.pure else None
+        # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
+        # statistics bound that for a shift alone (the planner sees to it) and a scale alone has no such cost.
+        bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.is_shift)
+        inverse = affine.inverse() if self._view.pure and bounded else None
         if inverse is None:
             return Refusal(Reason.SEVERAL_READERS, cause)
         for other in others:
@@ -143,6 +150,8 @@ class Draft:
     def _forward(self, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
         if node.scope != self._scope:
             return Refusal(Reason.OTHER_SCOPE, f"{node.label} stands in another graph than the BatchNorm")
+        if node is self._mover:
+            return self._comes_back()
         rule = rule_for(node.op)
         if rule is None or rule.forward is None:
             return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} cannot take a scale and a shift")
@@ -155,6 +164,9 @@ class Draft:
             return Refusal(Reason.SKIPPED, f"the rule {rule.full_name} is switched off")
         self.rule = self.rule or rule.full_name
         return None
+
+    def _comes_back(self) -> Refusal:
+        return Refusal(Reason.SEVERAL_READERS, f"every way for it comes back to {self._mover.label} itself")
 
     def _enter(self, value: Value) -> Refusal | None:
         """A value is moved once an attempt: a way that comes back to it has no end."""

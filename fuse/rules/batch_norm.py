@@ -3,8 +3,9 @@
 The BatchNorm stays one. With its own map ``(s₁, t₁)``, ``s₁ = γ/√(σ² + ε)``:
 
 * a map ``(s, t)`` behind it: ``γ' = s·γ``, ``β' = s·β + t``;
-* a map in front of it: ``γ' = s·γ``, ``β' = β + s₁·(t + (s − 1)·μ)``, since
-  ``γ·(s·x + t − μ)/√(σ²+ε) + β = s·γ·(x − μ)/√(σ²+ε) + β'``.
+* a map in front of it: the whole is ``s₁s·x + (s₁·t + t₁)``. The statistics follow the data, ``μ' = (μ − t)/s`` and
+  ``σ'² + ε = (σ² + ε)/s²``, so that they go on telling its size; with them as they are stored,
+  ``γ' = s₁s·√(σ'² + ε)`` and ``β' = s₁·t + t₁ + s₁s·μ'`` make the map exact.
 
 It matters where the BatchNorm cannot go anywhere itself: behind a graph input or a nonlinearity.
 """
@@ -15,7 +16,7 @@ from typing import cast
 
 import numpy as np
 
-from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.affine import Affine, from_batchnorm
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.rule import Moves, Rule, wrong_axis, wrong_channels
@@ -43,7 +44,7 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
-    """``γ' = γ·s``, ``β' = β + s₁·(t + (s − 1)·μ)``."""
+    """``γ' = s₁s·√(σ'² + ε)``, ``β' = s₁·t + t₁ + s₁s·μ'``."""
     op = cast(BatchNorm, node.op)
     if slot != DATA or axis != op.channel_axis:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} does not read the map along its channels")
@@ -51,14 +52,33 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     if isinstance(constants, Refusal):
         return constants
     gamma, beta, mean, variance = constants
-    spread = variance.exact() + op.epsilon
-    if not (spread > 0).all():
-        return Refusal(Reason.BAD_STATISTICS, f"σ² + ε of {node.label} is not positive everywhere")
-    own = gamma.exact() / np.sqrt(spread)
-    moved = beta.exact() + own * (affine.shift + (affine.scale - 1) * mean.exact())
-    if (refusal := moves.set(node, GAMMA, round_scaled(gamma, affine.scale, axes=(0,)))) is not None:
+    own = from_batchnorm(gamma.exact(), beta.exact(), mean.exact(), variance.exact(), op.epsilon)
+    if isinstance(own, Refusal):
+        return own
+    whole = own.after(affine)
+    # Where s is 0 the data is a constant and its statistics do not matter.
+    divisor = np.where(affine.scale == 0, 1.0, affine.scale)
+    spread = (variance.exact() + op.epsilon) / divisor**2
+    new_mean = round_vector((mean.exact() - affine.shift) / divisor, mean.dtype, "mean μ")
+    if isinstance(new_mean, Refusal):
+        return new_mean
+    new_variance = round_vector(np.maximum(spread - op.epsilon, 0), variance.dtype, "variance σ²")
+    if isinstance(new_variance, Refusal):
+        return new_variance
+    stored_mean = new_mean.array().astype(np.float64)
+    stored_spread = new_variance.array().astype(np.float64) + op.epsilon
+    if not (stored_spread > 0).all():
+        return Refusal(Reason.OUT_OF_RANGE, f"the variance of {node.label} would vanish")
+    for target, exact, like, what in (
+        (GAMMA, whole.scale * np.sqrt(stored_spread), gamma, "scale γ"),
+        (BETA, whole.shift + whole.scale * stored_mean, beta, "shift β"),
+    ):
+        if (refusal := moves.set(node, target, round_vector(exact, like.dtype, what))) is not None:
+            return refusal
+    # As stored, not as computed: γ' and β' were made for exactly these numbers.
+    if (refusal := moves.set(node, MEAN, Constant.of(new_mean.array()))) is not None:
         return refusal
-    return moves.set(node, BETA, round_vector(moved, beta.dtype, "shift β"))
+    return moves.set(node, VARIANCE, Constant.of(new_variance.array()))
 
 
 def _constants(

@@ -228,3 +228,22 @@ class View:
         source.readers.extend(output.readers)
         source.observed = source.observed or output.observed
         self.nodes.remove(node)
+        for value in {id(v): v for v in node.inputs if v is not None and v is not source}.values():
+            self._drop_if_unread(value)
+
+    def _drop_if_unread(self, value: Value) -> None:
+        """Remove the nodes that only computed ``value``, as a frontend does when nobody reads it any more."""
+        waiting = [value]
+        gone: set[int] = set()
+        while waiting:
+            producer = waiting.pop().producer
+            if producer is None or id(producer) in gone:
+                continue
+            if any(output.readers or output.observed for output in producer.outputs):
+                continue
+            gone.add(id(producer))
+            self.nodes.remove(producer)
+            for operand in producer.inputs:
+                if operand is not None:
+                    operand.readers = [r for r in operand.readers if r.node is not producer]
+                    waiting.append(operand)

@@ -182,11 +182,15 @@ class Pool(Op):
             is their maximum.
         counts_padding: whether an average counts zeros around the data, so that its weights do not sum
             to 1 at the borders.
+        kernel, window: the size of an average's windows and where they lie, if each output is the plain
+            mean of that many numbers, zeros around the data among them; else None.
     """
 
     label: str
     average: bool
     counts_padding: bool = False
+    kernel: tuple[int, ...] | None = None
+    window: Window | None = None
 
     def describe(self) -> str:
         """The framework's own name."""

@@ -61,6 +61,8 @@ class Editor:
         for _, current in scopes(self._graph):
             kept = [self._instead.get(id(node), node) for node in current.nodes]
             current.nodes[:] = [node for node in kept if node is not None]
+        # A constant of one edit may lose its reader to the next.
+        self.created = [(current, constant) for current, constant in self.created if constant.outputs]
 
     def _set_constant(self, place: Place, slot: int, new: Constant) -> None:
         import onnx_graphsurgeon as gs
@@ -100,7 +102,7 @@ class Editor:
             elif operand is None:
                 operands.append(gs.Variable.empty())
             else:
-                operands.append(self._tensor_of(operand))
+                operands.append(self._tensor_of(operand, old))
         node.op, attributes = written(edit.op)
         node.attrs.clear()
         node.attrs.update(attributes)
@@ -110,10 +112,15 @@ class Editor:
         for tensor in old:
             self._drop_if_unused(tensor)
 
-    def _tensor_of(self, value: Value) -> Any:
-        """The tensor that a value is now: a bypassed producer has handed its name on."""
+    def _tensor_of(self, value: Value, inputs: list[Any]) -> Any:
+        """The tensor that a value is now: a bypassed producer has handed its name on.
+
+        What nothing produces keeps its name, which bodies beside each other may both use: what the node
+        read until now comes first.
+        """
         if value.producer is None:
-            return self._inputs[value.name]
+            own = (tensor for tensor in inputs if tensor.name == value.name)
+            return next(own, None) or self._inputs[value.name]
         place: Place = value.producer.handle
         return place.node.outputs[value.producer.outputs.index(value)]
 

@@ -104,10 +104,13 @@ def _conv(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | N
 def _window(node: gs.Node, inputs: Inputs) -> Window | None:
     """Where the kernel is laid; None where padding is left to the runtime or the rank is not known."""
     weight = inputs[1] if len(inputs) > 1 else None
+    return None if weight is None or weight.rank is None else _laid(node, weight.rank - 2)
+
+
+def _laid(node: gs.Node, spatial: int) -> Window | None:
     automatic = node.attrs.get("auto_pad", "NOTSET")
-    if weight is None or weight.rank is None or automatic not in ("NOTSET", "VALID", ""):
+    if automatic not in ("NOTSET", "VALID", ""):
         return None
-    spatial = weight.rank - 2
     pads = [0] * 2 * spatial if automatic == "VALID" else list(node.attrs.get("pads", [0] * 2 * spatial))
     strides = tuple(int(n) for n in node.attrs.get("strides", [1] * spatial))
     dilations = tuple(int(n) for n in node.attrs.get("dilations", [1] * spatial))
@@ -156,9 +159,11 @@ def _average_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -
     )
     # With ceil_mode a last window may hang over the edge, and what it counts has changed between versions.
     unclear = bool(node.attrs.get("ceil_mode", 0)) or padded
-    return Pool(
-        node.op, average=True, counts_padding=unclear and bool(node.attrs.get("count_include_pad", 0))
-    )
+    counts_padding = unclear and bool(node.attrs.get("count_include_pad", 0))
+    kernel = tuple(int(n) for n in node.attrs.get("kernel_shape", ()))
+    plain = bool(kernel) and not node.attrs.get("ceil_mode", 0) and (counts_padding or not padded)
+    window = _laid(node, len(kernel)) if plain else None
+    return Pool(node.op, True, counts_padding, kernel if window else None, window)
 
 
 def _global_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:

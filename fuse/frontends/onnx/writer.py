@@ -41,11 +41,13 @@ class Import:
             created: the constants that edits made, with the graph whose node reads them.
             replaced: identities of the nodes whose operator or attributes changed.
         """
-        for current, proto, nodes, imported in self._pairs:
-            before = {name for node in nodes.values() for name in (*node.input, *node.output)}
+        before = [_read_or_made(proto) for _, proto, _, _ in self._pairs]
+        # Bodies first: an initializer may go once no body reads it, and a node that is copied takes its
+        # bodies along as they are.
+        for (current, proto, nodes, imported), names in reversed([*zip(self._pairs, before, strict=True)]):
             self._write_nodes(current, proto, nodes, imported, replaced)
-            used = {name for node in proto.node for name in (*node.input, *node.output)}
-            gone = before - used - _captured(proto) - {value.name for value in (*proto.input, *proto.output)}
+            kept = _read_or_made(proto) | {value.name for value in (*proto.input, *proto.output)}
+            gone = names - kept
             _write_initializers(proto, [constant for graph, constant in created if graph is current], gone)
             _delete(proto.value_info, gone)
 
@@ -121,15 +123,16 @@ def _sync(node: gs.Node, proto: onnx.NodeProto, *, replaced: bool) -> None:
         proto.output[:] = outputs
 
 
-def _captured(proto: onnx.GraphProto) -> set[str]:
-    """Names that bodies below ``proto`` read; they may be tensors of this graph."""
+def _read_or_made(proto: onnx.GraphProto) -> set[str]:
+    """Names that the nodes of ``proto`` and of the bodies below it use."""
     names: set[str] = set()
-    waiting = [a.g for node in proto.node for a in node.attribute if a.HasField("g")]
+    waiting = [proto]
     while waiting:
         graph = waiting.pop()
-        names.update(value.name for value in graph.output)
+        if graph is not proto:
+            names.update(value.name for value in graph.output)
         for node in graph.node:
-            names.update(node.input)
+            names.update((*node.input, *node.output))
             waiting.extend(a.g for a in node.attribute if a.HasField("g"))
     return names
 

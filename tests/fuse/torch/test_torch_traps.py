@@ -350,6 +350,16 @@ def test_forward_that_ignores_the_bias(randomised, fold, difference):
     check(model, fold(model, IMAGE), difference, {"1": Reason.NO_BIAS})
 
 
+def test_convolution_inside_the_forward_is_replaced(randomised, fold, difference):
+    class Doubling(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return F.conv2d(x, weight, bias) * 2
+
+    model = randomised(nn.Sequential(Doubling(4, 4, 1), nn.BatchNorm2d(4)))
+    check(model, fold(model, IMAGE), difference, {"1": Reason.PRODUCER_NOT_LINEAR})
+    check(model, fold(model), difference, {"1": Reason.PRODUCER_NOT_LINEAR})
+
+
 def test_functional_batchnorm_stays_in_a_module_and_goes_in_a_program(
     randomised, fold, fold_program, difference
 ):

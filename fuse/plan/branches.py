@@ -1,0 +1,186 @@
+"""Sums as trees, and their leaves as linear branches.
+
+A sum is a tree of ``Add`` and ``Sub`` nodes whose inner results nobody else sees; its leaves may be added in any order.
+A leaf is a branch of x where it is a convolution of x, a per-channel map of x, an average over windows of x, or x
+itself, and nobody but the sum sees it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.plan.cost import multiply_adds
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.rules.merge import Form, pointwise
+from convbn.fuse.rules.rule import constant_at
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Arithmetic, BatchNorm, Conv, Elementwise, Pool
+
+__all__ = [
+    "MERGES",
+    "AffineOf",
+    "Branch",
+    "Leaf",
+    "branch_beside",
+    "conv_branch",
+    "is_inner",
+    "is_sum",
+    "leaves_of",
+]
+
+MERGES = ("merge-parallel-convs", "merge-identity", "merge-affine", "merge-average-pool")
+"""Names in options and reports, by what a convolution takes in."""
+
+AffineOf = Callable[[Node], tuple[Affine, int] | Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A summand: who adds it, at which slot, and with which sign in the whole sum."""
+
+    parent: Node
+    slot: int
+    value: Value
+    sign: float
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A summand seen as a linear map of ``source``.
+
+    Attributes:
+        node: what computes it; None for the identity.
+        rule: what it is called when a convolution takes it in.
+        cost: multiply-adds per output position.
+        weight: float64, broadcastable to the form's shape.
+        bias: float64 ``[O]``.
+    """
+
+    leaf: Leaf
+    source: Value
+    node: Node | None
+    form: Form
+    rule: str
+    cost: int
+    weight: Callable[[], NDArray[np.float64]]
+    bias: Callable[[], NDArray[np.float64] | None]
+
+    @property
+    def channel_axis(self) -> int | None:
+        """Of a convolution, that of its output."""
+        return self.node.op.channel_axis if self.node is not None and isinstance(self.node.op, Conv) else None
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a node adds or subtracts two values that both flow."""
+    if not isinstance(node.op, Elementwise):
+        return False
+    if node.op.operation not in (Arithmetic.ADD, Arithmetic.SUBTRACT) or len(node.inputs) != 2:
+        return False
+    left, right = node.inputs
+    if left is None or right is None or left is right:
+        return False
+    return left.constant is None and right.constant is None
+
+
+def _is_private(value: Value) -> bool:
+    return len(value.readers) == 1 and not value.observed
+
+
+def is_inner(node: Node) -> bool:
+    """Whether a sum is only a part of a larger one."""
+    output = node.outputs[0]
+    reader = output.readers[0].node if _is_private(output) else None
+    return reader is not None and reader.scope == node.scope and is_sum(reader)
+
+
+def leaves_of(root: Node) -> Iterator[Leaf]:
+    """The summands below ``root``, from left to right; iterative, for sums of any depth."""
+    waiting = _operands(root, 1.0)
+    while waiting:
+        leaf = waiting.pop()
+        below = leaf.value.producer
+        inner = below is not None and below.scope == leaf.parent.scope and is_sum(below)
+        if below is not None and inner and _is_private(leaf.value):
+            waiting.extend(_operands(below, leaf.sign))
+        else:
+            yield leaf
+
+
+def _operands(node: Node, sign: float) -> list[Leaf]:
+    """Both operands of a sum, the left one last."""
+    minus = isinstance(node.op, Elementwise) and node.op.operation is Arithmetic.SUBTRACT
+    signs = (sign, -sign if minus else sign)
+    found = [
+        Leaf(node, slot, value, signs[slot]) for slot, value in enumerate(node.inputs) if value is not None
+    ]
+    return found[::-1]
+
+
+def _producer(leaf: Leaf) -> Node | None:
+    """What computes a summand for this sum alone."""
+    node = leaf.value.producer
+    if node is None or node.scope != leaf.parent.scope or not _is_private(leaf.value):
+        return None
+    return node if not any(v.readers or v.observed for v in node.outputs if v is not leaf.value) else None
+
+
+def conv_branch(leaf: Leaf) -> Branch | None:
+    """A summand as a convolution with constant numbers, laid at known places."""
+    node = _producer(leaf)
+    if node is None or not isinstance(node.op, Conv) or node.op.window is None:
+        return None
+    source = node.input(DATA)
+    weight, bias = constant_at(node, WEIGHT, "weight"), constant_at(node, BIAS, "bias")
+    if source is None or source.constant is not None or not isinstance(weight, Constant):
+        return None
+    if isinstance(bias, Refusal) or len(weight.shape) != 2 + len(node.op.window.strides):
+        return None
+    groups = node.op.groups
+    if groups < 1 or weight.shape[0] % groups:
+        return None
+    form = Form(weight.shape, groups, node.op.window)
+    return Branch(
+        leaf,
+        source,
+        node,
+        form,
+        MERGES[0],
+        multiply_adds(form),
+        weight.exact,
+        lambda: None if bias is None else bias.exact(),
+    )
+
+
+def branch_beside(leaf: Leaf, host: Branch, affine_of: AffineOf) -> Branch | None:
+    """A summand as the identity, an average or a per-channel map of what ``host`` reads."""
+    outputs, spatial = host.form.shape[0], len(host.form.shape) - 2
+    if leaf.value is host.source:
+        form = pointwise(outputs, spatial)
+        return Branch(leaf, host.source, None, form, MERGES[1], 0, lambda: np.ones(()), lambda: None)
+    node = _producer(leaf)
+    if node is None or not any(value is host.source for value in node.inputs):
+        return None
+    if isinstance(node.op, Pool) and node.op.kernel is not None and node.op.window is not None:
+        mean = np.full((), 1 / math.prod(node.op.kernel))
+        form = Form((outputs, 1, *node.op.kernel), outputs, node.op.window)
+        return Branch(
+            leaf, host.source, node, form, MERGES[3], multiply_adds(form), lambda: mean, lambda: None
+        )
+    if not isinstance(node.op, BatchNorm | Elementwise):
+        return None
+    found = affine_of(node)
+    if isinstance(found, Refusal) or found[1] != host.channel_axis:
+        return None
+    affine = found[0]
+    scale = affine.scale.reshape(-1, *[1] * (1 + spatial))
+    form = pointwise(affine.channels, spatial)
+    return Branch(
+        leaf, host.source, node, form, MERGES[2], affine.channels, lambda: scale, lambda: affine.shift
+    )

@@ -1,0 +1,45 @@
+"""When a merge pays: it must cost neither more arithmetic nor more memory traffic than its parts.
+
+Counted at one position of the output, since the parts and the merged layer all have the same positions, whether their
+number is known or not:
+
+* a convolution takes as many multiply-adds as its weight has elements, ``O·(C/groups)·∏k``;
+* a per-channel map takes one a channel, an average over windows ``∏k`` a channel;
+* the sum takes one a channel, and that is all that the identity costs.
+
+The merge is made if the merged weight has no more elements than that together. So a dense 3×3 takes in a 1×1, a
+depthwise kernel or the identity beside it, and a depthwise 3×3 a depthwise 1×1; a depthwise kernel beside a dense 1×1
+stays, because their union is dense and of the larger size.
+
+Memory follows. A weight element is one multiply-add at each position, so the weights can grow by no more than the O
+elements that the sum (and a map, which had its own O parameters) was counted for. What no longer moves at each of the P
+positions is the output of one branch, written and read, and the output of the other one, read again: at least 3·O·P
+elements.
+
+Fewer operations are not always less time. On a CPU a small model may be bound by how many threads each of its few
+large operators can use: ``convbn bench`` measures that, and ``--skip`` leaves out what does not help.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from convbn.fuse.rules.merge import Form
+
+__all__ = ["multiply_adds", "pays"]
+
+
+def multiply_adds(form: Form) -> int:
+    """Multiply-adds of a convolution of this form, per output position."""
+    return math.prod(form.shape)
+
+
+def pays(merged: Form, parts: Sequence[int]) -> bool:
+    """Whether the merged layer costs no more than its parts and their sum.
+
+    Args:
+        merged: the form of the merged layer.
+        parts: multiply-adds of each part, per output position; 0 for the identity.
+    """
+    return multiply_adds(merged) <= sum(parts) + merged.shape[0]

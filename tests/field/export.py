@@ -1,0 +1,166 @@
+"""Unfused ONNX files of the architectures, with inputs and float64 truth, in a cache folder.
+
+For each there are ``<name>.onnx`` (every γ positive), ``<name>.signed.onnx`` (γ of both signs), arrays beside
+each (``.npz``: the input, float64 truth from the module itself, float32 outputs of onnxruntime with its
+optimisations off), and ``<name>.json``, which says what was done or why it could not be.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from field.architectures import Architecture, by_name
+from field.graphs import count_batchnorms, multiply_initializers, run_plain
+from field.trained import as_trained, batchnorms, flip_signs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+__all__ = ["VARIANTS", "export_all", "model_path", "sidecar"]
+
+SEED = 0
+VARIANTS = ("", ".signed")
+TIMEOUT_S = 180.0
+GRACE_S = 10.0
+
+
+def model_path(cache: Path, name: str, variant: str = "") -> Path:
+    """Where an exported model lies."""
+    return cache / "models" / f"{name}{variant}.onnx"
+
+
+def sidecar(cache: Path, name: str) -> dict[str, Any] | None:
+    """What is known of an export; None if it was not tried."""
+    path = cache / "models" / f"{name}.json"
+    if not path.exists():
+        return None
+    facts: dict[str, Any] = json.loads(path.read_text())
+    return facts
+
+
+def export_all(
+    cache: Path, architectures: Sequence[Architecture], tell: Callable[[str], None], *, retry: bool = False
+) -> None:
+    """Export what is not in the cache yet, each in a process of its own, forked from one that has torch.
+
+    Args:
+        cache: the folder.
+        architectures: what to export.
+        tell: is told one line a model.
+        retry: try those again that could not be exported or run.
+    """
+    (cache / "models").mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # the server sees no sys.path of ours
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["field.preload"])
+    for architecture in architectures:
+        known = sidecar(cache, architecture.name)
+        if known is not None and not (retry and _failed(known)):
+            continue
+        start = time.perf_counter()
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=_export_one, args=(str(cache), architecture.name, sender))
+        process.start()
+        sender.close()
+        facts = (
+            _received(receiver) if receiver.poll(TIMEOUT_S) else {"failed": f"not done in {TIMEOUT_S:g} s"}
+        )
+        process.join(GRACE_S)
+        process.kill()
+        process.join()
+        seconds = round(time.perf_counter() - start, 2)
+        facts = {"name": architecture.name, "failed": None, **facts, "seconds": seconds}
+        (cache / "models" / f"{architecture.name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+        tell(f"export {architecture.name}: {facts['failed'] or facts['batchnorms']} ({seconds} s)")
+
+
+def _failed(facts: dict[str, Any]) -> bool:
+    return bool(facts["failed"]) or any(variant["unrunnable"] for variant in facts["variants"].values())
+
+
+def _received(receiver: Connection) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = receiver.recv()
+    except EOFError:
+        return {"failed": "the process ended without a word (crashed, or killed for memory)"}
+    return facts
+
+
+def _export_one(cache: str, name: str, sender: Connection) -> None:
+    try:
+        facts = export_one(Path(cache), by_name(name))
+    except Exception as error:  # whatever a foreign model raises is the row's reason
+        facts = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"}
+    gc.collect()
+    sender.send(facts)
+    sender.close()
+
+
+def export_one(cache: Path, architecture: Architecture) -> dict[str, Any]:
+    """Build, randomise and export one architecture in both variants; its facts."""
+    import numpy as np
+    import onnx
+    import torch
+
+    from convbn.export.torch_files import export_onnx
+
+    torch.manual_seed(SEED)
+    torch.set_num_threads(2)
+    x = torch.randn(architecture.shape, generator=torch.Generator().manual_seed(SEED))
+    module = as_trained(architecture.build(), x, SEED)
+    model = export_onnx(module, x)
+    facts: dict[str, Any] = {
+        "bn_modules": sum(1 for _ in batchnorms(module)),
+        "batchnorms": count_batchnorms(model),
+        "nodes": len(model.graph.node),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "shape": list(architecture.shape),
+        "variants": {},
+    }
+    for variant in VARIANTS:
+        if variant:
+            flips = flip_signs(module, SEED)
+            if not multiply_initializers(model, flips):  # some γ is not stored under its own name
+                model = export_onnx(module, x)
+        path = model_path(cache, architecture.name, variant)
+        arrays: dict[str, np.ndarray[Any, Any]] = {"x": x.numpy()}
+        arrays |= {f"truth_{i}": value for i, value in enumerate(_truth(module, x))}
+        onnx.save(model, path)
+        try:
+            outputs = run_plain(path, x.numpy())
+        except Exception as error:
+            facts["variants"][variant] = {"unrunnable": str(error).splitlines()[0][:300]}
+        else:
+            finite = all(np.isfinite(value).all() for value in outputs)
+            arrays |= {f"reference_{i}": value for i, value in enumerate(outputs) if finite}
+            facts["variants"][variant] = {"unrunnable": None if finite else "its outputs hold Inf or NaN"}
+        np.savez(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]  # the stub wants a bool
+        facts["variants"][variant]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return facts
+
+
+def _truth(module: nn.Module, x: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+    """Outputs in float64; none where a module insists on float32 inside."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            outputs = copy.deepcopy(module).double()(x.double())
+    except RuntimeError:
+        return []
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    return [tensor.numpy() for tensor in tensors] if all(t.dtype == torch.float64 for t in tensors) else []

@@ -1,0 +1,197 @@
+"""The report as Markdown, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from field.summary import WRONG_ABOVE, is_wrong
+from field.tables import number, ratio, table
+
+__all__ = ["render"]
+
+_INTRODUCTION = """\
+How many BatchNorms each tool leaves in the same unfused ONNX files, and what its output is worth. Made by
+`make coverage-report` (`tests/field/`); the numbers behind it are in `coverage.json`.
+
+The networks are built by timm and torchvision with random weights, seed {seed}. γ is uniform in 0.5–1.5 and β
+normal with deviation 0.2; σ² (0.5–1.5) and μ (0.2) are in units of what arrives at the layer, so that
+activations keep their size. Parameters that start constant (layer scales, gates, biases) are moved by normal
+noise of 0.2. Files are exported unfused, at batch 1. *Errors* are the largest difference relative to the largest
+value of an output, in onnxruntime with its optimisations off, against the unfused file; *against float64*,
+against the PyTorch module in float64. An output is *wrong* if it differs by more than {bound:.1e} or cannot be
+run, *invalid* if `onnx.checker` refuses it. Where a tool fails, it leaves every BatchNorm.
+"""
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The whole document."""
+    parts = [
+        "# Coverage against the field",
+        _INTRODUCTION.format(seed=summary["seed"], bound=WRONG_ABOVE).strip(),
+        _machine(summary),
+        "## Totals",
+        _totals(summary),
+        "## What convbn folds and what it leaves",
+        _rules(summary),
+        "## Models",
+        _models(summary),
+        "## Not exported, or not comparable",
+        _absent(summary),
+        "## Latency",
+        _latency(summary),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(summary: Mapping[str, Any]) -> str:
+    facts = summary["environment"]
+    libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    return f"Machine: {facts['cpu']}, {facts['cores']} cores, Python {facts['python']}; {libraries}."
+
+
+def _totals(summary: Mapping[str, Any]) -> str:
+    totals = summary["totals"]
+    rows = []
+    for tool, about in summary["tools"].items():
+        total = totals["tools"].get(tool)
+        if total is None:
+            state = "missing" if about["version"] is None else "not run"
+            rows.append([tool, about["version"] or "–", state, *[""] * 8])
+            continue
+        rows.append([tool, about["version"], *_total_cells(total)])
+    if totals["signed"]:
+        rows.append(["convbn, γ of both signs", "", *_total_cells(totals["signed"])])
+    head = [
+        "tool",
+        "version",
+        "BN left",
+        "models without BN",
+        "nodes",
+        "wrong",
+        "invalid",
+        "failed",
+        "largest error",
+    ]
+    head += ["CPU s", "with imports"]
+    count = (
+        f"{totals['models']} models of {totals['families']} families hold {totals['batchnorms']} BatchNorms."
+    )
+    calls = "; ".join(f"{tool}: {about['what']}" for tool, about in summary["tools"].items())
+    seconds = (
+        "CPU seconds are user plus system time, summed over the models, from file to file: once after the "
+        "imports, once of the whole process."
+    )
+    return f"{count}\n\n{table(head, rows, left=2)}\n\n{seconds} Calls: {calls}."
+
+
+def _total_cells(total: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{total['left']} of {total['before']}",
+        f"{total['clean']} of {total['models']}",
+        str(total["nodes"]),
+        *(str(total[name]) for name in ("wrong", "invalid", "failed")),
+        number(total["largest_error"]),
+        f"{total['cpu_seconds']:.1f}",
+        f"{total['process_cpu_seconds']:.1f}",
+    ]
+
+
+def _rules(summary: Mapping[str, Any]) -> str:
+    totals = summary["totals"]
+    positive, signed = totals["tools"].get("convbn"), totals["signed"]
+    if positive is None:
+        return "convbn was not run."
+    blocks = []
+    for what, title in (("folded", "rule"), ("kept", "reason to stay")):
+        names = dict.fromkeys([*positive[what], *(signed or {what: {}})[what]])
+        rows = [
+            [f"`{name}`", *(str((side or {what: {}})[what].get(name, 0)) for side in (positive, signed))]
+            for name in names
+        ]
+        blocks.append(table([title, "γ > 0", "γ of both signs"], rows, left=1) if rows else f"No {title}.")
+    return "\n\n".join(blocks)
+
+
+def _models(summary: Mapping[str, Any]) -> str:
+    tools = [tool for tool in summary["totals"]["tools"] if tool != "load-save"]
+    head = ["model", "family", "BN", *tools, "convbn, both signs", "error", "against float64", "unfused"]
+    rows = []
+    for model in summary["models"]:
+        runs, signed = model["tools"], model["signed"]
+        own, plain = runs.get("convbn", {}), runs.get("load-save", {})
+        modules = "" if model["bn_modules"] == model["batchnorms"] else f" ({model['bn_modules']} modules)"
+        rows.append(
+            [
+                model["name"],
+                model["family"],
+                f"{model['batchnorms']}{modules}",
+                *(_left(runs.get(tool)) for tool in tools),
+                _left(signed),
+                *(number(value) for value in (own.get("error"), own.get("truth_error"))),
+                number(plain.get("truth_error")),
+                _reasons(own, signed),
+            ]
+        )
+    note = (
+        "*unfused* is the unfused file's own error against float64. Where BatchNorm modules and nodes differ in "
+        "number, the exporter decomposed some, dropped unused ones, or the network normalises by other means."
+    )
+    return f"{table([*head, 'why the rest stays'], rows, left=2)}\n\n{note}"
+
+
+def _left(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if row["failure"]:
+        return "failed"
+    flag = " **wrong**" if is_wrong(row) else " invalid" if row.get("invalid") else ""
+    return f"{row['batchnorms']}{flag}"
+
+
+def _reasons(own: Mapping[str, Any], signed: Mapping[str, Any] | None) -> str:
+    kept = own.get("kept") or {}
+    other = (signed or {}).get("kept") or {}
+    text = _counts(kept)
+    return text if kept == other else f"{text or 'none'}; both signs: {_counts(other) or 'none'}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _absent(summary: Mapping[str, Any]) -> str:
+    lines = [f"* {entry['name']} ({entry['family']}): {entry['reason']}" for entry in summary["not_exported"]]
+    lines += [
+        f"* {model['name']} is counted, but not compared: onnxruntime does not run the unfused file "
+        f"({model['unrunnable']})"
+        for model in summary["models"]
+        if model["unrunnable"]
+    ]
+    return "\n".join(lines) or "Every architecture could be exported and compared."
+
+
+def _latency(summary: Mapping[str, Any]) -> str:
+    totals = summary["latency"]
+    if totals is None:
+        return "Not measured."
+    rows = []
+    for model in summary["models"]:
+        row = model["latency"]
+        if row is None:
+            continue
+        if row["failure"]:
+            rows.append([model["name"], "", "", "", str(row["failure"])])
+            continue
+        times = [f"{row['milliseconds'][side]:.2f}" for side in ("untouched", "convbn")]
+        rows.append([model["name"], *times, ratio(row["ratio"]), row["verdict"]])
+    means = "; ".join(
+        f"{title} ({totals[key]['n']} models): {ratio(totals[key])}"
+        for key, title in (("all", "all"), ("reparameterisable", "re-parameterisable families"))
+        if totals[key]
+    )
+    return (
+        "onnxruntime on the CPU with all its optimisations on both sides, one thread. It folds what follows a "
+        f"convolution by itself, so a ratio near 1 is expected elsewhere. Geometric means: {means or 'none'}.\n\n"
+        + table(["model", "untouched, ms", "convbn, ms", "ratio", "verdict"], rows, left=1)
+    )

@@ -1,0 +1,80 @@
+"""The command: ``python tests/field/report.py --cache DIR --out docs/coverage.md --json docs/coverage.json``.
+
+Exports what the cache lacks, runs every tool on what changed since the last time, and writes the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this folder is there
+
+from field.architectures import ARCHITECTURES, by_name
+from field.export import export_all
+from field.latency import latencies, latency_totals
+from field.markdown import render
+from field.peers import PEERS
+from field.runs import Results, jobs_for, run_jobs
+from field.summary import summarise
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; 1 if convbn failed on a model or got one wrong."""
+    options = parser().parse_args(arguments)
+    names = options.only or [architecture.name for architecture in ARCHITECTURES]
+    tools = [name for name in options.peers.split(",") if name]
+    unknown = [n for n in tools if n not in PEERS] + [n for n in names if n not in known_names()]
+    if unknown:
+        parser().error(f"not known: {', '.join(unknown)}")
+    cache: Path = options.cache.resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    export_all(cache, [by_name(name) for name in names], tell, retry=options.retry)
+    results = Results(cache / "results.jsonl")
+    rows = run_jobs(cache, jobs_for(cache, names, tools), results, tell, workers=options.jobs)
+    latency, totals = None, None
+    if options.latency:
+        latency = latencies(cache, names, results, tell, budget_s=options.latency_budget)
+        totals = latency_totals(latency)
+    summary = summarise(cache, names, tools, rows, latency=latency, latency_totals=totals)
+    options.out.write_text(render(summary))
+    if options.json:
+        options.json.write_text(json.dumps(summary, indent=1) + "\n")
+    own = [summary["totals"]["tools"].get("convbn"), summary["totals"]["signed"]]
+    return int(any(total and (total["wrong"] or total["invalid"] or total["failed"]) for total in own))
+
+
+def known_names() -> set[str]:
+    """Names of all architectures."""
+    return {architecture.name for architecture in ARCHITECTURES}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(prog="report.py", description="Coverage of convbn against the field.")
+    made.add_argument(
+        "--cache", type=Path, required=True, help="folder of the exports and of earlier results"
+    )
+    made.add_argument("--out", type=Path, required=True, help="the report as Markdown")
+    made.add_argument("--json", type=Path, help="the report as JSON")
+    made.add_argument("--only", nargs="+", metavar="NAME", help="only these architectures")
+    made.add_argument(
+        "--peers", default=",".join(PEERS), help="tools, separated by commas (default: %(default)s)"
+    )
+    made.add_argument("--jobs", type=int, default=1, help="trials at once; CPU seconds are exact with 1")
+    made.add_argument("--retry", action="store_true", help="try failed exports again")
+    made.add_argument("--latency", action="store_true", help="measure speed too")
+    made.add_argument("--latency-budget", type=float, default=4.0, metavar="S", help="seconds a model")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

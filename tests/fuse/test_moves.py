@@ -1,0 +1,352 @@
+"""Maps that move: forward, through other operators, apart, and what stops them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
+
+from convbn.fuse.fold import Folding, fold
+from convbn.fuse.options import FuseOptions
+
+BOUND = 1e-5
+X = {"x": [2, 6, 8, 8]}
+
+
+def positive(prefix: str = "bn", seed: int = 1, channels: int = 6) -> dict[str, np.ndarray]:
+    parameters = batchnorm_parameters(channels, prefix=prefix, seed=seed)
+    parameters[f"{prefix}.gamma"] = np.abs(parameters[f"{prefix}.gamma"])
+    return parameters
+
+
+def conv(source: str, target: str, name: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("Conv", [source, name], [target], name=name, **attributes)
+
+
+def check(built: onnx.ModelProto, left: int, **options: Any) -> Folding:
+    """Fold, compare, fold again; how many BatchNorms are left is the point of each test."""
+    result = fold(built, options=FuseOptions(**options))
+    assert result.report.batchnorm.after == left, result.report.kept
+    assert operators(result.model).count("BatchNormalization") == left
+    onnx.checker.check_model(result.model, full_check=True)
+    feeds = {
+        value.name: random(*[d.dim_value or 3 for d in value.type.tensor_type.shape.dim], seed=7)
+        for value in built.graph.input
+    }
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < BOUND
+    assert not fold(result.model, options=FuseOptions(**options)).report.folded
+    return result
+
+
+def reason(result: Folding) -> str:
+    (kept,) = result.report.kept
+    return str(kept.reason)
+
+
+# --- forward ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_forward_into_an_unpadded_conv(groups: int) -> None:
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w", group=groups, strides=[2, 2])]
+    check(model(nodes, X, ["y"], {"w": random(6, 6 // groups, 3, 3), **batchnorm_parameters(6)}), 0)
+
+
+def test_forward_into_a_padded_conv_stays() -> None:
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w", pads=[1] * 4)]
+    result = check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), 1)
+    assert "zeros around" in result.report.kept[0].detail
+
+
+def test_a_scale_alone_goes_forward_into_a_padded_conv() -> None:
+    parameters = batchnorm_parameters(6)
+    parameters["bn.beta"][:] = 0
+    parameters["bn.mean"][:] = 0
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w", pads=[1] * 4)]
+    check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **parameters}), 0)
+
+
+def test_automatic_padding_counts_as_padding() -> None:
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w", auto_pad="SAME_UPPER")]
+    check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), 1)
+
+
+def test_every_reader_must_take_it() -> None:
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w"), helper.make_node("Sigmoid", ["n"], ["z"], name="gate")]
+    result = check(model(nodes, X, ["y", "z"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), 1)
+    assert "gate" in result.report.kept[0].detail
+
+
+def test_forward_stops_at_an_output() -> None:
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w")]
+    check(model(nodes, X, ["y", "n"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), 1)
+
+
+@pytest.mark.parametrize("operation", ["Gemm", "MatMul"])
+def test_forward_through_flatten_into_a_linear_layer(operation: str) -> None:
+    nodes = [
+        batchnorm("x", "n"),
+        helper.make_node("Flatten", ["n"], ["f"]),
+        helper.make_node(operation, ["f", "w"], ["y"], name="fc"),
+    ]
+    check(model(nodes, X, ["y"], {"w": random(6 * 64, 5), **batchnorm_parameters(6)}), 0)
+
+
+def test_forward_into_a_transposed_conv_only_as_a_scale() -> None:
+    up = helper.make_node("ConvTranspose", ["n", "w"], ["y"], name="up", group=2)
+    initializers = {"w": random(6, 3, 3, 3), **batchnorm_parameters(6)}
+    check(model([batchnorm("x", "n"), up], X, ["y"], initializers), 1)
+    initializers["bn.beta"][:] = 0
+    initializers["bn.mean"][:] = 0
+    check(model([batchnorm("x", "n"), up], X, ["y"], initializers), 0)
+
+
+def test_matmul_over_a_sequence_passes_the_constant_on() -> None:
+    """``[N, L, C]``: no place for a bias, but the next addition is one."""
+    rest = [
+        helper.make_node("MatMul", ["s", "w"], ["m"], name="fc"),
+        helper.make_node("Add", ["m", "b"], ["y"], name="bias"),
+    ]
+    initializers = {"w": random(6, 6), "b": random(6), **batchnorm_parameters(6)}
+    over_the_sequence = [batchnorm("x", "s"), *rest]
+    check(model(over_the_sequence, {"x": [2, 6, 6]}, ["y"], initializers), 1)
+    over_the_features = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        batchnorm("t", "n"),
+        helper.make_node("Transpose", ["n"], ["s"], perm=[0, 2, 1]),
+        *rest,
+    ]
+    result = check(model(over_the_features, {"x": [2, 6, 6]}, ["y"], initializers), 0)
+    assert operators(result.model) == ["Transpose", "Transpose", "MatMul", "Add"]
+
+
+# --- through other operators -------------------------------------------------------------------------
+
+
+def test_backward_through_concat() -> None:
+    nodes = [
+        conv("x", "a", "wa"),
+        conv("x", "b", "wb"),
+        helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        batchnorm("c", "y"),
+    ]
+    initializers = {"wa": random(2, 6, 3, 3), "wb": random(4, 6, 3, 3, seed=2), **batchnorm_parameters(6)}
+    check(model(nodes, X, ["y"], initializers), 0)
+
+
+def test_concat_with_an_input_stays() -> None:
+    nodes = [
+        conv("x", "a", "wa", pads=[1] * 4),
+        helper.make_node("Concat", ["a", "x"], ["c"], axis=1),
+        batchnorm("c", "y"),
+    ]
+    check(model(nodes, X, ["y"], {"wa": random(2, 6, 3, 3), **batchnorm_parameters(8)}), 1)
+
+
+@pytest.mark.parametrize("operation", ["Add", "Sub"])
+def test_backward_through_a_sum(operation: str) -> None:
+    nodes = [
+        conv("x", "a", "wa"),
+        conv("x", "b", "wb", pads=[0] * 4),
+        helper.make_node(operation, ["a", "b"], ["c"]),
+        batchnorm("c", "y"),
+    ]
+    initializers = {"wa": random(6, 6, 3, 3), "wb": random(6, 6, 3, 3, seed=2), **batchnorm_parameters(6)}
+    check(model(nodes, X, ["y"], initializers), 0)
+
+
+def test_a_sum_broadcast_along_the_channels_stays() -> None:
+    nodes = [
+        conv("x", "a", "wa"),
+        conv("x", "b", "wb"),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        batchnorm("c", "y"),
+    ]
+    initializers = {"wa": random(6, 6, 3, 3), "wb": random(1, 6, 3, 3, seed=2), **batchnorm_parameters(6)}
+    check(model(nodes, X, ["y"], initializers), 1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "attributes", "left"),
+    [
+        ("AveragePool", {"kernel_shape": [2, 2]}, 0),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 0}, 0),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1}, 1),
+        ("GlobalAveragePool", {}, 0),
+        ("MaxPool", {"kernel_shape": [2, 2]}, 1),
+    ],
+)
+def test_backward_through_a_pool(pool: str, attributes: dict[str, Any], left: int) -> None:
+    nodes = [conv("x", "a", "w"), helper.make_node(pool, ["a"], ["p"], **attributes), batchnorm("p", "y")]
+    check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), left)
+
+
+def test_maximum_with_positive_scales() -> None:
+    pool = helper.make_node("MaxPool", ["a"], ["p"], kernel_shape=[3, 3], pads=[1] * 4)
+    nodes = [conv("x", "a", "w"), pool, batchnorm("p", "y")]
+    check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **positive()}), 0)
+
+
+def test_channel_shuffle_stays() -> None:
+    """The reshape tears the channels apart: no single axis carries the map."""
+    nodes = [
+        conv("x", "a", "w"),
+        helper.make_node("Reshape", ["a", "s1"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["t", "s2"], ["c"]),
+        batchnorm("c", "y"),
+    ]
+    shapes = {"s1": np.int64([2, 2, 3, 6, 6]), "s2": np.int64([2, 6, 6, 6])}
+    result = check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **shapes, **batchnorm_parameters(6)}), 1)
+    assert reason(result) == "axis-not-proven"
+
+
+@pytest.mark.parametrize("constant", [(6, 1, 1), (1, 6, 1, 1), (1,), ()])
+@pytest.mark.parametrize("operation", ["Mul", "Add", "Sub", "Div"])
+def test_constants_per_channel_move_too(operation: str, constant: tuple[int, ...]) -> None:
+    numbers = 1 + 0.2 * random(*constant, seed=4)
+    nodes = [
+        conv("x", "a", "w"),
+        helper.make_node(operation, ["a", "c"], ["m"], name="m"),
+        batchnorm("m", "y"),
+    ]
+    result = check(
+        model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), "c": numbers, **batchnorm_parameters(6)}), 0
+    )
+    assert operators(result.model) == ["Conv"]
+
+
+def test_a_constant_along_the_width_is_none_per_channel() -> None:
+    """``[C]`` against NCHW lies along W; here W == C, and only the shape rule tells."""
+    nodes = [conv("x", "a", "w"), helper.make_node("Mul", ["a", "c"], ["y"], name="m")]
+    result = check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), "c": random(6)}), 0)
+    assert operators(result.model) == ["Conv", "Mul"]
+
+
+# --- through activations and apart ---------------------------------------------------------------------
+
+
+def block(i: int, source: str, target: str) -> list[onnx.NodeProto]:
+    """``target = source + conv(relu(bn(source)))``."""
+    return [
+        batchnorm(source, f"n{i}", prefix=f"bn{i}"),
+        helper.make_node("Relu", [f"n{i}"], [f"r{i}"], name=f"relu{i}"),
+        conv(f"r{i}", f"c{i}", f"w{i}", pads=[1] * 4),
+        helper.make_node("Add", [source, f"c{i}"], [target], name=f"add{i}"),
+    ]
+
+
+def preactivation(gammas: Any) -> onnx.ModelProto:
+    """A stem, three blocks and a last BatchNorm: the shape of a pre-activation ResNet."""
+    nodes = [conv("x", "h0", "stem")]
+    initializers = {"stem": random(6, 6, 1, 1)}
+    for i in range(3):
+        nodes += block(i, f"h{i}", f"h{i + 1}")
+        initializers |= {f"w{i}": 0.2 * random(6, 6, 3, 3, seed=i), **gammas(f"bn{i}", i)}
+    nodes += [
+        batchnorm("h3", "n3", prefix="bn3"),
+        helper.make_node("Relu", ["n3"], ["r3"]),
+        helper.make_node("GlobalAveragePool", ["r3"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "fc"], ["y"]),
+    ]
+    return model(nodes, X, ["y"], {**initializers, "fc": random(6, 4), **gammas("bn3", 3)})
+
+
+def test_residual_stream() -> None:
+    """Every BatchNorm leaves the stream: shifts become bookkeeping, scales pass the ReLUs."""
+    check(preactivation(positive), 0)
+
+
+def test_residual_stream_with_one_sign_a_channel() -> None:
+    """Channel 2 is negative in every BatchNorm: turning its sign on the stream makes all of them positive."""
+
+    def gammas(prefix: str, i: int) -> dict[str, np.ndarray]:
+        parameters = positive(prefix, i)
+        parameters[f"{prefix}.gamma"][2] *= -1
+        return parameters
+
+    check(preactivation(gammas), 0)
+
+
+def test_residual_stream_with_negative_scales_stays() -> None:
+    def gammas(prefix: str, i: int) -> dict[str, np.ndarray]:
+        parameters = positive(prefix, i)
+        parameters[f"{prefix}.gamma"][i] *= -1
+        return parameters
+
+    result = check(preactivation(gammas), 3)
+    assert all("positive" in kept.detail for kept in result.report.kept)
+
+
+def test_residual_stream_that_is_observed_keeps_its_value() -> None:
+    built = preactivation(positive)
+    built.graph.output.append(helper.make_tensor_value_info("h1", TensorProto.FLOAT, [2, 6, 8, 8]))
+    result = fold(built)
+    feeds = {"x": random(2, 6, 8, 8, seed=7)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < BOUND
+    assert "bn1" in {kept.name for kept in result.report.kept}
+
+
+def test_a_shift_that_would_drown_the_stream_stays() -> None:
+    """γ = 0.001 and β = 1 make a shift of a thousand standard deviations: exact, and without digits.
+
+    The last one goes: its output is all that is left of the stream, so nothing is put on and taken off.
+    """
+
+    def gammas(prefix: str, i: int) -> dict[str, np.ndarray]:
+        parameters = positive(prefix, i)
+        parameters[f"{prefix}.gamma"][:] = 1e-3
+        parameters[f"{prefix}.beta"][:] = 1
+        return parameters
+
+    check(preactivation(gammas), 3)
+
+
+def test_sum_of_a_value_and_its_own_map() -> None:
+    """``bn(c) + c``: compensating the sum would have to go through the BatchNorm that is leaving."""
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="up"),
+        batchnorm("c", "n", prefix="bn1"),
+        helper.make_node("Add", ["n", "c"], ["s"], name="sum"),
+        batchnorm("s", "y", prefix="bn2"),
+    ]
+    initializers = {
+        "w": random(6, 6, 2, 2),
+        **batchnorm_parameters(6, prefix="bn1"),
+        **batchnorm_parameters(6, prefix="bn2", seed=3),
+    }
+    built = model(nodes, X, ["y"], initializers)
+    feeds = {"x": random(2, 6, 8, 8, seed=7)}
+    assert relative_error(run(built, feeds), run(fold(built).model, feeds)) < BOUND
+
+
+def test_dense_connections_stay() -> None:
+    """Two BatchNorms with different scales read the same features, a ReLU behind each: DenseNet's 62."""
+    nodes = [
+        conv("x", "f0", "w0"),
+        batchnorm("f0", "n1", prefix="bn1"),
+        helper.make_node("Relu", ["n1"], ["r1"]),
+        conv("r1", "f1", "w1"),
+        helper.make_node("Concat", ["f0", "f1"], ["c"], axis=1),
+        batchnorm("c", "n2", prefix="bn2"),
+        helper.make_node("Relu", ["n2"], ["y"]),
+    ]
+    initializers = {
+        "w0": random(6, 6, 1, 1),
+        "w1": random(6, 6, 1, 1, seed=2),
+        **batchnorm_parameters(6, prefix="bn1"),
+        **batchnorm_parameters(12, prefix="bn2", seed=3),
+    }
+    result = fold(model(nodes, X, ["y"], initializers))
+    assert {str(kept.reason) for kept in result.report.kept} == {"several-readers"}
+
+
+@pytest.mark.parametrize("name", ["batchnorm-forward", "batchnorm-into-conv"])
+def test_ways_can_be_switched_off(name: str) -> None:
+    nodes = [batchnorm("x", "n"), conv("n", "y", "w")]
+    check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), 1, skip=(name,))
