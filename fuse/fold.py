@@ -11,7 +11,8 @@ from convbn.errors import UsageError
 from convbn.fuse.frontends.frontend import Capture
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import MERGES
-from convbn.fuse.plan.planner import WAYS, make_plan
+from convbn.fuse.plan.planner import make_plan
+from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.report import Before, Report, Seconds
 from convbn.fuse.rules.registry import RULES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.planner import Folded, Kept, Merged
+from convbn.fuse.plan.plan import Folded, Kept, Merged
 
 __all__ = ["SCHEMA_VERSION", "Before", "Report", "Seconds"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from convbn.fuse.plan.planner import Kept
+from convbn.fuse.plan.plan import Kept
 from convbn.fuse.view.dataflow import View
 from convbn.fuse.view.edits import Edit
 

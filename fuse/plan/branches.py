@@ -170,9 +170,7 @@ def branch_beside(leaf: Leaf, host: Branch, affine_of: AffineOf) -> Branch | Non
     if isinstance(node.op, Pool) and node.op.kernel is not None and node.op.window is not None:
         mean = np.full((), 1 / math.prod(node.op.kernel))
         form = Form((outputs, 1, *node.op.kernel), outputs, node.op.window)
-        return Branch(
-            leaf, host.source, node, form, MERGES[3], multiply_adds(form), lambda: mean, lambda: None
-        )
+        return Branch(leaf, host.source, node, form, MERGES[3], outputs, lambda: mean, lambda: None)
     if not isinstance(node.op, BatchNorm | Elementwise):
         return None
     found = affine_of(node)

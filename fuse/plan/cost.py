@@ -4,20 +4,19 @@ Counted at one position of the output, since the parts and the merged layer all 
 number is known or not:
 
 * a convolution takes as many multiply-adds as its weight has elements, ``O·(C/groups)·∏k``;
-* a per-channel map takes one a channel, an average over windows ``∏k`` a channel;
+* a per-channel map takes one a channel; so is an average over windows counted, which adds more but has no weights;
 * the sum takes one a channel, and that is all that the identity costs.
 
 The merge is made if the merged weight has no more elements than that together. So a dense 3×3 takes in a 1×1, a
 depthwise kernel or the identity beside it, and a depthwise 3×3 a depthwise 1×1; a depthwise kernel beside a dense 1×1
 stays, because their union is dense and of the larger size.
 
-Memory follows. A weight element is one multiply-add at each position, so the weights can grow by no more than the O
-elements that the sum (and a map, which had its own O parameters) was counted for. What no longer moves at each of the P
-positions is the output of one branch, written and read, and the output of the other one, read again: at least 3·O·P
+Memory follows. A weight element is one multiply-add at each position, so the weights can grow by no more than 2·O
+elements: those that the sum and an average, which have no weights, were counted for. What no longer moves at each of
+the P positions is the output of the branch that stays, written and read once more, and the other summand, read: 3·O·P
 elements.
 
-Fewer operations are not always less time. On a CPU a small model may be bound by how many threads each of its few
-large operators can use: ``convbn bench`` measures that, and ``--skip`` leaves out what does not help.
+Fewer operations are not always less time: ``convbn bench`` measures it, and ``--skip`` leaves out what does not help.
 """
 
 from __future__ import annotations

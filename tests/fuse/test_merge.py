@@ -270,6 +270,12 @@ def test_average_pool(attributes: dict[str, Any]) -> None:
     assert result.report.merged[0].rule == "merge-average-pool"
 
 
+def test_average_pool_wider_than_the_kernel_stays() -> None:
+    pool = helper.make_node("AveragePool", ["x"], ["p"], name="pool", kernel_shape=[3, 3], pads=[1] * 4)
+    pool.attribute.append(helper.make_attribute("count_include_pad", 1))
+    stays(built({"a": POINT._replace(groups=C)}, [pool, op("Add", "p", "a", "y")]))
+
+
 @pytest.mark.parametrize(
     "attributes",
     [

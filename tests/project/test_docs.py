@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from convbn.fuse.plan.branches import MERGES
+from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.refusal import Reason
 from convbn.fuse.rules.registry import RULES
 
@@ -18,8 +20,8 @@ def test_every_reason_is_explained() -> None:
 
 def test_every_rule_is_listed() -> None:
     text = (ROOT / "docs" / "algebra.md").read_text()
-    for rule in RULES:
-        assert f"`{rule.name}`" in text
+    for name in (*(rule.full_name for rule in RULES), *WAYS, *MERGES):
+        assert f"`{name}`" in text, name
 
 
 def test_every_decision_is_linked() -> None:

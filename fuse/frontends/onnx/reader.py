@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.onnx.constants import CHAIN, computed_constant, stored_constant
 from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, operator_of
-from convbn.fuse.plan.planner import Kept
+from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value, View
 from convbn.fuse.view.ops import BIAS, Other

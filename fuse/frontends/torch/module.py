@@ -16,7 +16,7 @@ from convbn.fuse.frontends.torch.module_edit import edit_module
 from convbn.fuse.frontends.torch.preparation import Prepared, prepare
 from convbn.fuse.frontends.torch.program import draw_program, hidden_batchnorms
 from convbn.fuse.frontends.torch.traced import draw_traced, trace
-from convbn.fuse.plan.planner import Kept
+from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Bypass, Edit
 

@@ -10,7 +10,7 @@ from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.drawing import Drawing, Source, draw, innermost
-from convbn.fuse.plan.planner import Kept
+from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.edits import Edit
 from convbn.fuse.view.ops import BatchNorm

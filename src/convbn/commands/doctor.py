@@ -126,6 +126,11 @@ def _runtimes() -> Iterator[Part]:
         )
         return
     for name in runtime_names():
+        if side.module is None and name.startswith("torch"):
+            yield Part(
+                name, None, False, False, "torch does not work here, see above", "pip install 'convbn[torch]'"
+            )
+            continue
         try:
             with open_session(name, side) as session:
                 session.run(feed)

@@ -1,0 +1,76 @@
+"""Which affine map a node is: a BatchNorm in inference, or a sum or product with one number a channel."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convbn.fuse.algebra.affine import Affine, from_batchnorm
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.broadcast import per_channel, shaped
+from convbn.fuse.rules.rule import constant_at
+from convbn.fuse.view.dataflow import Node
+from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise
+
+__all__ = ["affine_of", "data_slot"]
+
+
+def affine_of(node: Node) -> tuple[Affine, int] | Refusal:
+    """The affine map that a node is and the axis it works along, or why it is none."""
+    if isinstance(node.op, Elementwise):
+        return _affine_of_elementwise(node, node.op.operation)
+    op = node.op
+    if not isinstance(op, BatchNorm):
+        raise TypeError(f"{node.label} is not an affine map")
+    if op.training:
+        return Refusal(Reason.TRAINING_MODE, "it normalises by the mean and variance of the batch at hand")
+    used = [output.name for output in node.outputs[1:] if output.readers or output.observed]
+    if used:
+        return Refusal(Reason.EXTRA_OUTPUTS, f"its further outputs are used: {', '.join(used)}")
+    arrays = []
+    for slot, what in enumerate(("scale γ", "shift β", "mean μ", "variance σ²"), start=1):
+        constant = constant_at(node, slot, what)
+        if isinstance(constant, Refusal):
+            if constant.reason is Reason.WEIGHT_NOT_CONSTANT:
+                return Refusal(Reason.PARAMETERS_NOT_CONSTANT, constant.detail)
+            return constant
+        arrays.append(None if constant is None else constant.exact())
+    gamma, beta, mean, variance = arrays
+    if mean is None or variance is None:
+        return Refusal(Reason.PARAMETERS_MALFORMED, "it has no running mean or no running variance")
+    affine = from_batchnorm(gamma, beta, mean, variance, op.epsilon)
+    return affine if isinstance(affine, Refusal) else (affine, op.channel_axis)
+
+
+def data_slot(node: Node) -> int:
+    """Where the data comes in: a sum or product may have its constant on either side."""
+    first = node.input(0)
+    return 1 if isinstance(node.op, Elementwise) and first is not None and first.constant is not None else 0
+
+
+def _affine_of_elementwise(node: Node, operation: Arithmetic) -> tuple[Affine, int] | Refusal:
+    """``x ± c``, ``x·c`` and ``x/c`` with one number a channel."""
+    no = Refusal(Reason.NOT_PER_CHANNEL, f"{node.label} is no map of one value with one number a channel")
+    slot = data_slot(node)
+    data, other, rank = node.input(slot), node.input(1 - slot), node.outputs[0].rank
+    if data is None or other is None or other.constant is None or data.constant is not None:
+        return no
+    if rank is None or data.rank != rank or data.shape is None or other.constant.dtype.kind != "f":
+        return no
+    axis = per_channel(other.constant.shape, rank)
+    if axis is None:
+        return no
+    axis = axis if axis >= 0 else min(1, rank - 1)
+    channels = data.shape[axis]
+    if channels is None or (operation is Arithmetic.DIVIDE and slot == 1):
+        return no
+    constant = other.constant.exact()
+    if constant.size not in (1, channels) or not np.isfinite(constant).all():
+        return no
+    vector = shaped(constant, channels).copy()
+    if operation is Arithmetic.ADD:
+        return Affine.shift_by(vector), axis
+    if operation is Arithmetic.SUBTRACT:
+        return (Affine.shift_by(-vector) if slot == 0 else Affine(-np.ones(channels), vector)), axis
+    if operation is Arithmetic.MULTIPLY:
+        return Affine.scale_by(vector), axis
+    return no if not vector.all() else (Affine.scale_by(1 / vector), axis)

@@ -1,0 +1,53 @@
+"""What a plan holds: every BatchNorm with its fate, and the edits that bring it about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from convbn.fuse.refusal import Reason
+from convbn.fuse.view.edits import Edit
+
+__all__ = ["Folded", "Kept", "Merged", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A BatchNorm that goes: into which nodes, by which rule."""
+
+    name: str
+    into: tuple[str, ...]
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A BatchNorm that stays, and why."""
+
+    name: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Linear branches or chains that become one node."""
+
+    names: tuple[str, ...]
+    into: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a model, before anything is done.
+
+    Attributes:
+        folded, kept: every BatchNorm of the view stands in exactly one of them.
+        merged: nodes that became part of others.
+        edits: what the frontend must do, in this order.
+    """
+
+    folded: list[Folded] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    merged: list[Merged] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
