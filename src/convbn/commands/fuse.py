@@ -34,27 +34,27 @@ def run(options: argparse.Namespace) -> int:
     kinds = (".onnx",) if source.module is None else (".onnx", ".pt2", ".safetensors")
     kind = output_kind(options.output, kinds)
     with console.phase("folding"):
-        # The original is only needed again if it is compared with.
-        owned = options.no_verify and source.onnx is not None
+        form = _captured_form(source, kind)
+        # An ONNX model is only needed again if the result is compared with it.
+        owned = form is not source.onnx or options.no_verify
         folding = fold(
-            _captured_form(source, kind),
+            form,
             source.example_inputs if kind == ".safetensors" else None,
             options=fuse_options(options, verify=not options.no_verify),
             owned=owned,
         )
-        artefact = _artefact(folding.model, source, kind)
     report = from_source(folding.report, source)
     if not options.no_verify:
         with console.phase("verifying"):
             report = verified(
                 report,
                 source.model,
-                artefact,
+                folding.model,
                 example_inputs=source.example_inputs,
                 input_shapes=source.shapes,
             )
     with console.phase("writing"):
-        _write(artefact, report, source, kind, options)
+        _write(folding.model, report, source, kind, options)
     console.report(report)
     console.say(f"written: {printable(options.output)}")
     write_json(options.json, report.to_dict())
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _captured_form(source: Source, kind: str) -> Any:
-    """What is folded: the module itself for weights, its captured program where the structure may change."""
+    """What is folded: the form that is written, so that every rule for it can be used."""
     if source.module is None or kind == ".safetensors":
         return source.model
     if source.example_inputs is None:
@@ -71,17 +71,11 @@ def _captured_form(source: Source, kind: str) -> Any:
             source=source.path,
             hint="give --input-shape x:1x3x224x224",
         )
-    from convbn.export.torch_files import export_program
+    from convbn.export.torch_files import export_onnx, export_program
 
-    return export_program(source.module, source.example_inputs)
-
-
-def _artefact(model: Any, source: Source, kind: str) -> Any:
-    if source.module is None or kind != ".onnx":
-        return model
-    from convbn.export.torch_files import export_onnx
-
-    return export_onnx(model, source.example_inputs or (), input_names=source.input_names)
+    if kind == ".pt2":
+        return export_program(source.module, source.example_inputs)
+    return export_onnx(source.module, source.example_inputs, input_names=source.input_names)
 
 
 def _write(artefact: Any, report: Report, source: Source, kind: str, options: argparse.Namespace) -> None:
