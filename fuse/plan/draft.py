@@ -22,6 +22,9 @@ __all__ = ["Draft"]
 _STEPS = 400
 """Operators one map may pass; a longer way is refused rather than searched."""
 
+_DEPTH = 60
+"""Operators that may wait for each other's answer; each takes up to six frames of Python's stack of 1,000."""
+
 
 class Draft:
     """The edits of one attempt.
@@ -40,6 +43,7 @@ class Draft:
         self._set: dict[tuple[int, int], tuple[Node, Constant]] = {}
         self._moving: set[int] = set()
         self._steps = 0
+        self._depth = 0
         self.rule: str | None = None
 
     @property
@@ -98,8 +102,14 @@ class Draft:
             )
         if (refusal := self._enter(value)) is not None:
             return refusal
-        if (refusal := self._compensate(value, affine, axis, reader)) is not None:
-            return refusal
+        self._depth += 1
+        try:
+            refusal = self._compensate(value, affine, axis, reader)
+            return refusal if refusal is not None else self._backward(producer, value, affine, axis)
+        finally:
+            self._depth -= 1
+
+    def _backward(self, producer: Node, value: Value, affine: Affine, axis: int) -> Refusal | None:
         if producer is self._mover:
             return self._comes_back()
         rule = rule_for(producer.op)
@@ -122,9 +132,13 @@ class Draft:
             return refusal
         if len({(id(r.node)) for r in value.readers}) != len(value.readers):
             return Refusal(Reason.SEVERAL_READERS, f"'{value.name}' is read twice by one operator")
-        for reader in list(value.readers):
-            if (refusal := self._forward(reader.node, reader.slot, affine, axis)) is not None:
-                return refusal
+        self._depth += 1
+        try:
+            for reader in list(value.readers):
+                if (refusal := self._forward(reader.node, reader.slot, affine, axis)) is not None:
+                    return refusal
+        finally:
+            self._depth -= 1
         return None
 
     def _compensate(self, value: Value, affine: Affine, axis: int, reader: Node) -> Refusal | None:
@@ -171,8 +185,10 @@ class Draft:
     def _enter(self, value: Value) -> Refusal | None:
         """A value is moved once an attempt: a way that comes back to it has no end."""
         self._steps += 1
-        if self._steps > _STEPS:
-            return Refusal(Reason.TOO_FAR, f"the map would have to pass more than {_STEPS} operators")
+        if self._steps > _STEPS or self._depth > _DEPTH:
+            return Refusal(
+                Reason.TOO_FAR, f"the map would have to pass more than {_DEPTH} operators in a row"
+            )
         if id(value) in self._moving:
             return Refusal(Reason.SEVERAL_READERS, f"every way for it comes back to '{value.name}'")
         self._moving.add(id(value))

@@ -51,10 +51,12 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if operation in _SUMS:
         sign = 1.0 if operation is Arithmetic.ADD else -1.0
         plain = Affine.scale_by(affine.scale)
-        return moves.first(
+        ways = [
             lambda: _both(moves, node, left, affine, right, plain, axis),
             lambda: _both(moves, node, left, plain, right, Affine(affine.scale, sign * affine.shift), axis),
-        )
+        ]
+        # First into the operand that nobody else reads: the other one may be a stream as long as the model.
+        return moves.first(*(ways if len(left.readers) <= len(right.readers) else ways[::-1]))
     if not affine.is_scale:
         return Refusal(
             Reason.PRODUCER_NOT_LINEAR, f"{node.label} multiplies two values and cannot take a shift"

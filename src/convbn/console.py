@@ -70,6 +70,8 @@ class Console:
                 ("nodes", report.nodes.before, report.nodes.after),
             ),
         )
+        if report.merged:
+            self.say(f"{len(report.merged)} further maps and branches {'would be ' if would else ''}merged")
         for note in report.notes:
             self.say(f"note: {printable(note)}")
         kept = sorted(report.kept, key=lambda entry: entry.reason)

@@ -240,26 +240,43 @@ def block(i: int, source: str, target: str) -> list[onnx.NodeProto]:
     ]
 
 
-def preactivation(gammas: Any) -> onnx.ModelProto:
-    """A stem, three blocks and a last BatchNorm: the shape of a pre-activation ResNet."""
+def preactivation(gammas: Any, blocks: int = 3) -> onnx.ModelProto:
+    """A stem, some blocks and a last BatchNorm: the shape of a pre-activation ResNet."""
     nodes = [conv("x", "h0", "stem")]
     initializers = {"stem": random(6, 6, 1, 1)}
-    for i in range(3):
+    for i in range(blocks):
         nodes += block(i, f"h{i}", f"h{i + 1}")
         initializers |= {f"w{i}": 0.2 * random(6, 6, 3, 3, seed=i), **gammas(f"bn{i}", i)}
+    last = f"bn{blocks}"
     nodes += [
-        batchnorm("h3", "n3", prefix="bn3"),
-        helper.make_node("Relu", ["n3"], ["r3"]),
-        helper.make_node("GlobalAveragePool", ["r3"], ["p"]),
+        batchnorm(f"h{blocks}", "last", prefix=last),
+        helper.make_node("Relu", ["last"], ["relu"]),
+        helper.make_node("GlobalAveragePool", ["relu"], ["p"]),
         helper.make_node("Flatten", ["p"], ["f"]),
         helper.make_node("Gemm", ["f", "fc"], ["y"]),
     ]
-    return model(nodes, X, ["y"], {**initializers, "fc": random(6, 4), **gammas("bn3", 3)})
+    return model(nodes, X, ["y"], {**initializers, "fc": random(6, 4), **gammas(last, blocks)})
 
 
 def test_residual_stream() -> None:
     """Every BatchNorm leaves the stream: shifts become bookkeeping, scales pass the ReLUs."""
     check(preactivation(positive), 0)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_stream_of_three_hundred_blocks(observed: bool, signed: bool) -> None:
+    """Far longer than Python's stack is deep; observed at its end, so that nothing can simply go through."""
+
+    def gammas(prefix: str, i: int) -> dict[str, np.ndarray]:
+        return batchnorm_parameters(6, prefix=prefix, seed=i) if signed else positive(prefix, i)
+
+    built = preactivation(gammas, blocks=300)
+    if observed:
+        built.graph.output.append(helper.make_tensor_value_info("h300", TensorProto.FLOAT, [2, 6, 8, 8]))
+    report = fold(built).report
+    assert report.batchnorm.before == 301
+    assert signed or report.batchnorm.after <= 1
 
 
 def test_residual_stream_with_one_sign_a_channel() -> None:

@@ -47,7 +47,7 @@ def stored_constant(tensor: gs.Constant) -> Constant:
             if isinstance(proto, onnx.SparseTensorProto):
                 return np.asarray(stored.load())
             return np.asarray(onnx.numpy_helper.to_array(proto))
-        except Exception as error:  # protobuf, NumPy and onnx each raise their own kinds here
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise BadInputError(f"initializer '{tensor.name}' cannot be read: {error}") from error
 
     return Constant(tuple(stored.shape), load)
