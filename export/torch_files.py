@@ -7,6 +7,7 @@ make a fused and an unfused export the same; here its optimiser is off.
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -208,7 +209,21 @@ def save_tensors(
         data = safetensors.torch.save(tensors, dict(metadata) or None)
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise BadInputError(f"cannot be stored as safetensors: {first_line(error)}", source=path) from error
-    _write(path, memoryview(data), overwrite=overwrite)
+    _write(path, memoryview(_in_order(data)), overwrite=overwrite)
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted by name: safetensors keeps it in an order that changes by run.
+
+    The header is an 8-byte length and as many bytes of JSON, padded with spaces to a multiple of 8.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]))
 
 
 def _write(path: str | os.PathLike[str], data: memoryview, *, overwrite: bool) -> None:

@@ -188,10 +188,11 @@ def test_tensors(tmp_path):
     assert loaded.tensors.keys() == state.keys()
     assert all(torch.equal(loaded.tensors[name], state[name]) for name in state)
     first = (tmp_path / "a.safetensors").read_bytes()
-    save_tensors(
-        dict(reversed(state.items())), {"a": "", "b": "é"}, tmp_path / "a.safetensors", overwrite=True
-    )
-    assert (tmp_path / "a.safetensors").read_bytes() == first
+    for _ in range(8):  # the library's own order of the metadata changes from call to call
+        save_tensors(
+            dict(reversed(state.items())), {"a": "", "b": "é"}, tmp_path / "a.safetensors", overwrite=True
+        )
+        assert (tmp_path / "a.safetensors").read_bytes() == first
 
 
 def test_tensors_that_have_no_form(tmp_path):
