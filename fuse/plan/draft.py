@@ -104,7 +104,7 @@ class Draft:
             return refusal
         self._depth += 1
         try:
-            refusal = self._compensate(value, affine, axis, reader)
+            refusal = self._compensate(producer, value, affine, axis, reader)
             return refusal if refusal is not None else self._backward(producer, value, affine, axis)
         finally:
             self._depth -= 1
@@ -113,7 +113,7 @@ class Draft:
         if producer is self._mover:
             return self._comes_back()
         rule = rule_for(producer.op)
-        if rule is None or rule.backward is None or not (self._view.pure or not rule.through):
+        if rule is None or rule.backward is None or (rule.through and not self._view.pure):
             return Refusal(
                 Reason.PRODUCER_NOT_LINEAR,
                 f"its input comes from {producer.label}, which has no weights to take a scale and a shift",
@@ -141,14 +141,15 @@ class Draft:
             self._depth -= 1
         return None
 
-    def _compensate(self, value: Value, affine: Affine, axis: int, reader: Node) -> Refusal | None:
+    def _compensate(
+        self, producer: Node, value: Value, affine: Affine, axis: int, reader: Node
+    ) -> Refusal | None:
         others = [r for r in value.readers if r.node is not reader]
         if not others:
             return None
-        label = value.producer.label if value.producer is not None else f"'{value.name}'"
         names = sorted({r.node.label for r in others})
         listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        cause = f"the output of {label} is also read by {listed}, which must not see it changed"
+        cause = f"the output of {producer.label} is also read by {listed}, which must not see it changed"
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
         # statistics bound that for a shift alone (the planner sees to it) and a scale alone has no such cost.
         bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.is_shift)

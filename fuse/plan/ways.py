@@ -36,8 +36,7 @@ _FARTHEST_SHIFT = 16.0
 """Standard deviations that a shift may move a stream by: more would cost it digits."""
 
 _LARGEST_RANK_OF_AN_ADDITION = 3
-"""Measured in onnxruntime 1.32 on the CPU: convmixer_768_32 runs 5 % slower with additions in the place of BatchNorms,
-which its blocked layout [N, C/8, H, W, 8] takes as depthwise convolutions; levit_128s runs 3 % faster."""
+"""Images (rank 4) onnxruntime keeps in blocks, in which a BatchNorm is a depthwise convolution and an Add is not."""
 
 
 @dataclass(frozen=True, slots=True)

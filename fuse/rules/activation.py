@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule
+from convbn.fuse.rules.rule import Moves, Rule, not_positive
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import Activation
 
@@ -36,13 +36,7 @@ def _passes(node: Node, affine: Affine) -> Refusal | None:
         return Refusal(
             Reason.PRODUCER_NOT_LINEAR, f"{node.label} lets a positive scale through, and no shift"
         )
-    negative = int((affine.scale <= 0).sum())
-    if negative:
-        return Refusal(
-            Reason.NEGATIVE_SCALE,
-            f"{node.label} lets only a positive scale through, and {negative} of {affine.channels} are not",
-        )
-    return None
+    return not_positive(node, affine)
 
 
 RULE = Rule("activation", Activation, backward, forward, through=True)

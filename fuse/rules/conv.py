@@ -18,7 +18,7 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
+from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv
 
@@ -29,12 +29,10 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     """``W'[o] = s[o]·W[o]``, ``b' = s·b + t``."""
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
-    constants = parameters(moves, node)
+    constants = conv_parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, bias = constants
-    if bias is not None and len(bias.shape) != 1:
-        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
     if weight.shape[0] != affine.channels:
         return wrong_channels(node, weight.shape[0], affine.channels)
     shifted = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
@@ -50,12 +48,10 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     op = cast(Conv, node.op)
     if slot != DATA or axis != op.channel_axis:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} does not read the map along its channels")
-    constants = parameters(moves, node)
+    constants = conv_parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, bias = constants
-    if bias is not None and len(bias.shape) != 1:
-        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
     outputs, per_group, *kernel = weight.shape
     if per_group * op.groups != affine.channels:
         return wrong_channels(node, per_group * op.groups, affine.channels, "input")

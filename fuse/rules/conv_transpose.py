@@ -19,7 +19,7 @@ from typing import cast
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
+from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, ConvTranspose
 
@@ -30,12 +30,10 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     """``W'[g, :, o] = s[g, o]·W[g, :, o]``, ``b' = s·b + t``."""
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
-    constants = parameters(moves, node)
+    constants = conv_parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, bias = constants
-    if bias is not None and len(bias.shape) != 1:
-        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
     groups = cast(ConvTranspose, node.op).groups
     inputs, outputs, *kernel = weight.shape
     if groups * outputs != affine.channels:

@@ -10,7 +10,7 @@ from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule
+from convbn.fuse.rules.rule import Moves, Rule, not_positive
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import Pool
 
@@ -40,13 +40,7 @@ def _passes(node: Node, affine: Affine, axis: int) -> Refusal | None:
         if op.counts_padding and not affine.is_scale:
             return Refusal(Reason.SHIFT_INTO_PADDING, f"{node.label} counts zeros around its data")
         return None
-    negative = int((affine.scale <= 0).sum())
-    if negative:
-        return Refusal(
-            Reason.NEGATIVE_SCALE,
-            f"{node.label} lets only a positive scale through, and {negative} of {affine.channels} are not",
-        )
-    return None
+    return not_positive(node, affine)
 
 
 RULE = Rule("pool", Pool, backward, forward, through=True)

@@ -17,7 +17,16 @@ from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.ops import BIAS, WEIGHT, Op
 
-__all__ = ["Moves", "Rule", "constant_at", "parameters", "wrong_axis", "wrong_channels"]
+__all__ = [
+    "Moves",
+    "Rule",
+    "constant_at",
+    "conv_parameters",
+    "not_positive",
+    "parameters",
+    "wrong_axis",
+    "wrong_channels",
+]
 
 
 class Moves(Protocol):
@@ -94,6 +103,28 @@ def parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | R
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} has no weight")
     bias = moves.constant(node, BIAS)
     return bias if isinstance(bias, Refusal) else (weight, bias)
+
+
+def conv_parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
+    """Weight and bias of a convolution, or the refusal where they are not constants or no bias is ``[O]``."""
+    constants = parameters(moves, node)
+    if isinstance(constants, Refusal):
+        return constants
+    bias = constants[1]
+    if bias is not None and len(bias.shape) != 1:
+        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
+    return constants
+
+
+def not_positive(node: Node, affine: Affine) -> Refusal | None:
+    """The refusal where some scale is not positive, for operators that let only positive ones through."""
+    negative = int((affine.scale <= 0).sum())
+    if not negative:
+        return None
+    return Refusal(
+        Reason.NEGATIVE_SCALE,
+        f"{node.label} lets only a positive scale through, and {negative} of {affine.channels} are not",
+    )
 
 
 def wrong_axis(node: Node, axis: int) -> Refusal | None:

@@ -46,12 +46,14 @@ class Editor:
         """Make the edits, in order.
 
         Of several constants for one slot only the last is made: each is computed from what the model
-        held before any edit, and in place there is no second reading of that.
+        held before any edit, and in place there is no second reading of that. None is made for a node that
+        is given all of its operands later.
         """
         last = {(id(e.node), e.slot): e for e in edits if isinstance(e, SetConstant)}
-        for edit in edits:
+        given = {id(e.node): i for i, e in enumerate(edits) if isinstance(e, Replace)}
+        for i, edit in enumerate(edits):
             if isinstance(edit, SetConstant):
-                if last[id(edit.node), edit.slot] is edit:
+                if last[id(edit.node), edit.slot] is edit and given.get(id(edit.node), -1) < i:
                     self._set_constant(edit.node.handle, edit.slot, edit.constant)
             elif isinstance(edit, Replace):
                 self._replace(edit)

@@ -143,13 +143,11 @@ def _write_initializers(proto: onnx.GraphProto, created: list[gs.Constant], gone
         tensor = constant._values.tensor
         if constant.name not in position:
             proto.initializer.append(tensor)
-        elif proto.initializer[position[constant.name]].dims == tensor.dims:
-            stored = proto.initializer[position[constant.name]]
-            doc_string = stored.doc_string
-            stored.CopyFrom(tensor)
-            stored.doc_string = doc_string
-        else:
-            proto.initializer[position[constant.name]].CopyFrom(tensor)
+            continue
+        stored = proto.initializer[position[constant.name]]
+        doc_string = stored.doc_string
+        stored.CopyFrom(tensor)
+        stored.doc_string = doc_string
     _delete(proto.initializer, gone)
 
 
