@@ -63,6 +63,20 @@ class Source:
         """The module or the ONNX model, whichever it is."""
         return self.module if self.onnx is None else self.onnx
 
+    def needed_inputs(self) -> tuple[Any, ...]:
+        """The example inputs of a module that is to be captured.
+
+        Raises:
+            UsageError: no shapes were given to make them from.
+        """
+        if self.example_inputs is None:
+            raise UsageError(
+                "the shapes of the inputs are needed to capture the module",
+                source=self.path,
+                hint="give --input-shape x:1x3x224x224",
+            )
+        return self.example_inputs
+
 
 def open_source(path: str, options: SourceOptions) -> Source:
     """Open ``path``, telling its kind by its content.

@@ -123,6 +123,8 @@ def test_cut_file(convbn: Any, small: Path, tmp_path: Path) -> None:
         ("fuse", "small.onnx", "-o", "out.onnx", "--input-shape", "x:1xthree"),
         ("inspect", "small.onnx", "--only", "nonsense"),
         ("bench", "small.onnx", "--runtime", "nonsense"),
+        ("export", "small.onnx", "-o", "out.onnx", "--shapes", "x=1x3x8x8"),
+        ("export", "small.onnx", "-o", "out.onnx", "--no-fuse", "--json", "report.json"),
     ],
 )
 def test_usage_errors(convbn: Any, small: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:

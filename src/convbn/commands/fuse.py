@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from convbn.api import verified
 from convbn.commands.shared import (
+    as_onnx,
     console_of,
-    from_source,
     fuse_options,
     output_kind,
+    proven,
     source_options,
     write_json,
 )
 from convbn.console import printable
-from convbn.errors import UsageError
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
 from convbn.sources import Source, open_source
@@ -43,16 +42,7 @@ def run(options: argparse.Namespace) -> int:
             options=fuse_options(options, verify=not options.no_verify),
             owned=owned,
         )
-    report = from_source(folding.report, source)
-    if not options.no_verify:
-        with console.phase("verifying"):
-            report = verified(
-                report,
-                source.model,
-                folding.model,
-                example_inputs=source.example_inputs,
-                input_shapes=source.shapes,
-            )
+    report = proven(folding, source, console)
     with console.phase("writing"):
         _write(folding.model, report, source, kind, options)
     console.report(report)
@@ -65,17 +55,11 @@ def _captured_form(source: Source, kind: str) -> Any:
     """What is folded: the form that is written, so that every rule for it can be used."""
     if source.module is None or kind == ".safetensors":
         return source.model
-    if source.example_inputs is None:
-        raise UsageError(
-            "the shapes of the inputs are needed to capture the module",
-            source=source.path,
-            hint="give --input-shape x:1x3x224x224",
-        )
-    from convbn.export.torch_files import export_onnx, export_program
+    if kind == ".onnx":
+        return as_onnx(source)
+    from convbn.export.torch_files import export_program
 
-    if kind == ".pt2":
-        return export_program(source.module, source.example_inputs)
-    return export_onnx(source.module, source.example_inputs, input_names=source.input_names)
+    return export_program(source.module, source.needed_inputs())
 
 
 def _write(artefact: Any, report: Report, source: Source, kind: str, options: argparse.Namespace) -> None:

@@ -15,14 +15,17 @@ from convbn.errors import UsageError
 from convbn.sources import Source, SourceOptions
 
 if TYPE_CHECKING:
+    from convbn.fuse.fold import Folding
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
 
 __all__ = [
+    "as_onnx",
     "console_of",
     "from_source",
     "fuse_options",
     "output_kind",
+    "proven",
     "source_options",
     "write_json",
     "write_text",
@@ -50,6 +53,32 @@ def console_of(options: argparse.Namespace) -> Console:
 def from_source(report: Report, source: Source) -> Report:
     """The report, with the file it came from."""
     return replace(report, path=source.path, sha256=source.sha256, notes=(*source.notes, *report.notes))
+
+
+def as_onnx(source: Source) -> Any:
+    """The ONNX model; of a checkpoint, exported exactly as it is."""
+    if source.onnx is not None:
+        return source.onnx
+    from convbn.export.torch_files import export_onnx
+
+    return export_onnx(source.model, source.needed_inputs(), input_names=source.input_names)
+
+
+def proven(folding: Folding, source: Source, console: Console) -> Report:
+    """The report of a fold, with the file it came from and, unless told otherwise, the comparison with it."""
+    from convbn.api import verified
+
+    report = from_source(folding.report, source)
+    if not report.options.verify:
+        return report
+    with console.phase("verifying"):
+        return verified(
+            report,
+            source.model,
+            folding.model,
+            example_inputs=source.example_inputs,
+            input_shapes=source.shapes,
+        )
 
 
 def output_kind(path: str, kinds: tuple[str, ...]) -> str:
