@@ -22,7 +22,9 @@ def cache(tmp_path: Path) -> Path:
         write_tiny(models / f"{NAME}{variant}.onnx")
         x = np.arange(4, dtype="f4").reshape(1, 1, 2, 2)
         y = x / np.sqrt(np.float32(1 + 1e-5)) - 1 / math.sqrt(1 + 1e-5) + 1
-        np.savez(models / f"{NAME}{variant}.npz", x=x, reference_0=y.astype("f4"), truth_0=y.astype("f8"))
+        np.savez(
+            models / f"{NAME}{variant}.npz", x_0=x, reference_0_0=y.astype("f4"), truth_0_0=y.astype("f8")
+        )
     variants = '{"": {"unrunnable": null, "sha256": "aa"}, ".signed": {"unrunnable": null, "sha256": "bb"}}'
     (models / f"{NAME}.json").write_text(
         f'{{"name": "{NAME}", "failed": null, "bn_modules": 1, "batchnorms": 1, "nodes": 2, "parameters": 5, '

@@ -1,8 +1,9 @@
 """Unfused ONNX files of the architectures, with inputs and float64 truth, in a cache folder.
 
 For each there are ``<name>.onnx`` (every γ positive), ``<name>.signed.onnx`` (γ of both signs), arrays beside
-each (``.npz``: the input, float64 truth from the module itself, float32 outputs of onnxruntime with its
-optimisations off), and ``<name>.json``, which says what was done or why it could not be.
+each (``.npz``: inputs ``x_k``, float64 truth ``truth_k_i`` from the module itself, float32 outputs
+``reference_k_i`` of onnxruntime with its optimisations off, for input k and output i), and ``<name>.json``, which
+says what was done or why it could not be.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ __all__ = ["VARIANTS", "export_all", "model_path", "sidecar"]
 
 SEED = 0
 VARIANTS = ("", ".signed")
+INPUTS = 4
+"""Rounding errors of one input scatter by a factor of several; the largest of four says more."""
 TIMEOUT_S = 180.0
 GRACE_S = 10.0
 
@@ -119,6 +122,9 @@ def export_one(cache: Path, architecture: Architecture) -> dict[str, Any]:
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
     x = torch.randn(architecture.shape, generator=torch.Generator().manual_seed(SEED))
+    inputs = [
+        torch.randn(architecture.shape, generator=torch.Generator().manual_seed(k)) for k in range(INPUTS)
+    ]
     module = as_trained(architecture.build(), x, SEED)
     model = export_onnx(module, x)
     facts: dict[str, Any] = {
@@ -135,16 +141,21 @@ def export_one(cache: Path, architecture: Architecture) -> dict[str, Any]:
             if not multiply_initializers(model, flips):  # some γ is not stored under its own name
                 model = export_onnx(module, x)
         path = model_path(cache, architecture.name, variant)
-        arrays: dict[str, np.ndarray[Any, Any]] = {"x": x.numpy()}
-        arrays |= {f"truth_{i}": value for i, value in enumerate(_truth(module, x))}
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for k, values in enumerate(inputs):
+            arrays[f"x_{k}"] = values.numpy()
+            arrays |= {f"truth_{k}_{i}": value for i, value in enumerate(_truth(module, values))}
         onnx.save(model, path)
         try:
-            outputs = run_plain(path, x.numpy())
+            outputs = [run_plain(path, values.numpy()) for values in inputs]
         except Exception as error:
             facts["variants"][variant] = {"unrunnable": str(error).splitlines()[0][:300]}
         else:
-            finite = all(np.isfinite(value).all() for value in outputs)
-            arrays |= {f"reference_{i}": value for i, value in enumerate(outputs) if finite}
+            finite = all(np.isfinite(value).all() for given in outputs for value in given)
+            if finite:
+                arrays |= {
+                    f"reference_{k}_{i}": v for k, given in enumerate(outputs) for i, v in enumerate(given)
+                }
             facts["variants"][variant] = {"unrunnable": None if finite else "its outputs hold Inf or NaN"}
         np.savez(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]  # the stub wants a bool
         facts["variants"][variant]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -66,14 +66,15 @@ def key_of(cache: Path, job: Job, state: str) -> str:
 
 
 def jobs_for(cache: Path, names: Iterable[str], tools: Sequence[str]) -> list[Job]:
-    """Every tool on the files with γ > 0; convbn also on those with γ of both signs."""
+    """Every tool on the files with γ > 0; convbn and the yardstick also on those with γ of both signs."""
     jobs: list[Job] = []
     for name in names:
         facts = sidecar(cache, name)
         if facts is None or facts["failed"]:
             continue
         jobs += [(name, "", tool) for tool in tools if PEERS[tool].version is not None]
-        jobs += [(name, variant, "convbn") for variant in VARIANTS if variant and "convbn" in tools]
+        both = [tool for tool in ("convbn", "load-save") if tool in tools]
+        jobs += [(name, variant, tool) for variant in VARIANTS if variant for tool in both]
     return jobs
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from field.architectures import by_name
-from field.export import SEED, sidecar
+from field.export import SEED, VARIANTS, sidecar
 from field.peers import PEERS
 from field.runs import Job
 
 __all__ = ["SCHEMA_VERSION", "SIGNED", "WRONG_ABOVE", "is_wrong", "summarise"]
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 SIGNED = ".signed"
 
 #: √ε of float32: above it convbn's own verification would not call two outputs equal.
@@ -61,11 +61,18 @@ def summarise(
         unrunnable = facts["variants"][""]["unrunnable"]
         found = {tool: rows[name, "", tool] for tool in tools if (name, "", tool) in rows}
         signed = rows.get((name, SIGNED, "convbn"))
+        ratios = {
+            variant: _truth_ratio(rows.get((name, variant, "convbn")), rows.get((name, variant, "load-save")))
+            for variant in VARIANTS
+        }
         for row in (*found.values(), *([signed] if signed else [])):
             row["incomparable"] = bool(unrunnable)
         measured = (latency or {}).get(name)
         models.append(
-            head | known | {"unrunnable": unrunnable, "tools": found, "signed": signed, "latency": measured}
+            head
+            | known
+            | {"unrunnable": unrunnable, "tools": found, "signed": signed, "latency": measured}
+            | {"truth_ratios": ratios}
         )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -78,11 +85,20 @@ def summarise(
             "batchnorms": sum(model["batchnorms"] for model in models),
             "tools": {tool: _total(models, tool) for tool in tools if PEERS[tool].version is not None},
             "signed": _total(models, None),
+            "truth_ratios": sorted(
+                ratio for model in models for ratio in model["truth_ratios"].values() if ratio is not None
+            ),
         },
         "models": models,
         "not_exported": absent,
         "latency": latency_totals,
     }
+
+
+def _truth_ratio(folded: Mapping[str, Any] | None, plain: Mapping[str, Any] | None) -> float | None:
+    """The folded file's error against float64 in units of the unfused file's own."""
+    errors = [row.get("truth_error") if row is not None else None for row in (folded, plain)]
+    return round(errors[0] / errors[1], 3) if errors[0] is not None and errors[1] else None
 
 
 def _total(models: Sequence[Mapping[str, Any]], tool: str | None) -> dict[str, Any] | None:

@@ -80,22 +80,34 @@ def judge(source: Path, target: Path) -> dict[str, Any]:
         facts["invalid"] = str(error).strip().splitlines()[0][:300]
     del model
     arrays = np.load(source.with_suffix(".npz"))
-    reference = [arrays[name] for name in arrays.files if name.startswith("reference_")]
-    truth = [arrays[name] for name in arrays.files if name.startswith("truth_")]
-    if not reference:
+    inputs = [name.removeprefix("x_") for name in arrays.files if name.startswith("x_")]
+    references = [_stored(arrays, f"reference_{k}_") for k in inputs]
+    truths = [_stored(arrays, f"truth_{k}_") for k in inputs]
+    if not all(references):
         facts["unrunnable"] = "the unfused file gives nothing to compare with"
         return facts
     try:
-        outputs = run_plain(target, arrays["x"])
+        outputs = [run_plain(target, arrays[f"x_{k}"]) for k in inputs]
     except Exception as error:  # onnxruntime's own errors have no common base
         facts["unrunnable"] = str(error).strip().splitlines()[0][:300]
         return facts
-    if not all(np.isfinite(output).all() for output in outputs):
+    if not all(np.isfinite(output).all() for given in outputs for output in given):
         facts["unrunnable"] = "its outputs hold Inf or NaN"
         return facts
-    facts["error"] = relative_error(reference, outputs)
-    facts["truth_error"] = relative_error(truth, outputs) if truth else None
+    facts["error"] = _worst(references, outputs)
+    facts["truth_error"] = _worst(truths, outputs) if all(truths) else None
     return facts
+
+
+def _stored(arrays: Any, prefix: str) -> list[Any]:
+    return [arrays[name] for name in arrays.files if name.startswith(prefix)]
+
+
+def _worst(expected: list[list[Any]], actual: list[list[Any]]) -> float | None:
+    """The largest relative error over the inputs; None if outputs do not pair."""
+    errors = [relative_error(e, a) for e, a in zip(expected, actual, strict=True)]
+    known = [error for error in errors if error is not None]
+    return max(known) if len(known) == len(errors) else None
 
 
 def _cpu_seconds() -> float:
