@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test check lint types format demo cost coverage-report dist clean
+.PHONY: help setup test check lint types format demo cost forms coverage-report contract dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,10 +46,16 @@ demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, 
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved
 	$(BIN)/python tests/performance/fuse_cost.py
 
+forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left in their place
+	$(BIN)/python tests/performance/forms.py
+
 # Peers without their dependencies, which are here already or would change what is.
 coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
 	$(BIN)/python tests/field/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency
+
+contract: $(STAMP)  ## hold every call of TensorRT against its bindings, 10.12 to 11.4 (downloads small wheels)
+	$(BIN)/python tests/contract/run.py $(BUILD)/contract
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

@@ -47,6 +47,11 @@ class Affine:
         return bool((self.scale == 1).all())
 
     @property
+    def keeps_size(self) -> bool:
+        """Whether it only adds and changes signs."""
+        return bool((np.abs(self.scale) == 1).all())
+
+    @property
     def is_scale(self) -> bool:
         """Whether it only multiplies."""
         return not self.shift.any()

@@ -151,8 +151,8 @@ class Draft:
         listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         cause = f"the output of {producer.label} is also read by {listed}, which must not see it changed"
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
-        # statistics bound that for a shift alone (the planner sees to it) and a scale alone has no such cost.
-        bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.is_shift)
+        # statistics bound that for a shift alone (the planner sees to it); signs and a scale alone have no such cost.
+        bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.keeps_size)
         inverse = affine.inverse() if self._view.pure and bounded else None
         if inverse is None:
             return Refusal(Reason.SEVERAL_READERS, cause)

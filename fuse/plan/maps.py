@@ -1,4 +1,8 @@
-"""Which affine map a node is: a BatchNorm in inference, or a sum or product with one number a channel."""
+"""Which affine map a node is: a BatchNorm in inference, or a sum or product with one number a channel.
+
+The product and the sum at the end of a LayerNorm that is written out in simple operators are left alone. Runtimes know
+that pattern and make one operator of it, which applies γ and β on its way; without them it is six operators.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from convbn.fuse.algebra.affine import Affine, from_batchnorm
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.broadcast import per_channel, shaped
 from convbn.fuse.rules.rule import constant_at
-from convbn.fuse.view.dataflow import Node
-from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise, Mean
 
 __all__ = ["affine_of", "data_slot"]
 
@@ -64,7 +68,7 @@ def _affine_of_elementwise(node: Node, operation: Arithmetic) -> tuple[Affine, i
     if channels is None or (operation is Arithmetic.DIVIDE and slot == 1):
         return no
     constant = other.constant.exact()
-    if constant.size not in (1, channels) or not np.isfinite(constant).all():
+    if constant.size not in (1, channels) or not np.isfinite(constant).all() or _ends_layernorm(data, axis):
         return no
     vector = shaped(constant, channels).copy()
     if operation is Arithmetic.ADD:
@@ -74,3 +78,39 @@ def _affine_of_elementwise(node: Node, operation: Arithmetic) -> tuple[Affine, i
     if operation is Arithmetic.MULTIPLY:
         return Affine.scale_by(vector), axis
     return no if not vector.all() else (Affine.scale_by(1 / vector), axis)
+
+
+_PATTERN = 8
+"""Operators between a LayerNorm's mean of squares and the product with γ, at most."""
+
+
+def _ends_layernorm(data: Value, axis: int) -> bool:
+    """Whether ``data`` is what a written-out LayerNorm over the last axis gives, with or without its γ."""
+    node = data.producer
+    if node is not None and isinstance(node.op, Elementwise) and not _combines(node):
+        inner = node.input(data_slot(node))
+        node = None if inner is None else inner.producer
+    if node is None or data.rank is None or axis != data.rank - 1 or not _combines(node):
+        return False
+    waiting, seen = [(value, 0) for value in node.inputs], set[int]()
+    while waiting:
+        value, depth = waiting.pop()
+        producer = None if value is None else value.producer
+        if producer is None or depth > _PATTERN or id(producer) in seen:
+            continue
+        seen.add(id(producer))
+        if isinstance(producer.op, Mean):
+            if axis in producer.op.axes:
+                return True
+            continue
+        waiting.extend((operand, depth + 1) for operand in producer.inputs)
+    return False
+
+
+def _combines(node: Node) -> bool:
+    """Whether a node multiplies or divides two values that both flow."""
+    if not isinstance(node.op, Elementwise) or len(node.inputs) != 2:
+        return False
+    if node.op.operation not in (Arithmetic.MULTIPLY, Arithmetic.DIVIDE):
+        return False
+    return all(value is not None and value.constant is None for value in node.inputs)

@@ -8,9 +8,12 @@ neighbours. Each success may open a way for a map that had none, so it goes on u
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
+from convbn.fuse.plan.chains import merge_chains
+from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
@@ -67,7 +70,7 @@ def _round(
 def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
     """Merge linear branches; whether there were any."""
     before = len(plan.edits)
-    for merge in merge_branches(view, options, affine_of):
+    for merge in chain(merge_branches(view, options, affine_of), merge_chains(view, options)):
         plan.edits.extend(merge.edits)
         maps = [node for node in merge.gone if isinstance(node.op, BatchNorm)]
         plan.folded.extend(Folded(node.name, (merge.into.name,), merge.rule) for node in maps)
@@ -84,6 +87,8 @@ def _maps(view: View) -> Iterator[Node]:
 
 def _fold(view: View, node: Node, options: FuseOptions, *, thorough: bool) -> ways.Fold | Refusal:
     """The edits that make ``node`` disappear, or why there are none."""
+    if isinstance(node.op, BatchNorm) and node.outputs[0].constant is not None:
+        return evaluate(view, node, options)
     found = affine_of(node)
     if isinstance(found, Refusal):
         return found

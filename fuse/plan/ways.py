@@ -2,8 +2,8 @@
 
 1. *Backward* as a whole, into what produces its input.
 2. *Forward* as a whole, into everything that reads its output.
-3. *Apart*: the shift ``t/s`` backward and the scale ``s`` forward, since ``s·x + t = s·(x + t/s)``, the way off a
-   residual stream, where the shift is a matter of bookkeeping and only the scale must pass the activation; or the
+3. *Apart*: sign and shift backward and the magnitude forward, ``s·x + t = |s|·(±x + t/|s|)``, the way off a residual
+   stream, where signs and shifts are a matter of bookkeeping and only a positive scale passes the activation; or the
    scale backward and the shift forward.
 4. *To an addition*: the scale backward, the shift stays as an ``Add``, where a layer has no place for a bias. Not on
    images: there an addition costs what the BatchNorm did, and in runtimes with blocked layouts more.
@@ -72,19 +72,20 @@ def apart(
     """Way 3: shift and scale part."""
     if not options.allows(WAYS[1]):
         return Refusal(Reason.SKIPPED, f"the rule {WAYS[1]} is switched off")
-    inverse = Affine.scale_by(affine.scale).inverse()
+    magnitude = np.abs(affine.scale)
+    inverse = Affine.scale_by(magnitude).inverse()
     if inverse is None:
         return Refusal(Reason.ILL_CONDITIONED, "a scale of 0 leaves nothing for a shift to stand in for")
     shift = affine.shift * inverse.scale
     draft = Draft(view, options, node)
-    refusal = draft.consume(node.outputs[0], Affine.scale_by(affine.scale), axis)
+    refusal = draft.consume(node.outputs[0], Affine.scale_by(magnitude), axis)
     if refusal is None and not _near(node, shift):
         refusal = Refusal(
             Reason.ILL_CONDITIONED,
             f"its shift is more than {_FARTHEST_SHIFT:.0f} standard deviations, which would cost the stream digits",
         )
     if refusal is None:
-        refusal = draft.produce(source, Affine.shift_by(shift), axis, reader=node)
+        refusal = draft.produce(source, Affine(np.sign(affine.scale), shift), axis, reader=node)
     if refusal is None:
         return _done(view, node, draft, WAYS[1])
     draft = Draft(view, options, node)

@@ -18,6 +18,7 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.dequantize import into_quantized, is_dequantized
 from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv
@@ -29,6 +30,8 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     """``W'[o] = s[o]·W[o]``, ``b' = s·b + t``."""
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
+    if is_dequantized(node):
+        return into_quantized(moves, node, affine, output_axis=0)
     constants = conv_parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants

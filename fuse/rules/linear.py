@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.dequantize import into_quantized, is_dequantized
 from convbn.fuse.rules.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Linear
@@ -32,6 +33,8 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
     op = cast(Linear, node.op)
+    if is_dequantized(node):
+        return into_quantized(moves, node, affine, op.output_axis, op.bias_factor)
     constants = _checked(moves, node)
     if isinstance(constants, Refusal):
         return constants

@@ -17,11 +17,14 @@ __all__ = [
     "Concat",
     "Conv",
     "ConvTranspose",
+    "Dequantize",
     "Elementwise",
     "Linear",
     "Mean",
+    "Normalization",
     "Op",
     "Other",
+    "Pad",
     "Passage",
     "Pool",
     "Reshape",
@@ -138,6 +141,38 @@ class BatchNorm(Op):
         return self.channel_axis
 
 
+@dataclass(frozen=True, slots=True)
+class Normalization(Op):
+    """A normalisation by the data's own statistics, then ``·γ + β`` along ``channel_axis``.
+
+    Slots: data, γ ``[C]``, β ``[C]``, which may be absent. ``channel_axis`` None is the last one (LayerNorm);
+    1 for group and instance normalisation. ``shifts`` is False where the operator has no β (RMSNorm).
+    """
+
+    label: str
+    channel_axis: int | None
+    shifts: bool = True
+
+    def describe(self) -> str:
+        """The framework's own name."""
+        return self.label
+
+    def output_axis_of(self, rank: int | None) -> int | None:
+        """The channel axis, counted from the front."""
+        last = None if rank is None else rank - 1
+        return last if self.channel_axis is None else self.channel_axis
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize(Op):
+    """``y = scale·(q − zero)``. Slots: integers q, scale, zero point, which may be absent.
+
+    ``scale`` is one number (``axis`` None) or one for each index along ``axis``.
+    """
+
+    axis: int | None
+
+
 class Arithmetic(StrEnum):
     """The four operations of :class:`Elementwise`."""
 
@@ -191,6 +226,19 @@ class Pool(Op):
     counts_padding: bool = False
     kernel: tuple[int, ...] | None = None
     window: Window | None = None
+
+    def describe(self) -> str:
+        """The framework's own name."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Pad(Op):
+    """More (or fewer) elements at the ends of ``axes``: zeros, or copies of elements that are there."""
+
+    label: str
+    axes: tuple[int, ...]
+    zeros: bool
 
     def describe(self) -> str:
         """The framework's own name."""

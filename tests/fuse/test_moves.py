@@ -367,3 +367,43 @@ def test_dense_connections_stay() -> None:
 def test_ways_can_be_switched_off(name: str) -> None:
     nodes = [batchnorm("x", "n"), conv("n", "y", "w")]
     check(model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}), 1, skip=(name,))
+
+
+# --- signs on a residual stream ---------------------------------------------------------------------
+
+
+def stream(first: np.ndarray, second: np.ndarray) -> onnx.ModelProto:
+    """Two BatchNorms with these γ read a stream, each in front of a ReLU."""
+    nodes = [
+        conv("x", "c", "w0", pads=[1] * 4),
+        batchnorm("c", "n1", prefix="bn1"),
+        helper.make_node("Relu", ["n1"], ["r1"]),
+        conv("r1", "d", "w1", pads=[1] * 4),
+        helper.make_node("Add", ["c", "d"], ["h"]),
+        batchnorm("h", "n2", prefix="bn2"),
+        helper.make_node("Relu", ["n2"], ["r2"]),
+        conv("r2", "y", "w2", pads=[1] * 4),
+    ]
+    parameters = {
+        **{f"w{i}": random(6, 6, 3, 3, seed=i) for i in range(3)},
+        **batchnorm_parameters(6, prefix="bn1", seed=1),
+        **batchnorm_parameters(6, prefix="bn2", seed=2),
+    }
+    parameters["bn1.gamma"], parameters["bn2.gamma"] = first.astype("f4"), second.astype("f4")
+    return model(nodes, X, ["y"], parameters)
+
+
+SIGNS = np.array([1.5, -0.7, 0.8, -1.2, 1.1, -0.9])
+
+
+def test_signs_that_agree_move_onto_the_stream() -> None:
+    check(stream(SIGNS, 2 * SIGNS), 0)
+
+
+def test_of_signs_that_disagree_one_side_stays() -> None:
+    result = check(stream(SIGNS, SIGNS[::-1]), 1)
+    assert "lets a positive scale through" in result.report.kept[0].detail
+
+
+def test_a_zero_among_the_signs_stays() -> None:
+    check(stream(np.where(SIGNS > 1.4, 0, SIGNS), SIGNS), 1)

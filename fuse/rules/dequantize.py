@@ -1,0 +1,127 @@
+"""A weight that is stored as integers with a scale for each output channel, ``W[o] = scale[o]·(q[o] − zero[o])``.
+
+``s[o]·W[o]``: the scale takes ``|s[o]|``; where s is negative the integers change their signs, and where it is 0 they
+become 0. So the integers stay integers and nothing is quantised anew. One scale for the whole tensor cannot take a
+number a channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.rounding import round_vector
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.rules.rule import Moves, Rule, constant_at, wrong_channels
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.ops import BIAS, WEIGHT, Dequantize
+
+__all__ = ["RULE", "into_quantized", "is_dequantized"]
+
+INTEGERS, SCALE, ZERO = 0, 1, 2
+
+
+def is_dequantized(node: Node) -> bool:
+    """Whether a layer's weight comes from integers."""
+    weight = node.input(WEIGHT)
+    source = None if weight is None or weight.constant is not None else weight.producer
+    return source is not None and isinstance(source.op, Dequantize)
+
+
+def into_quantized(
+    moves: Moves, node: Node, affine: Affine, output_axis: int, bias_factor: float = 1.0
+) -> Refusal | None:
+    """Let a layer take a map whose weight is dequantised; ``b' = s·b + t/bias_factor`` becomes a float.
+
+    Args:
+        moves: the attempt.
+        node: a layer whose weight no constant is.
+        affine: the map behind it.
+        output_axis: of the weight.
+        bias_factor: as for :class:`convbn.fuse.view.ops.Linear`.
+    """
+    weight = node.input(WEIGHT)
+    source = None if weight is None else weight.producer
+    integers = None if source is None else constant_at(source, INTEGERS, "integers")
+    scale = None if source is None else constant_at(source, SCALE, "scale")
+    if weight is None or not isinstance(integers, Constant) or not isinstance(scale, Constant):
+        return Refusal(
+            Reason.WEIGHT_NOT_CONSTANT, f"the weight of {node.label} is computed while the model runs"
+        )
+    if len(integers.shape) <= output_axis or integers.shape[output_axis] != affine.channels:
+        return wrong_channels(node, integers.shape[output_axis] if integers.shape else 1, affine.channels)
+    bias = _bias(moves, node)
+    if isinstance(bias, Refusal):
+        return bias
+    if bias is not None or not affine.is_scale:
+        if not bias_factor:
+            return Refusal(Reason.NO_BIAS, f"{node.label} multiplies its bias by 0")
+        total = affine.scale * (0.0 if bias is None else bias) + affine.shift / bias_factor
+        if total.shape != (affine.channels,):
+            return wrong_channels(node, total.size, affine.channels)
+        if (refusal := moves.set(node, BIAS, round_vector(total, scale.dtype))) is not None:
+            return refusal
+    return moves.produce(weight, Affine.scale_by(affine.scale), output_axis, reader=node)
+
+
+def _bias(moves: Moves, node: Node) -> NDArray[np.float64] | Refusal | None:
+    """The bias, which may be dequantised like the weight."""
+    bias = moves.constant(node, BIAS)
+    if not isinstance(bias, Refusal):
+        return None if bias is None else bias.exact()
+    value = node.input(BIAS)
+    source = None if value is None else value.producer
+    if source is None or not isinstance(source.op, Dequantize):
+        return bias
+    numbers = [constant_at(source, slot, "constant") for slot in (INTEGERS, SCALE, ZERO)]
+    known = [number.exact() for number in numbers if isinstance(number, Constant)]
+    if len(known) < 2 or any(isinstance(number, Refusal) for number in numbers) or known[0].ndim != 1:
+        return bias
+    result: NDArray[np.float64] = (known[0] - (known[2] if len(known) > 2 else 0.0)) * known[1]
+    return result
+
+
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """``scale' = |s|·scale``, ``q' = sign(s)·q``."""
+    op = cast(Dequantize, node.op)
+    scale, integers = moves.constant(node, SCALE), moves.constant(node, INTEGERS)
+    if not affine.is_scale:
+        return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} has no place for a shift")
+    if isinstance(scale, Refusal) or isinstance(integers, Refusal):
+        return scale if isinstance(scale, Refusal) else cast(Refusal, integers)
+    if scale is None or integers is None or op.axis != axis or scale.shape != (affine.channels,):
+        return Refusal(
+            Reason.WEIGHT_NOT_CONSTANT,
+            f"{node.label} has one scale for the whole weight, or its scales are along another axis",
+        )
+    if (affine.scale <= 0).any():
+        turned = _turned(moves, node, integers, affine.scale, axis)
+        if (refusal := moves.set(node, INTEGERS, turned)) is not None:
+            return refusal
+    magnitude = np.where(affine.scale == 0, 1.0, np.abs(affine.scale))
+    return moves.set(node, SCALE, round_vector(scale.exact() * magnitude, scale.dtype, "scale"))
+
+
+def _turned(
+    moves: Moves, node: Node, integers: Constant, scale: NDArray[np.float64], axis: int
+) -> Constant | Refusal:
+    """``sign(s)·q``, where the integers can hold it."""
+    zero = moves.constant(node, ZERO)
+    stored: NDArray[Any] = integers.array()
+    shifted = isinstance(zero, Refusal) or (zero is not None and bool(zero.array().any()))
+    if shifted or stored.dtype.kind != "i":
+        return Refusal(
+            Reason.NEGATIVE_SCALE,
+            f"some scale is not positive, and the integers of {node.label} are not symmetric about 0",
+        )
+    sign = np.sign(scale).astype(stored.dtype).reshape([-1 if i == axis else 1 for i in range(stored.ndim)])
+    lowest = np.iinfo(stored.dtype).min
+    if bool(((stored == lowest) & (sign < 0)).any()):
+        return Refusal(Reason.OUT_OF_RANGE, f"{node.label} holds {lowest}, which has no negative")
+    return Constant.of(stored * sign)
+
+
+RULE = Rule("dequantize", Dequantize, backward)

@@ -1,0 +1,159 @@
+"""Weights behind DequantizeLinear: the integers stay integers, or nothing happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
+
+from convbn.fuse.fold import Folding, fold
+
+X = {"x": [2, 4, 6, 6]}
+
+
+def integers(*shape: int, low: int = -127, dtype: Any = np.int8) -> np.ndarray:
+    return np.random.default_rng(0).integers(low, 127, shape).astype(dtype)
+
+
+def dequantize(*inputs: str, target: str = "w", **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("DequantizeLinear", list(inputs), [target], name=f"dq.{target}", **attributes)
+
+
+def build(nodes: list[onnx.NodeProto], parameters: dict[str, np.ndarray]) -> onnx.ModelProto:
+    scales = np.random.default_rng(1).uniform(0.01, 0.02, 6).astype("f4")
+    return model(
+        nodes, X, ["y"], {"q": integers(6, 4, 3, 3), "s": scales, **batchnorm_parameters(6), **parameters}
+    )
+
+
+def check(built: onnx.ModelProto, left: int) -> Folding:
+    result = fold(built)
+    assert result.report.batchnorm.after == left, result.report.kept
+    onnx.checker.check_model(result.model, full_check=True)
+    feeds = {"x": random(*X["x"], seed=7)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+    assert "DequantizeLinear" in operators(result.model)
+    return result
+
+
+def tensor(built: onnx.ModelProto, node: str, slot: int) -> np.ndarray:
+    (name,) = [n.input[slot] for n in built.graph.node if n.name == node]
+    return numpy_helper.to_array(next(t for t in built.graph.initializer if t.name == name))
+
+
+CONV = helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 4)
+
+
+def test_scales_take_the_magnitude_and_integers_the_sign() -> None:
+    built = build([dequantize("q", "s", axis=0), CONV, batchnorm("c", "y")], {})
+    result = check(built, 0)
+    before, after = integers(6, 4, 3, 3), tensor(result.model, "dq.w", 0)
+    assert after.dtype == np.int8
+    negative = batchnorm_parameters(6)["bn.gamma"] < 0
+    assert negative.any()
+    assert (after[negative] == -before[negative]).all()
+    assert (after[~negative] == before[~negative]).all()
+
+
+def test_a_scale_of_zero_makes_the_integers_zero() -> None:
+    gamma = batchnorm_parameters(6)["bn.gamma"]
+    gamma[2] = 0
+    result = check(build([dequantize("q", "s", axis=0), CONV, batchnorm("c", "y")], {"bn.gamma": gamma}), 0)
+    assert not tensor(result.model, "dq.w", 0)[2].any()
+    assert (tensor(result.model, "dq.w", 1) > 0).all()
+
+
+def test_the_lowest_integer_has_no_negative() -> None:
+    q = integers(6, 4, 3, 3)
+    q[:, 0, 0, 0] = -128
+    result = check(build([dequantize("q", "s", axis=0), CONV, batchnorm("c", "y")], {"q": q}), 1)
+    assert result.report.kept[0].reason == "out-of-range"
+
+
+def test_one_scale_for_the_whole_weight_stays() -> None:
+    one = np.array(0.01, "f4")
+    result = check(build([dequantize("q", "s"), CONV, batchnorm("c", "y")], {"s": one}), 1)
+    assert "one scale for the whole weight" in result.report.kept[0].detail
+
+
+def test_scales_along_another_axis_stay() -> None:
+    q = integers(6, 6, 3, 3)
+    nodes = [dequantize("q", "s", axis=1), CONV, batchnorm("c", "y")]
+    built = model(
+        nodes, {"x": [2, 6, 6, 6]}, ["y"], {"q": q, "s": np.full(6, 0.01, "f4"), **batchnorm_parameters(6)}
+    )
+    assert fold(built).report.batchnorm.after == 1
+
+
+@pytest.mark.parametrize(("positive", "left"), [(True, 0), (False, 1)])
+def test_a_zero_point_allows_positive_scales_only(positive: bool, left: int) -> None:
+    gamma = batchnorm_parameters(6)["bn.gamma"]
+    parameters = {
+        "q": integers(6, 4, 3, 3, low=0, dtype=np.uint8),
+        "z": np.full(6, 100, np.uint8),
+        "bn.gamma": np.abs(gamma) if positive else gamma,
+    }
+    result = check(build([dequantize("q", "s", "z", axis=0), CONV, batchnorm("c", "y")], parameters), left)
+    if left:
+        assert result.report.kept[0].reason == "negative-scale"
+
+
+def test_a_dequantized_bias_becomes_a_float() -> None:
+    nodes = [
+        dequantize("q", "s", axis=0),
+        dequantize("qb", "sb", target="b", axis=0),
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", pads=[1] * 4),
+        batchnorm("c", "y"),
+    ]
+    parameters = {"qb": integers(6, dtype=np.int32), "sb": np.full(6, 0.003, "f4")}
+    result = check(build(nodes, parameters), 0)
+    assert tensor(result.model, "conv", 2).dtype == np.float32
+    assert operators(result.model).count("DequantizeLinear") == 1
+
+
+def test_a_weight_that_two_layers_share_stays() -> None:
+    nodes = [
+        dequantize("q", "s", axis=0),
+        CONV,
+        helper.make_node("Conv", ["x", "w"], ["d"], pads=[1] * 4),
+        batchnorm("c", "n"),
+        helper.make_node("Add", ["n", "d"], ["y"]),
+    ]
+    check(build(nodes, {}), 1)
+
+
+def test_linear_layers_too() -> None:
+    nodes = [
+        dequantize("q", "s", axis=0),
+        helper.make_node("Gemm", ["x", "w", "b"], ["c"], transB=1, beta=0.5),
+        batchnorm("c", "y"),
+    ]
+    parameters = {
+        "q": integers(6, 4),
+        "s": np.full(6, 0.01, "f4"),
+        "b": random(6),
+        **batchnorm_parameters(6),
+    }
+    built = model(nodes, {"x": [3, 4]}, ["y"], parameters)
+    result = fold(built)
+    assert result.report.batchnorm.after == 0
+    feeds = {"x": random(3, 4, seed=7)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+
+
+def test_activations_between_convolution_and_batchnorm_are_not_passed() -> None:
+    around = {"as": np.array(0.1, "f4"), "az": np.array(0, np.int8)}
+    nodes = [
+        dequantize("q", "s", axis=0),
+        CONV,
+        helper.make_node("QuantizeLinear", ["c", "as", "az"], ["cq"]),
+        dequantize("cq", "as", "az", target="cd"),
+        batchnorm("cd", "y"),
+    ]
+    built = build(nodes, around)
+    assert TensorProto.INT8 in {t.data_type for t in built.graph.initializer}
+    assert fold(built).report.batchnorm.after == 1
