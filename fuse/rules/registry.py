@@ -11,6 +11,7 @@ from convbn.fuse.rules import (
     dequantize,
     elementwise,
     linear,
+    mixture,
     normalization,
     pad,
     pool,
@@ -34,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     *split.RULES,
     pool.RULE,
     pad.RULE,
+    mixture.RULE,
     activation.RULE,
     *rearrangement.RULES,
 )

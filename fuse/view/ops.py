@@ -21,6 +21,7 @@ __all__ = [
     "Elementwise",
     "Linear",
     "Mean",
+    "Mixture",
     "Normalization",
     "Op",
     "Other",
@@ -252,6 +253,22 @@ class Mean(Op):
     axes: tuple[int, ...]
     rank: int
     keepdims: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture(Op):
+    """A product with weights that sum to 1: attention's ``softmax(·)·V``.
+
+    Slots: both operands of the product; the values stand at ``values``. Each output is a weighted mean of
+    values that have the same index along ``axis``, counted from the back (−1, or −2 for values on the left).
+    """
+
+    values: int
+    axis: int
+
+    def describe(self) -> str:
+        """As reports call it."""
+        return "MatMul"
 
 
 @dataclass(frozen=True, slots=True)

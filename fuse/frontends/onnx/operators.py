@@ -15,11 +15,15 @@ from convbn.fuse.view.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    Dequantize,
     Elementwise,
     Linear,
     Mean,
+    Mixture,
+    Normalization,
     Op,
     Other,
+    Pad,
     Passage,
     Pool,
     Reshape,
@@ -32,7 +36,7 @@ from convbn.fuse.view.ops import (
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["is_batchnorm", "is_standard", "operator_of", "written"]
+__all__ = ["in_vocabulary", "is_batchnorm", "is_standard", "operator_of", "written"]
 
 Inputs = Sequence[Value | None]
 Outputs = Sequence[Value]
@@ -49,6 +53,11 @@ def is_standard(node: gs.Node) -> bool:
 def is_batchnorm(node: gs.Node) -> bool:
     """Whether the node is a BatchNormalization, foldable or not."""
     return is_standard(node) and node.op == "BatchNormalization"
+
+
+def in_vocabulary(operator: str) -> bool:
+    """Whether some nodes of this operator of ONNX's own have a class in the view's vocabulary."""
+    return operator == "BatchNormalization" or operator in _READERS
 
 
 def operator_of(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | Refusal:
@@ -125,7 +134,24 @@ def _conv_transpose(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs)
 
 
 def _matmul(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    for weights, values, axis in ((0, 1, -1), (1, 0, -2)):
+        if inputs[values] is not None and _sums_to_one(node, opset, weights, axis, inputs[weights]):
+            return Mixture(values, axis)
     return Linear(output_axis=1)
+
+
+def _sums_to_one(node: gs.Node, opset: int, slot: int, axis: int, value: Value | None) -> bool:
+    """Whether the operand is a softmax over ``axis`` (from the back), the one that the product sums over."""
+    softmax = next(iter(node.inputs[slot].inputs), None)
+    if softmax is None or softmax.op != "Softmax" or not is_standard(softmax):
+        return False
+    # Until opset 13 a softmax ran over its axis and all axes behind it, by default from axis 1.
+    along = int(softmax.attrs.get("axis", -1 if opset >= 13 else 1))
+    if along >= 0:
+        if value is None or value.rank is None:
+            return False
+        along -= value.rank
+    return along == axis and (axis == -1 or opset >= 13)
 
 
 def _gemm(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
@@ -145,6 +171,50 @@ def _elementwise(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) ->
 
 def _activation(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
     return Activation(node.op)
+
+
+def _normalization(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    data = inputs[0] if inputs else None
+    if node.op in ("LayerNormalization", "RMSNormalization"):
+        if data is None or data.rank is None or _axis(node, data, default=-1) != data.rank - 1:
+            return None
+        return Normalization(node.op, None, shifts=node.op == "LayerNormalization")
+    # Before opset 21 a GroupNormalization had one γ a group.
+    by_channel = node.op == "InstanceNormalization" or opset >= 21
+    return Normalization(node.op, 1) if by_channel else None
+
+
+def _pad(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    data, pads = inputs[0], _integers(node, inputs, 1, "pads")
+    if data is None or data.rank is None or pads is None:
+        return None
+    value = inputs[2].constant if len(inputs) > 2 and inputs[2] is not None else None
+    unknown = len(inputs) > 2 and inputs[2] is not None and value is None
+    constant = node.attrs.get("mode", "constant") == "constant"
+    filled = float(node.attrs.get("value", 0.0)) != 0 or (value is not None and bool(value.array().any()))
+    if constant and (unknown or filled):
+        return None
+    axes: list[int] | None = list(range(data.rank))
+    if len(inputs) > 3 and inputs[3] is not None:
+        axes = _integers(node, inputs, 3, "axes")
+    if axes is None or len(pads) != 2 * len(axes):
+        return None
+    ends = list(zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True))
+    padded = tuple(sorted(axis % data.rank for axis, *around in ends if any(around)))
+    return Pad(node.op, padded, zeros=constant and max(pads, default=0) > 0)
+
+
+def _dequantize(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    data, scale = [*inputs, None, None][:2]
+    if (
+        data is None
+        or scale is None
+        or scale.rank is None
+        or scale.rank > 1
+        or node.attrs.get("block_size", 0)
+    ):
+        return None
+    return Dequantize(None if scale.rank == 0 else _axis(node, data, default=1))
 
 
 def _max_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
@@ -268,18 +338,24 @@ _READERS: dict[str, Callable[[Any, int, Inputs, Outputs], Op | None]] = {
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": _dequantize,
     "Div": _elementwise,
     "Dropout": _passage,
     "Flatten": _reshape,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
+    "GroupNormalization": _normalization,
     "Identity": _passage,
+    "InstanceNormalization": _normalization,
+    "LayerNormalization": _normalization,
     "LeakyRelu": _activation,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
     "Mul": _elementwise,
     "PRelu": _activation,
+    "Pad": _pad,
+    "RMSNormalization": _normalization,
     "ReduceMean": _mean,
     "Relu": _activation,
     "Reshape": _reshape,
