@@ -17,16 +17,25 @@ class FuseOptions:
         skip: names of rules that are not used.
         verify: compare the result with the original on seeded random inputs.
         seed: of those inputs.
+        freeze: initializers that are graph inputs too (ONNX, IR version 4 and later) are constants, and no
+            longer inputs.
     """
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     verify: bool = True
     seed: int = 0
+    freeze: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {"only": list(self.only), "skip": list(self.skip), "verify": self.verify, "seed": self.seed}
+        return {
+            "only": list(self.only),
+            "skip": list(self.skip),
+            "verify": self.verify,
+            "seed": self.seed,
+            "freeze": self.freeze,
+        }
 
     def allows(self, rule: str) -> bool:
         """Whether the rule of this name may be used."""

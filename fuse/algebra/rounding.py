@@ -8,6 +8,7 @@ into Inf, into zero, or into subnormals that have lost their digits, and the fol
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
-__all__ = ["round_scaled", "round_sum", "round_vector"]
+__all__ = ["round_scaled", "round_sum", "round_vector", "stored_as"]
 
 Array = NDArray[Any]
 
@@ -27,9 +28,16 @@ class _Limits(NamedTuple):
     unit_roundoff: float
 
 
+@cache
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    # A dtype puts its name together each time it is asked for it.
+    return dtype.name == "bfloat16"
+
+
+@cache
 def _limits(dtype: np.dtype[Any]) -> _Limits | None:
     """The limits of a floating dtype, None for any other."""
-    if dtype.name == "bfloat16":
+    if _is_bfloat16(dtype):
         # NumPy's finfo does not know the type that ml_dtypes adds.
         return _Limits(float(2.0**127 * (2 - 2.0**-7)), 2.0**-126, 2.0**-8)
     if dtype.kind != "f":
@@ -57,7 +65,7 @@ def _to_bfloat16(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
 
 def _multiply(weight: Array, scale: NDArray[np.float64]) -> Array:
     """``weight · scale`` in float64, rounded once to the weight's dtype."""
-    if weight.dtype.name == "bfloat16":
+    if _is_bfloat16(weight.dtype):
         return _to_bfloat16(weight.astype(np.float64) * scale, weight.dtype)
     product = np.empty(weight.shape, weight.dtype)
     # Computed in float64 and cast on the way out, block by block: no float64 copy of the weight exists.
@@ -68,7 +76,7 @@ def _multiply(weight: Array, scale: NDArray[np.float64]) -> Array:
 
 def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
     """``max|weight|`` over all axes but ``axes``, kept broadcastable; NaN where the weight holds one."""
-    if weight.dtype.name == "bfloat16":
+    if _is_bfloat16(weight.dtype):
         weight = weight.astype(np.float32)
     others = tuple(axis for axis in range(weight.ndim) if axis not in axes)
     if weight.size == 0:
@@ -98,12 +106,14 @@ def round_scaled(
         The scaled weight, or a refusal where the bound of this module cannot be kept.
     """
     shape = weight.shape if seen_as is None else seen_as
-    stored = weight.array().reshape(shape)
-    dtype = stored.dtype
+    dtype = weight.dtype
     limits = _limits(dtype)
     if limits is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the weight is stored as {dtype}, not as a float")
-    before = _magnitudes(stored, axes)
+    seen = tuple(shape), tuple(axes)
+    before = weight.magnitudes.get(seen)
+    if before is None:
+        before = weight.magnitudes[seen] = _magnitudes(weight.array().reshape(shape), axes)
     if not np.isfinite(before).all():
         return Refusal(Reason.BAD_STATISTICS, "the weight holds Inf or NaN")
     with np.errstate(over="ignore", under="ignore"):
@@ -129,10 +139,14 @@ def round_scaled(
 
     def load() -> Array:
         if weight.folded:
-            return _store(exact(), dtype)
+            return stored_as(exact(), dtype)
         return _multiply(weight.array().reshape(shape), scale).reshape(weight.shape)
 
-    return Constant(weight.shape, load, exact=exact, dtype=dtype)
+    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype)
+    if after.shape == before.shape:
+        # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
+        scaled.magnitudes[seen] = after
+    return scaled
 
 
 def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "bias") -> Constant | Refusal:
@@ -157,7 +171,7 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
             Reason.OUT_OF_RANGE,
             f"{_of(too_large)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
         )
-    return Constant(exact.shape, lambda: _store(exact, dtype), exact=lambda: exact, dtype=dtype)
+    return Constant(exact.shape, lambda: stored_as(exact, dtype), exact=lambda: exact, dtype=dtype)
 
 
 def round_sum(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Constant | Refusal:
@@ -185,8 +199,9 @@ def round_sum(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Constant | Re
     return rounded
 
 
-def _store(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
-    if dtype.name == "bfloat16":
+def stored_as(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    """The numbers rounded to nearest, with no look at what becomes of them."""
+    if _is_bfloat16(dtype):
         return _to_bfloat16(exact, dtype)
     with np.errstate(over="ignore", under="ignore"):
         return exact.astype(dtype)

@@ -58,7 +58,7 @@ def _affine_of_elementwise(node: Node, operation: Arithmetic) -> tuple[Affine, i
     data, other, rank = node.input(slot), node.input(1 - slot), node.outputs[0].rank
     if data is None or other is None or other.constant is None or data.constant is not None:
         return no
-    if rank is None or data.rank != rank or data.shape is None or other.constant.dtype.kind != "f":
+    if not rank or data.rank != rank or data.shape is None or other.constant.dtype.kind != "f":
         return no
     axis = per_channel(other.constant.shape, rank)
     if axis is None:

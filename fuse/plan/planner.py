@@ -13,7 +13,7 @@ from itertools import chain
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
 from convbn.fuse.plan.chains import merge_chains
-from convbn.fuse.plan.evaluation import evaluate
+from convbn.fuse.plan.evaluation import OF_CONSTANTS, evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
@@ -33,6 +33,7 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     """
     plan = Plan()
     refusals: dict[str, Refusal] = {}
+    all_of_them = [node.name for node in view.batchnorms()]
     while (
         _round(view, plan, options, refusals)
         or (view.pure and _merge(view, plan, options))
@@ -42,6 +43,9 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     for node in view.batchnorms():
         refusal = refusals[node.name]
         plan.kept.append(Kept(node.name, refusal.reason, refusal.detail))
+    # What only computed a weight is gone once the weight is stored.
+    settled = {folded.name for folded in plan.folded} | {kept.name for kept in plan.kept}
+    plan.folded.extend(Folded(name, (), OF_CONSTANTS) for name in all_of_them if name not in settled)
     return plan
 
 
@@ -82,7 +86,9 @@ def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
 def _maps(view: View) -> Iterator[Node]:
     """What is an affine map: BatchNorms, and in graphs also sums and products with a constant."""
     kinds = (BatchNorm, Elementwise) if view.pure else (BatchNorm,)
-    return (node for node in list(view.nodes) if isinstance(node.op, kinds))
+    # Constants first: what is made of them may be a weight that a later map goes into.
+    found = [node for node in view.nodes if isinstance(node.op, kinds)]
+    return iter(sorted(found, key=lambda node: node.outputs[0].constant is None))
 
 
 def _fold(view: View, node: Node, options: FuseOptions, *, thorough: bool) -> ways.Fold | Refusal:

@@ -25,7 +25,7 @@ from convbn.fuse.rules.broadcast import along
 from convbn.fuse.rules.rule import constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value, View
 from convbn.fuse.view.edits import Bypass, Edit, Replace
-from convbn.fuse.view.ops import Arithmetic, Elementwise
+from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise
 
 __all__ = ["WAYS", "Fold", "apart", "backward", "forward", "to_add"]
 
@@ -119,10 +119,12 @@ def to_add(
     refusal = draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node)
     if refusal is not None:
         return refusal
-    beta = constant_at(node, 2, "shift β")
-    if not isinstance(beta, Constant):
-        return Refusal(Reason.PARAMETERS_NOT_CONSTANT, "it has no β to take the type of the addition from")
-    constant = round_vector(along(affine.shift, axis, rank), beta.dtype)
+    # A BatchNorm's own parameters may be of another type than its data (float32 beside float16).
+    changed = (edit.constant.dtype for edit in draft.edits if not isinstance(edit.node.op, BatchNorm))
+    types = {dtype for dtype in changed if dtype.kind not in "iu"}
+    if len(types) != 1:
+        return Refusal(Reason.NO_BIAS, "the type of an addition in its place does not follow from the layers")
+    constant = round_vector(along(affine.shift, axis, rank), types.pop())
     if isinstance(constant, Refusal):
         return constant
     edit = Replace(node, Elementwise(Arithmetic.ADD), (source, constant))

@@ -110,7 +110,11 @@ def conv_parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None
     constants = parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
-    bias = constants[1]
+    weight, bias = constants
+    if len(weight.shape) < 3:
+        return Refusal(
+            Reason.PARAMETERS_MALFORMED, f"the weight of {node.label} has shape {list(weight.shape)}"
+        )
     if bias is not None and len(bias.shape) != 1:
         return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
     return constants

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
+from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
 from convbn.fuse.view.ops import BatchNorm, Op
 
 __all__ = ["Constant", "Node", "Reader", "Value", "View"]
@@ -33,9 +33,10 @@ class Constant:
             (an ONNX initializer can; a parameter that PyTorch modules share cannot).
         exact: returns what ``load`` has rounded, in float64. A constant that is folded into again is
             computed from that, so that however many maps it takes in, it is rounded once.
+        work: elements that are computed each time the numbers are asked for; 0 if they are stored.
     """
 
-    __slots__ = ("_dtype", "_exact", "_load", "cloneable", "shape")
+    __slots__ = ("_dtype", "_exact", "_load", "cloneable", "magnitudes", "shape", "work")
 
     def __init__(
         self,
@@ -45,8 +46,13 @@ class Constant:
         cloneable: bool = True,
         exact: Callable[[], NDArray[np.float64]] | None = None,
         dtype: np.dtype[Any] | None = None,
+        work: int = 0,
     ) -> None:
         self.shape = tuple(shape)
+        self.work = work
+        # max|exact| over all but some axes, by the shape it is seen in and those axes: numbers never
+        # change, and a weight that several rules look at is read once for it.
+        self.magnitudes: dict[tuple[tuple[int, ...], tuple[int, ...]], NDArray[np.float64]] = {}
         self.cloneable = cloneable
         self._load = load
         self._exact = exact
@@ -148,13 +154,17 @@ class View:
 
     Args:
         nodes: in running order.
-        pure: no node writes to its inputs, values may gain readers, and nodes may change their
-            operator. True of graphs; a PyTorch module only takes new parameters and bypasses.
+        pure: what the nodes say is all there is to know: a node that writes to its inputs is shown as one
+            that gives new values, and whoever else could see a value stands at ``observed``. Then maps may
+            move in every direction.
+        replaceable: nodes may change their operator. True of graphs; a PyTorch module's code stays, and only
+            takes other parameters of the same shapes and bypasses.
     """
 
-    def __init__(self, nodes: Sequence[Node], *, pure: bool = False) -> None:
+    def __init__(self, nodes: Sequence[Node], *, pure: bool = False, replaceable: bool = True) -> None:
         self.nodes = list(nodes)
         self.pure = pure
+        self.replaceable = replaceable
 
     def batchnorms(self) -> Iterator[Node]:
         """The BatchNorm nodes, in running order."""
@@ -162,10 +172,10 @@ class View:
 
     def check(self, edit: Edit) -> Refusal | None:
         """Whether the model behind the view can be edited so; the refusal if it cannot."""
-        if isinstance(edit, Bypass):
+        if isinstance(edit, Bypass | Evaluate):
             return edit.node.locks.get("bypass")
         if isinstance(edit, Replace):
-            if self.pure:
+            if self.pure and self.replaceable:
                 return edit.node.locks.get("bypass")
             return Refusal(
                 Reason.NOT_A_MODULE, f"{edit.node.label} cannot become another operator in a module"
@@ -174,7 +184,14 @@ class View:
         if lock is not None:
             return lock
         value = edit.node.input(edit.slot)
-        if value is None or value.constant is None or value.constant.cloneable or len(value.readers) == 1:
+        if value is None or value.constant is None:
+            return None
+        if not self.replaceable and value.constant.shape != edit.constant.shape:
+            return Refusal(
+                Reason.NOT_A_MODULE,
+                f"'{value.name}' of {edit.node.label} would need the shape {list(edit.constant.shape)}",
+            )
+        if value.constant.cloneable or len(value.readers) == 1:
             return None
         others = ", ".join(sorted({r.node.label for r in value.readers if r.node is not edit.node}))
         return Refusal(
@@ -188,6 +205,8 @@ class View:
             self._set_constant(edit.node, edit.slot, edit.constant)
         elif isinstance(edit, Replace):
             self._replace(edit)
+        elif isinstance(edit, Evaluate):
+            self._evaluate(edit)
         else:
             self._bypass(edit.node, edit.slot)
 
@@ -201,6 +220,8 @@ class View:
         new = Value(name, constant.shape, constant=constant)
         new.readers.append(Reader(node, slot))
         node.inputs[slot] = new
+        if old is not None:
+            self._drop_if_unread(old)
 
     def _replace(self, edit: Replace) -> None:
         node = edit.node
@@ -229,6 +250,16 @@ class View:
         source.observed = source.observed or output.observed
         self.nodes.remove(node)
         for value in {id(v): v for v in node.inputs if v is not None and v is not source}.values():
+            self._drop_if_unread(value)
+
+    def _evaluate(self, edit: Evaluate) -> None:
+        node, output = edit.node, edit.node.outputs[0]
+        operands = {id(value): value for value in node.inputs if value is not None}.values()
+        for value in operands:
+            value.readers = [r for r in value.readers if r.node is not node]
+        output.constant, output.producer = edit.constant, None
+        self.nodes.remove(node)
+        for value in operands:
             self._drop_if_unread(value)
 
     def _drop_if_unread(self, value: Value) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from convbn.fuse.view.dataflow import Constant, Node, Value
     from convbn.fuse.view.ops import Op
 
-__all__ = ["Bypass", "Edit", "Replace", "SetConstant"]
+__all__ = ["Bypass", "Edit", "Evaluate", "Replace", "SetConstant"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,4 +49,12 @@ class Replace:
     operands: tuple[Value | Constant | None, ...]
 
 
-Edit = SetConstant | Bypass | Replace
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluate:
+    """Remove ``node``, whose first output is this constant: whoever read that output reads the constant."""
+
+    node: Node
+    constant: Constant
+
+
+Edit = SetConstant | Bypass | Replace | Evaluate

@@ -516,20 +516,6 @@ def test_conv_captured_by_a_branch_stays() -> None:
     assert fold(built).report.kept[0].reason == "several-readers"
 
 
-def test_inside_a_local_function_stays() -> None:
-    names = ["x", "w", *[f"bn.{n}" for n in ("gamma", "beta", "mean", "var")]]
-    body = [helper.make_node("Conv", ["x", "w"], ["c"]), batchnorm("c", "y")]
-    function = helper.make_function("local", "block", names, ["y"], body, [helper.make_opsetid("", 20)])
-    built = model(
-        [helper.make_node("block", names, ["y"], domain="local")],
-        {"x": [1, 6, 5, 5]},
-        ["y"],
-        {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)},
-        functions=[function],
-    )
-    assert only_reason(built) == "inside-a-local-function"
-
-
 # --- dtypes -----------------------------------------------------------------------------------------
 
 
@@ -549,6 +535,16 @@ def test_float16_conv_with_float32_statistics() -> None:
     built = model(nodes, {"x": [1, 6, 5, 5]}, ["y"], initializers, elem_type=TensorProto.FLOAT16)
     result = folded(built)
     assert not result.report.kept
+    assert {t.data_type for t in result.model.graph.initializer} == {TensorProto.FLOAT16}
+
+
+def test_an_addition_is_of_the_type_of_its_data() -> None:
+    """Where only the scale goes, what is left behind a float16 layer is no float32 addition."""
+    initializers = {"w": random(6, 6, dtype=np.float16), **batchnorm_parameters(6)}
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["c"], name="fc", beta=0.0), batchnorm("c", "y")]
+    built = model(nodes, {"x": [4, 6]}, ["y"], initializers, elem_type=TensorProto.FLOAT16)
+    result = folded(built)
+    assert operators(result.model) == ["Gemm", "Add"]
     assert {t.data_type for t in result.model.graph.initializer} == {TensorProto.FLOAT16}
 
 

@@ -144,3 +144,26 @@ def test_bad_vector_is_refused(bad: float) -> None:
 
 def test_integer_vector_is_refused() -> None:
     assert isinstance(round_vector(np.ones(2), np.dtype(np.int32)), Refusal)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("seed", range(5))
+def test_known_magnitudes_are_those_of_the_numbers(name: str, seed: int) -> None:
+    """Found once and carried along, they must be what looking at the folded weight again would give."""
+    rng = np.random.default_rng(seed)
+    constant = Constant.of(rng.standard_normal((4, 3, 3)).astype(DTYPES[name]))
+    for _ in range(3):
+        result = round_scaled(constant, rng.standard_normal((4, 1, 1)), axes=(0,))
+        assert isinstance(result, Constant)
+        (known,) = result.magnitudes.values()
+        largest = np.abs(result.exact()).max(axis=(1, 2), keepdims=True)
+        np.testing.assert_array_equal(known, largest)
+        constant = result
+
+
+def test_a_second_scale_is_held_against_the_first() -> None:
+    first = round_scaled(Constant.of(np.full((1, 2), 10, np.float16)), np.array([[1000.0]]), axes=(0,))
+    assert isinstance(first, Constant)
+    second = round_scaled(first, np.array([[10.0]]), axes=(0,))
+    assert isinstance(second, Refusal)
+    assert second.reason is Reason.OUT_OF_RANGE

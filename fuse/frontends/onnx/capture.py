@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.onnx.editor import Editor
+from convbn.fuse.frontends.onnx.freeze import declare_new, overridable
+from convbn.fuse.frontends.onnx.freeze import freeze as freeze_initializers
+from convbn.fuse.frontends.onnx.functions import inline_functions
+from convbn.fuse.frontends.onnx.outside import Outside, Read
 from convbn.fuse.frontends.onnx.reader import Reading, read_view, scopes
 from convbn.fuse.frontends.onnx.skeleton import infer_shapes, structure_problem
 from convbn.fuse.frontends.onnx.writer import count_nodes, import_model
 from convbn.fuse.view.edits import Edit
-from convbn.fuse.view.ops import BatchNorm
+from convbn.fuse.view.ops import BatchNorm, Elementwise
 
 if TYPE_CHECKING:
     import onnx
@@ -24,12 +28,16 @@ __all__ = ["capture_graph", "capture_model"]
 _HOW = "read from the ONNX graph: what it shows is what runs"
 
 
-def capture_model(model: onnx.ModelProto, *, owned: bool = False) -> Capture:
+def capture_model(
+    model: onnx.ModelProto, *, owned: bool = False, freeze: bool = False, read: Read | None = None
+) -> Capture:
     """The dataflow of an ONNX model.
 
     Args:
         model: left as it is, unless ``owned``.
         owned: the model may be edited in place, which saves a copy of its weights.
+        freeze: initializers that are inputs too are constants, and no longer inputs.
+        read: gives the raw bytes of external tensors. Folded weights are then computed when they are written.
 
     Raises:
         BadInputError: the graph cannot be read as one.
@@ -39,6 +47,9 @@ def capture_model(model: onnx.ModelProto, *, owned: bool = False) -> Capture:
         copy = type(model)()
         copy.CopyFrom(model)
         model = copy
+    nodes = count_nodes(model)
+    frozen = freeze_initializers(model) if freeze else []
+    inlined = inline_functions(model)
     with _Quiet():
         try:
             imported = import_model(model)
@@ -46,28 +57,34 @@ def capture_model(model: onnx.ModelProto, *, owned: bool = False) -> Capture:
             raise BadInputError(f"the ONNX graph cannot be read: {_first_line(error)}") from error
     # onnxruntime runs many a model that the checker does not pass, so this is told and not refused.
     problem = structure_problem(model)
-    notes = [] if problem is None else [f"onnx's checker says of the input: {problem}"]
-    overridable = _overridable(model)
-    reading = read_view(imported.graph, overridable=overridable)
-    if _lacks_shapes(reading):
-        reading = read_view(imported.graph, overridable=overridable, shapes=infer_shapes(model))
+    notes = [*([] if problem is None else [f"onnx's checker says of the input: {problem}"]), *inlined.notes]
+    fed = overridable(model)
+    outside = None if read is None else Outside(read)
+    reading = read_view(imported.graph, overridable=fed, outside=outside)
+    if _lacks_shapes(reading) and not inlined.explosive:
+        reading = read_view(imported.graph, overridable=fed, shapes=infer_shapes(model), outside=outside)
 
     def apply(edits: Sequence[Edit]) -> Applied:
-        editor = Editor(imported.graph, in_place=True)
+        if not edits and inlined.undo is not None:
+            inlined.undo()
+            return Applied(model, nodes)
+        editor = Editor(imported.graph, in_place=True, outside=outside)
         with _Quiet():
             editor.apply(edits)
+        stored = [tensor.name for tensor in model.graph.initializer]
         imported.write(editor.created, editor.replaced)
+        declare_new(model, stored)
         broken = structure_problem(model)
         if broken is not None and problem is None:
             raise RuntimeError(f"the edits made a valid model invalid: {broken}")
-        return Applied(model, count_nodes(model))
+        return Applied(model, count_nodes(model), {} if outside is None else outside.computed)
 
     return Capture(
         reading.view,
-        count_nodes(model),
+        nodes,
         apply,
         reading.unreachable,
-        notes,
+        [*frozen, *notes],
         _HOW,
         time.perf_counter() - start,
     )
@@ -97,17 +114,10 @@ def capture_graph(graph: gs.Graph) -> Capture:
     )
 
 
-def _overridable(model: onnx.ModelProto) -> frozenset[str]:
-    """Initializers that are graph inputs too: since IR 4 a caller may feed another value for them."""
-    if model.ir_version < 4:
-        return frozenset()
-    return frozenset(value.name for value in model.graph.input) & {t.name for t in model.graph.initializer}
-
-
 def _lacks_shapes(reading: Reading) -> bool:
-    """Whether there is a BatchNorm to place and some value whose shape the graph does not state."""
+    """Whether there is a map to place and some value whose shape the graph does not state."""
     nodes = reading.view.nodes
-    return any(isinstance(node.op, BatchNorm) for node in nodes) and any(
+    return any(isinstance(node.op, BatchNorm | Elementwise) for node in nodes) and any(
         value.shape is None for node in nodes for value in node.outputs
     )
 

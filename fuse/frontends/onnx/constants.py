@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convbn.errors import BadInputError
+from convbn.fuse.frontends.onnx.outside import Outside, dtype_of
 from convbn.fuse.view.dataflow import Constant, Value
 
 if TYPE_CHECKING:
@@ -32,17 +33,24 @@ _LONGEST_SHAPE = 64
 """A tensor that says a shape has few elements; one that has more is not looked into."""
 
 
-def stored_constant(tensor: gs.Constant) -> Constant:
-    """The constant an initializer or a Constant node's attribute holds."""
+def stored_constant(tensor: gs.Constant, outside: Outside | None = None) -> Constant:
+    """The constant an initializer or a Constant node's attribute holds; its bytes may lie ``outside``."""
+    from onnx_graphsurgeon.ir.tensor import SparseValues
+
     # graphsurgeon's own `values` would load the tensor for good, and knows no bfloat16.
     stored = tensor._values
     if isinstance(stored, np.ndarray):
         return Constant.of(stored)
     proto = stored.tensor
+    if outside is not None and not isinstance(stored, SparseValues):
+        return outside.constant(proto)
 
     def load() -> Array:
         import onnx
 
+        if not isinstance(proto, onnx.SparseTensorProto) and proto.data_location == proto.EXTERNAL:
+            cause = f"initializer '{tensor.name}' lies in another file"
+            raise BadInputError(cause, hint="give the model's path, or load it with its external data")
         try:
             if isinstance(proto, onnx.SparseTensorProto):
                 return np.asarray(stored.load())
@@ -50,7 +58,8 @@ def stored_constant(tensor: gs.Constant) -> Constant:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise BadInputError(f"initializer '{tensor.name}' cannot be read: {error}") from error
 
-    return Constant(tuple(stored.shape), load)
+    dtype = None if isinstance(stored, SparseValues) else dtype_of(proto)
+    return Constant(tuple(stored.shape), load, dtype=dtype)
 
 
 def computed_constant(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
@@ -75,7 +84,7 @@ def _constant(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
 
 def _same(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
     source = _source(inputs)
-    return None if source is None else Constant(source.shape, source.array)
+    return None if source is None else _arranged(source, source.shape, lambda values: values)
 
 
 def _cast(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
@@ -127,7 +136,8 @@ def _transpose(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
     order = [int(axis) for axis in node.attrs.get("perm", range(rank)[::-1])]
     if sorted(order) != list(range(rank)):
         return None
-    return Constant(tuple(source.shape[axis] for axis in order), lambda: source.array().transpose(order))
+    shape = tuple(source.shape[axis] for axis in order)
+    return _arranged(source, shape, lambda values: values.transpose(order))
 
 
 def _reshape(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
@@ -186,7 +196,7 @@ def _expand(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
         return None
     if math.prod(shape) > LARGEST:
         return None
-    return Constant(shape, lambda: np.broadcast_to(source.array(), shape))
+    return _arranged(source, shape, lambda values: np.broadcast_to(values, shape))
 
 
 def _shape(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
@@ -225,7 +235,20 @@ def _small(constant: Constant | None) -> list[int] | None:
 
 
 def _reshaped(source: Constant, shape: tuple[int, ...]) -> Constant:
-    return Constant(shape, lambda: source.array().reshape(shape))
+    return _arranged(source, shape, lambda values: values.reshape(shape))
+
+
+def _arranged(source: Constant, shape: tuple[int, ...], arrange: Callable[[Array], Array]) -> Constant:
+    """The same numbers in another order or number, in float64 where the source knows them so."""
+    if not source.folded:
+        return Constant(shape, lambda: arrange(source.array()))
+    return Constant(
+        shape,
+        lambda: arrange(source.array()),
+        exact=lambda: arrange(source.exact()),
+        dtype=source.dtype,
+        work=source.work,
+    )
 
 
 CHAIN: dict[str, Callable[[Any, list[Value | None]], Constant | None]] = {

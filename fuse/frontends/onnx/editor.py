@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from convbn.fuse.frontends.onnx.operators import written
+from convbn.fuse.frontends.onnx.outside import Outside
 from convbn.fuse.frontends.onnx.reader import Place, scopes
 from convbn.fuse.view.dataflow import Constant, Value
-from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
+from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
 from convbn.fuse.view.ops import BIAS, WEIGHT
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_graphsurgeon as gs
 
 __all__ = ["Editor"]
@@ -25,17 +25,21 @@ class Editor:
     Args:
         graph: is changed.
         in_place: whether the tensors behind it may be, too; they may not if another graph shares them.
+        outside: where the weights are, if not in those tensors; then large ones of the main graph are
+            computed when they are written.
 
     Attributes:
         created: the constants that were given to a node, with the graph the node stands in.
         replaced: identities of the nodes whose operator or attributes changed.
     """
 
-    def __init__(self, graph: gs.Graph, *, in_place: bool) -> None:
+    def __init__(self, graph: gs.Graph, *, in_place: bool, outside: Outside | None = None) -> None:
         self._in_place = in_place
+        self._outside = outside
         self.created: list[tuple[gs.Graph, gs.Constant]] = []
         self.replaced: set[int] = set()
         self._graph = graph
+        self._kept: set[int] = set()
         self._instead: dict[int, gs.Node | None] = {}
         self._inputs = {t.name: t for _, current in scopes(graph) for t in current.inputs}
         self._observed = {id(t) for _, current in scopes(graph) for t in current.outputs}
@@ -57,6 +61,8 @@ class Editor:
                     self._set_constant(edit.node.handle, edit.slot, edit.constant)
             elif isinstance(edit, Replace):
                 self._replace(edit)
+            elif isinstance(edit, Evaluate):
+                self._evaluate(edit)
             elif isinstance(edit, Bypass):
                 self._bypass(edit.node.handle, edit.slot)
         # Node lists are rebuilt once: deleting one by one would cost the square of their length.
@@ -75,10 +81,10 @@ class Editor:
             node.op = "Gemm"
             self.replaced.add(id(node))
         old = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
-        if self._in_place and self._exclusive(old) and _overwrite(old, new.array()):
+        if self._in_place and self._exclusive(old) and self._overwrite(place, old, new):
             return
         name = self._name(node, slot, old)
-        constant = self._constant(name, new)
+        constant = self._constant(place, name, new)
         while len(node.inputs) <= slot:
             node.inputs.append(gs.Variable.empty())
         node.inputs[slot] = constant
@@ -97,9 +103,8 @@ class Editor:
         operands: list[Any] = []
         for slot, operand in enumerate(edit.operands):
             if isinstance(operand, Constant):
-                operands.append(
-                    self._constant(self._fresh(f"{node.name or node.outputs[0].name}.{slot}"), operand)
-                )
+                name = self._fresh(f"{node.name or node.outputs[0].name}.{slot}")
+                operands.append(self._constant(place, name, operand))
                 self.created.append((place.graph, operands[-1]))
             elif operand is None:
                 operands.append(gs.Variable.empty())
@@ -114,6 +119,34 @@ class Editor:
         for tensor in old:
             self._drop_if_unused(tensor)
 
+    def _evaluate(self, edit: Evaluate) -> None:
+        place: Place = edit.node.handle
+        node = place.node
+        output, old = node.outputs[0], list(node.inputs)
+        self._keep_as_they_are(old)
+        constant = self._constant(place, output.name, edit.constant)
+        for reader in list(output.outputs):
+            for index, tensor in enumerate(reader.inputs):
+                if tensor is output:
+                    reader.inputs[index] = constant
+        self.created.append((place.graph, constant))
+        node.inputs.clear()
+        node.outputs.clear()
+        self._instead[id(node)] = None
+        for tensor in old:
+            self._drop_if_unused(tensor)
+
+    def _keep_as_they_are(self, tensors: Sequence[Any]) -> None:
+        """What a constant is computed from may be read again, by an edit that computes further with it."""
+        waiting, seen = list(tensors), set[int]()
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            waiting.extend(operand for producer in tensor.inputs for operand in producer.inputs)
+        self._kept |= seen
+
     def _tensor_of(self, value: Value, inputs: list[Any]) -> Any:
         """The tensor that a value is now: a bypassed producer has handed its name on.
 
@@ -126,14 +159,47 @@ class Editor:
         place: Place = value.producer.handle
         return place.node.outputs[value.producer.outputs.index(value)]
 
-    @staticmethod
-    def _constant(name: str, constant: Constant) -> gs.Constant:
+    def _constant(self, place: Place, name: str, constant: Constant) -> gs.Constant:
         import onnx
         import onnx_graphsurgeon as gs
         from onnx_graphsurgeon.ir.tensor import LazyValues
 
         # As a TensorProto: graphsurgeon then writes every dtype as it is, bfloat16 included.
-        return gs.Constant(name, LazyValues(onnx.numpy_helper.from_array(constant.array(), name)))
+        proto = self._deferred(place, name, constant)
+        return gs.Constant(name, LazyValues(proto or onnx.numpy_helper.from_array(constant.array(), name)))
+
+    def _overwrite(self, place: Place, old: gs.Constant, new: Constant) -> bool:
+        """Put a constant into the TensorProto behind ``old``, if it has one of that shape and dtype."""
+        import onnx
+        from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
+        stored = old._values
+        if not isinstance(stored, LazyValues) or isinstance(stored, SparseValues):
+            return False
+        proto = stored.tensor
+        if tuple(proto.dims) != new.shape:
+            return False
+        values = new.array() if self._outside is None else None
+        dtype = new.dtype if values is None else values.dtype
+        if proto.data_type != onnx.helper.np_dtype_to_tensor_dtype(dtype):
+            return False
+        deferred = self._deferred(place, old.name, new)
+        for data in ("float_data", "int32_data", "double_data", "raw_data", "external_data", "data_location"):
+            proto.ClearField(data)
+        if deferred is not None:
+            proto.data_location = deferred.data_location
+            proto.external_data.extend(deferred.external_data)
+            return True
+        values = new.array() if values is None else values
+        # ONNX stores little-endian bytes whatever the machine.
+        proto.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        return True
+
+    def _deferred(self, place: Place, name: str, constant: Constant) -> onnx.TensorProto | None:
+        """What stands for a constant of the main graph until it is written; None if it is wanted now."""
+        if self._outside is None or place.graph is not self._graph:
+            return None
+        return self._outside.defer(name, constant)
 
     def _name(self, node: gs.Node, slot: int, old: Any) -> str:
         if self._exclusive(old):
@@ -148,9 +214,8 @@ class Editor:
         """Whether nobody but one node's one slot sees this constant."""
         import onnx_graphsurgeon as gs
 
-        return (
-            isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1 and id(tensor) not in self._observed
-        )
+        seen = id(tensor) in self._observed or id(tensor) in self._kept
+        return isinstance(tensor, gs.Constant) and len(tensor.outputs) == 1 and not seen
 
     def _fresh(self, wanted: str) -> str:
         name, count = wanted, 1
@@ -203,23 +268,3 @@ class Editor:
             waiting.extend(producer.inputs)
             producer.inputs.clear()
             producer.outputs.clear()
-
-
-def _overwrite(constant: gs.Constant, values: NDArray[Any]) -> bool:
-    """Put ``values`` into the TensorProto behind ``constant``, if it has one of that shape and dtype."""
-    import onnx
-    from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
-
-    stored = constant._values
-    if not isinstance(stored, LazyValues) or isinstance(stored, SparseValues):
-        return False
-    proto = stored.tensor
-    if tuple(proto.dims) != values.shape or proto.data_type != onnx.helper.np_dtype_to_tensor_dtype(
-        values.dtype
-    ):
-        return False
-    for data in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
-        proto.ClearField(data)
-    # ONNX stores little-endian bytes whatever the machine.
-    proto.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    return True

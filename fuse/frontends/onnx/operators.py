@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from convbn.fuse.frontends.onnx.attributes import odd_attribute
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Value
 from convbn.fuse.view.ops import (
@@ -64,8 +65,13 @@ def operator_of(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> 
     """What ``node`` computes; a refusal for a BatchNormalization that is no per-channel map."""
     if not is_standard(node) or not outputs:
         return Other(node.op)
+    odd = odd_attribute(node)
     if node.op == "BatchNormalization":
+        if odd is not None:
+            return Refusal(Reason.PARAMETERS_MALFORMED, f"its attribute '{odd}' is of another type")
         return _batchnorm(node, opset)
+    if odd is not None:
+        return Other(node.op)
     read = _READERS.get(node.op)
     return (None if read is None else read(node, opset, inputs, outputs)) or Other(node.op)
 

@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from convbn.errors import BadInputError
+from convbn.fuse.algebra.evaluation import evaluated
+from convbn.fuse.frontends.onnx.attributes import odd_attribute
 from convbn.fuse.frontends.onnx.constants import CHAIN, computed_constant, stored_constant
 from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, operator_of
+from convbn.fuse.frontends.onnx.outside import Outside
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value, View
@@ -56,7 +60,11 @@ def scopes(graph: gs.Graph) -> Iterator[tuple[str, gs.Graph]]:
 
 
 def read_view(
-    graph: gs.Graph, *, overridable: frozenset[str] = frozenset(), shapes: Shapes | None = None
+    graph: gs.Graph,
+    *,
+    overridable: frozenset[str] = frozenset(),
+    shapes: Shapes | None = None,
+    outside: Outside | None = None,
 ) -> Reading:
     """The dataflow of ``graph``.
 
@@ -64,8 +72,9 @@ def read_view(
         graph: an imported graph; it is not changed, and the view's handles point into it.
         overridable: initializers that a caller of the model may feed, so they are not constants.
         shapes: shapes by tensor name, for tensors the graph gives none for.
+        outside: where the weights are, if not in the graph's tensors.
     """
-    reader = _GraphReader(overridable, shapes or {})
+    reader = _GraphReader(overridable, shapes or {}, outside)
     for scope, current in scopes(graph):
         reader.read(scope, current)
     for function in graph.functions:
@@ -76,14 +85,15 @@ def read_view(
                     Kept(
                         reader.unique(node),
                         Reason.LOCAL_FUNCTION,
-                        f"it stands in the model-local function {function.name}, whose callers may differ",
+                        f"it stands in the model-local function {function.name}, which was not written out",
                     )
                 )
     return Reading(View(reader.nodes, pure=True), reader.count, reader.unreachable)
 
 
 class _GraphReader:
-    def __init__(self, overridable: frozenset[str], shapes: Shapes) -> None:
+    def __init__(self, overridable: frozenset[str], shapes: Shapes, outside: Outside | None) -> None:
+        self._outside = outside
         self.overridable = overridable
         self.shapes = shapes
         self.nodes: list[Node] = []
@@ -115,7 +125,7 @@ class _GraphReader:
 
         value = self._values[id(tensor)] = Value(tensor.name)
         if isinstance(tensor, gs.Constant):
-            constant = stored_constant(tensor)
+            constant = stored_constant(tensor, self._outside)
             value.shape = constant.shape
             if tensor.name in self.overridable:
                 value.not_constant = Refusal(
@@ -149,9 +159,11 @@ class _GraphReader:
             if value is not None:
                 value.readers.append(Reader(entry, slot))
         for value in outputs:
+            if value.producer is not None or value.constant is not None:
+                raise BadInputError(f"'{value.name}' is given by more than one node or initializer")
             value.producer = entry
-        if outputs and node.op in CHAIN and is_standard(node):
-            constant = computed_constant(node, inputs)
+        if outputs and is_standard(node) and odd_attribute(node) is None:
+            constant = computed_constant(node, inputs) if node.op in CHAIN else evaluated(operator, inputs)
             if constant is not None:
                 outputs[0].constant, outputs[0].shape = constant, constant.shape
         self.nodes.append(entry)

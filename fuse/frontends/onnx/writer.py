@@ -149,6 +149,11 @@ def _write_initializers(proto: onnx.GraphProto, created: list[gs.Constant], gone
         stored.CopyFrom(tensor)
         stored.doc_string = doc_string
     _delete(proto.initializer, gone)
+    # What was stored sparse is stored dense once it was written to, under the same name.
+    dense = gone | {constant.name for constant in created}
+    for index in range(len(proto.sparse_initializer) - 1, -1, -1):
+        if proto.sparse_initializer[index].values.name in dense:
+            del proto.sparse_initializer[index]
 
 
 def _delete(items: Any, names: set[str]) -> None:
