@@ -1,7 +1,9 @@
-"""Modules by name: ``torchvision:resnet18``, ``timm:resnet18``, ``package.module:callable``.
+"""Modules by name: ``torchvision:resnet18``, ``timm:resnet18``, ``hf-hub:org/name``, ``package.module:callable``.
 
-The weights are random; nothing is ever downloaded. Naming ``package.module:callable`` runs that code, as
-an import does.
+The weights are random and never downloaded. Naming ``package.module:callable`` runs that code, as an import
+does: it is consent for that module, and for nothing that a checkpoint may name. ``hf-hub:org/name`` fetches
+the description of an architecture (``config.json``, which names one of timm's) through timm, from its
+cache where it has it; ``local-dir:FOLDER`` reads one that lies on the disk.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import BadInputError, ConvBNError, NotSupportedError, UsageError
+from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["build_module", "parse_arguments"]
 
-_FORMS = "write torchvision:NAME, timm:NAME or package.module:callable"
+_FORMS = "write torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
 _DOWNLOADS = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
 
 
@@ -55,12 +57,11 @@ def build_module(
     """Build a module with random weights.
 
     Args:
-        spec: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, where the callable
-            may be a class, a function, or a ready module.
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``hf-hub:ORG/NAME``, ``local-dir:FOLDER`` or
+            ``package.module:callable``, where the callable may be a class, a function, or a ready module.
         arguments: keyword arguments for it.
         allow_cwd: append the current folder to ``sys.path``, for good, so that a package in it can be
-            named. Without it the folder counts only if it is on the path already, as under
-            ``python -m``.
+            named. Without it the folder counts only if it is on the path already.
 
     Returns:
         The module, in whatever mode its builder leaves it.
@@ -69,6 +70,7 @@ def build_module(
         UsageError: the spec has another form, or an argument asks for downloaded weights.
         BadInputError: the name is unknown, the code fails, or the result is no module.
         NotSupportedError: the library is missing or its installation is broken.
+        FileAccessError: the description of a ``hf-hub:`` name cannot be fetched.
     """
     library, colon, name = spec.partition(":")
     if not colon or not library or not name:
@@ -78,8 +80,8 @@ def build_module(
         return _checked(spec, _torchvision(spec, name, given))
     if library == "timm":
         return _checked(spec, _timm(spec, name, given))
-    if library in ("hf-hub", "hf_hub"):
-        raise NotSupportedError("models of a hub are not downloaded", source=spec, hint=_FORMS)
+    if library in ("hf-hub", "local-dir"):
+        return _checked(spec, _described(spec, library, name, given))
     if allow_cwd and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return _checked(spec, _imported(spec, library, name, given))
@@ -109,6 +111,20 @@ def _timm(spec: str, name: str, given: dict[str, object]) -> object:
     return _call(spec, lambda: timm.create_model(name, pretrained=False, **given))
 
 
+def _described(spec: str, library: str, name: str, given: dict[str, object]) -> object:
+    """What the ``config.json`` of a hub's repository or of a folder names; its weights are not looked at."""
+    _refuse_downloads(spec, given)
+    timm = _library(spec, "timm", "timm")
+    if library == "hf-hub":
+        from convbn.export.hub import fetch
+
+        # From its folder in the cache: by the name of the repository, timm would ask the network again.
+        name = os.fspath(fetch(name, "config.json").parent)
+    elif not os.path.isfile(os.path.join(name, "config.json")):
+        raise FileAccessError("has no config.json", source=spec, hint="give a folder as timm saves it")
+    return _call(spec, lambda: timm.create_model(f"local-dir:{name}", pretrained=False, **given))
+
+
 def _imported(spec: str, package: str, name: str, given: dict[str, object]) -> object:
     import torch
 
@@ -118,6 +134,8 @@ def _imported(spec: str, package: str, name: str, given: dict[str, object]) -> o
         found: Any = importlib.import_module(package)
     except ModuleNotFoundError as error:
         hint = "install it, or put its folder on PYTHONPATH"
+        if error.name is not None and _lies_here(error.name):
+            hint = "it lies in the current folder, which --allow-cwd lets it be imported from"
         raise BadInputError(f"there is no module {error.name!r}", source=spec, hint=hint) from error
     except Exception as error:
         raise BadInputError(f"its import fails: {_summary(error)}", source=spec) from error
@@ -132,6 +150,10 @@ def _imported(spec: str, package: str, name: str, given: dict[str, object]) -> o
     if not callable(found):
         raise BadInputError(f"is a {type(found).__name__}, neither callable nor a module", source=spec)
     return _call(spec, lambda: found(**given))
+
+
+def _lies_here(module: str) -> bool:
+    return any(os.path.exists(module.partition(".")[0] + ending) for ending in (".py", "/__init__.py"))
 
 
 def _library(spec: str, module: str, package: str) -> Any:

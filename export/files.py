@@ -13,11 +13,12 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from convbn.errors import FileAccessError
 
-__all__ = ["check_target", "sha256_file", "write_atomically"]
+__all__ = ["StagedFile", "check_target", "sha256_file", "write_atomically"]
 
 # A file system without hard links answers with one of these.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
@@ -94,23 +95,67 @@ def write_atomically(
             The target is then what it was before and no temporary file is left.
     """
     target = check_target(path, overwrite=overwrite)
-    # A name of 255 bytes leaves no room for a suffix, so only its start goes into the temporary name.
-    temporary = target.with_name(f".{target.name[:48]}.{secrets.token_hex(6)}.tmp")
-    try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-        )
+    with StagedFile(target, path) as staged:
+        staged.write(write)
+        staged.move(target, overwrite=overwrite)
+
+
+class StagedFile:
+    """A file under a temporary name beside its target, until it is moved into place or dropped.
+
+    Args:
+        target: resolved path, whose folder and name the temporary one follows.
+        shown: what errors call it.
+
+    Attributes:
+        path: the temporary file, which exists once :meth:`write` was called.
+    """
+
+    def __init__(self, target: Path, shown: str | os.PathLike[str]) -> None:
+        # A name of 255 bytes leaves no room for a suffix, so only its start goes into the temporary name.
+        self.path = target.with_name(f".{target.name[:48]}.{secrets.token_hex(6)}.tmp")
+        self._shown = shown
+
+    def write(self, write: Callable[[BinaryIO], None]) -> None:
+        """Create the file, let ``write`` fill it and flush it to the disk.
+
+        Raises:
+            FileAccessError: writing failed.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with os.fdopen(os.open(self.path, flags, 0o666), "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            _move(temporary, target, path, overwrite=overwrite)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise FileAccessError(f"cannot be written: {reason(error)}", source=path) from error
-    _sync_folder(target.parent)
+        except OSError as error:
+            raise FileAccessError(f"cannot be written: {reason(error)}", source=self._shown) from error
+
+    def move(self, target: Path, *, overwrite: bool) -> None:
+        """Give the file its name; with ``overwrite`` it replaces what has that name and takes its permissions.
+
+        Raises:
+            FileAccessError: the name is taken, or the file system refuses.
+        """
+        try:
+            _move(self.path, target, self._shown, overwrite=overwrite)
+        except OSError as error:
+            raise FileAccessError(f"cannot be written: {reason(error)}", source=self._shown) from error
+        _sync_folder(target.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as failure:
+            if error is None:
+                raise FileAccessError(
+                    f"cannot be written: {reason(failure)}", source=self._shown
+                ) from failure
 
 
 def reason(error: OSError) -> str:

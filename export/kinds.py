@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from convbn.errors import BadInputError, ConvBNError, FileAccessError
 from convbn.export.files import reason
+from convbn.export.limits import Limits
 from convbn.export.pickles import LEGACY_TORCH_MAGIC, code_globals
 from convbn.export.protobuf import is_onnx_model
 
@@ -55,11 +56,12 @@ _OTHER_FORMATS = (
 _KNOWN = "expected ONNX, a PyTorch checkpoint, safetensors, .pt2, TorchScript or a TensorRT engine"
 
 
-def sniff(path: str | os.PathLike[str]) -> ArtifactKind:
+def sniff(path: str | os.PathLike[str], *, max_pickle_mib: int = Limits.pickle_mib) -> ArtifactKind:
     """Tell the kind of a file from its content.
 
     Args:
         path: the file; its name plays no part.
+        max_pickle_mib: cap on the size of a pickle that is looked through, in MiB.
 
     Returns:
         Its kind. A damaged body behind a good start is left to the reader of that kind to find.
@@ -75,7 +77,7 @@ def sniff(path: str | os.PathLike[str]) -> ArtifactKind:
         if not stat.S_ISREG(status.st_mode):
             raise FileAccessError("is a device or a pipe, not a regular file", source=path)
         with open(path, "rb") as file:
-            return _sniff(file, status.st_size)
+            return _sniff(file, status.st_size, max_pickle_mib)
     except FileNotFoundError as error:
         raise FileAccessError("does not exist", source=path) from error
     except OSError as error:
@@ -84,7 +86,7 @@ def sniff(path: str | os.PathLike[str]) -> ArtifactKind:
         raise type(error)(error.cause, source=Path(path), hint=error.hint) from error
 
 
-def _sniff(file: BinaryIO, size: int) -> ArtifactKind:
+def _sniff(file: BinaryIO, size: int, max_pickle_mib: int) -> ArtifactKind:
     head = file.read(32)
     file.seek(0)
     if not head:
@@ -92,7 +94,7 @@ def _sniff(file: BinaryIO, size: int) -> ArtifactKind:
     if head[:4] in _ENGINE_MAGICS:
         return ArtifactKind.ENGINE
     if head[:4] == b"PK\x03\x04":
-        return _sniff_zip(file)
+        return _sniff_zip(file, max_pickle_mib)
     if head[8:9] == b"{":
         (length,) = struct.unpack("<Q", head[:8])
         if length > size - 8:
@@ -101,7 +103,7 @@ def _sniff(file: BinaryIO, size: int) -> ArtifactKind:
             )
         return ArtifactKind.SAFETENSORS
     if head.startswith(LEGACY_TORCH_MAGIC) or (head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5")):
-        return _pickle_kind(file)
+        return _pickle_kind(file, max_pickle_mib)
     for magic, name, hint in _OTHER_FORMATS:
         if head.startswith(magic):
             raise BadInputError(f"is {name}", hint=hint)
@@ -110,7 +112,7 @@ def _sniff(file: BinaryIO, size: int) -> ArtifactKind:
     raise BadInputError(f"is no model file: it begins with {head[:8].hex(' ')}", hint=_KNOWN)
 
 
-def _sniff_zip(file: BinaryIO) -> ArtifactKind:
+def _sniff_zip(file: BinaryIO, max_pickle_mib: int) -> ArtifactKind:
     try:
         with zipfile.ZipFile(file) as archive:
             # Everything lies in one folder whose name is free.
@@ -123,12 +125,12 @@ def _sniff_zip(file: BinaryIO) -> ArtifactKind:
                 return ArtifactKind.TORCHSCRIPT
             if "data.pkl" in members:
                 file.seek(0)
-                return _pickle_kind(file)
+                return _pickle_kind(file, max_pickle_mib)
             shown = ", ".join(sorted(archive.namelist())[:3]) or "nothing"
     except _ZIP_ERRORS as error:
         raise BadInputError(f"is a damaged zip archive, perhaps cut short: {error}") from error
     raise BadInputError(f"is a zip archive of another kind: it holds {shown}", hint=_KNOWN)
 
 
-def _pickle_kind(file: BinaryIO) -> ArtifactKind:
-    return ArtifactKind.PICKLED if code_globals(file) else ArtifactKind.STATE_DICT
+def _pickle_kind(file: BinaryIO, max_pickle_mib: int) -> ArtifactKind:
+    return ArtifactKind.PICKLED if code_globals(file, max_mib=max_pickle_mib) else ArtifactKind.STATE_DICT

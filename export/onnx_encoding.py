@@ -7,51 +7,81 @@ written. Put together the pieces are, byte for byte, what ``SerializeToString`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["PAGE", "Weight", "encode_model", "pieces_of", "total_bytes"]
+__all__ = [
+    "MIN_BYTES",
+    "PROTOBUF_LIMIT",
+    "Buffer",
+    "Reference",
+    "Weight",
+    "encode_model",
+    "large_raw_data",
+    "pieces_of",
+    "refer",
+    "total_bytes",
+]
 
-# onnxruntime maps an external initializer straight from its file where it starts on a page.
-PAGE = 4096
-# Below this, handling a tensor's bytes apart costs more than it saves.
-_MIN_BYTES = 1024
+Buffer: TypeAlias = bytes | memoryview
+
+# protobuf's sizes are signed 32-bit numbers: neither its parser nor its writer goes beyond.
+PROTOBUF_LIMIT = (1 << 31) - 1
+
+MIN_BYTES = 1024
+"""Below this, handling a tensor's bytes apart costs more than it saves."""
+
 _BYTES = 2  # wire type of what carries its length
 _RAW_DATA = 9
+_ELSEWHERE = {_RAW_DATA, 13, 14}  # external_data and data_location
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Weight:
-    """Stands for the raw bytes of a large initializer.
+    """Stands for the raw bytes of a large tensor.
 
     Attributes:
-        tensor: that holds them.
         length: how many they are.
+        pieces: gives them, in order; each piece may be overwritten by the next.
     """
 
-    tensor: onnx.TensorProto
     length: int
+    pieces: Callable[[], Iterable[Buffer]]
 
     def __len__(self) -> int:
         return self.length
 
 
-def encode_model(model: onnx.ModelProto, *, location: str | None = None) -> list[bytes | Weight]:
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where the raw bytes of a tensor lie in a file beside the model: its relative path, offset and length."""
+
+    location: str
+    offset: int
+    length: int
+
+
+def encode_model(
+    model: onnx.ModelProto,
+    *,
+    weights: Mapping[int, Weight] | None = None,
+    references: Mapping[int, Reference] | None = None,
+) -> list[bytes | Weight]:
     """Encode a model.
 
     Args:
         model: unchanged.
-        location: if given, large initializers become references to this file, in which each starts on
-            a page, one after the other.
+        weights: raw data of initializers that do not hold their own, by index in the graph.
+        references: what stands in the place of an initializer's raw data, by index.
 
     Returns:
-        The pieces of the message; with `location`, of the message without its large weights.
+        The pieces of the message.
     """
-    graph = list(_graph(model.graph, location))
+    graph = list(_graph(model.graph, weights or {}, references or {}))
     parts: list[bytes | Weight] = []
     for field, value in model.ListFields():
         if field.name == "graph":
@@ -67,51 +97,74 @@ def total_bytes(parts: Iterable[bytes | Weight]) -> int:
     return sum(map(len, parts))
 
 
-def pieces_of(parts: Iterable[bytes | Weight]) -> Iterator[bytes]:
+def pieces_of(parts: Iterable[bytes | Weight]) -> Iterator[Buffer]:
     """The bytes, each weight's fetched only when its turn comes."""
     for part in parts:
-        yield part.tensor.raw_data if isinstance(part, Weight) else part
+        if isinstance(part, Weight):
+            yield from part.pieces()
+        else:
+            yield part
 
 
-def _graph(graph: onnx.GraphProto, location: str | None) -> Iterator[bytes | Weight]:
-    offset = 0
+def refer(tensor: onnx.TensorProto, reference: Reference) -> None:
+    """Let a tensor refer to bytes in another file, in place of what it held or referred to."""
+    for name in ("raw_data", "external_data"):
+        tensor.ClearField(name)
+    tensor.data_location = type(tensor).EXTERNAL
+    place = (("location", reference.location), ("offset", reference.offset), ("length", reference.length))
+    for key, value in place:
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _graph(
+    graph: onnx.GraphProto, weights: Mapping[int, Weight], references: Mapping[int, Reference]
+) -> Iterator[bytes | Weight]:
     for field, value in graph.ListFields():
         if field.name != "initializer":
             yield from _field(graph, field, value)
             continue
-        for tensor in value:
-            length = len(tensor.raw_data) if tensor.HasField("raw_data") else 0
-            if length < _MIN_BYTES or _unknown(tensor):
+        for index, tensor in enumerate(value):
+            reference, weight = references.get(index), weights.get(index)
+            if reference is not None:
+                light = _without_data(tensor)
+                refer(light, reference)
+                yield from _framed(field.number, [light.SerializeToString()])
+                continue
+            weight = weight or large_raw_data(tensor)
+            if weight is None:
                 yield from _framed(field.number, [tensor.SerializeToString()])
-            elif location is None:
-                low, high = _around_raw_data(tensor)
-                raw = _header(_RAW_DATA, length)
-                yield from _framed(field.number, [low, raw, Weight(tensor, length), high])
             else:
-                yield from _framed(field.number, [_reference(tensor, location, offset, length)])
-                offset += length + -length % PAGE
+                low, high = _around_raw_data(tensor)
+                yield from _framed(field.number, [low, _header(_RAW_DATA, len(weight)), weight, high])
     yield from _unknown(graph)
+
+
+def large_raw_data(tensor: onnx.TensorProto) -> Weight | None:
+    """The raw data that a tensor holds, if it pays to handle them apart."""
+    if not tensor.HasField("raw_data") or _unknown(tensor):
+        return None
+    length = len(tensor.raw_data)
+    return Weight(length, lambda: (tensor.raw_data,)) if length >= MIN_BYTES else None
 
 
 def _around_raw_data(tensor: onnx.TensorProto) -> tuple[bytes, bytes]:
     """A tensor's fields before and after ``raw_data``, in the order of their numbers."""
     low, high = type(tensor)(), type(tensor)()
     for field, value in tensor.ListFields():
-        if field.number != _RAW_DATA:
+        if field.number not in _ELSEWHERE:
             _copy(low if field.number < _RAW_DATA else high, field.name, value)
     return low.SerializeToString(), high.SerializeToString()
 
 
-def _reference(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> bytes:
+def _without_data(tensor: onnx.TensorProto) -> onnx.TensorProto:
     result = type(tensor)()
+    if not tensor.HasField("raw_data"):
+        result.CopyFrom(tensor)
+        return result
     for field, value in tensor.ListFields():
-        if field.number != _RAW_DATA:
+        if field.number not in _ELSEWHERE:
             _copy(result, field.name, value)
-    result.data_location = type(tensor).EXTERNAL
-    for key, text in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        result.external_data.add(key=key, value=text)
-    data: bytes = result.SerializeToString()
-    return data
+    return result
 
 
 def _field(message: Any, field: Any, value: Any) -> Iterator[bytes | Weight]:

@@ -1,7 +1,7 @@
-"""ONNX models on disk, both ways.
+"""ONNX models on disk, read.
 
-Loading reads the file once and parses once; saving serialises once. That and the import of onnx are the
-whole cost, so that a small edit of a large model costs about what copying it through onnx does.
+Large weights stay where they are: a model is opened without their bytes, which are fetched when somebody
+asks for them. So looking into a large model costs little, and it need not fit into memory.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError, FileAccessError
-from convbn.export.files import check_target, reason, write_atomically
+from convbn.export.files import reason
+from convbn.export.onnx_encoding import PROTOBUF_LIMIT
+from convbn.export.onnx_saving import save_model
 
 if TYPE_CHECKING:
     import onnx
 
-    from convbn.export.onnx_encoding import Weight
+    from convbn.export.external_data import DataFiles
 
-__all__ = ["PROTOBUF_LIMIT", "LoadedModel", "load_model", "read_model", "save_model"]
-
-# protobuf's sizes are signed 32-bit numbers: neither its parser nor its writer goes beyond.
-PROTOBUF_LIMIT = (1 << 31) - 1
+__all__ = [
+    "PROTOBUF_LIMIT",
+    "LoadedModel",
+    "OpenModel",
+    "load_model",
+    "open_model",
+    "read_model",
+    "save_model",
+]
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,37 @@ class LoadedModel:
     external: bool
 
 
+@dataclass(frozen=True)
+class OpenModel:
+    """A model whose large weights were left in the files they lie in.
+
+    Attributes:
+        model: the model; initializers of the main graph of 1 KiB and more hold a reference in the place of
+            their bytes, those of the model file itself to a location that only `files` knows.
+        files: reads those bytes.
+        sha256: of the model file itself, if it was asked for; external data is not covered.
+        size: of the model file, bytes.
+        external: whether the file keeps weights in other files.
+    """
+
+    model: onnx.ModelProto
+    files: DataFiles
+    sha256: str | None
+    size: int
+    external: bool
+
+
+_NO_OPSET = 1 << 31
+"""Past what onnx and the runtimes hold a version in."""
+
+
 def load_model(path: str | os.PathLike[str], *, external_data: bool = True) -> onnx.ModelProto:
     """Load an ONNX model; :func:`read_model` without the facts about the file."""
     return read_model(path, external_data=external_data).model
 
 
 def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> LoadedModel:
-    """Load an ONNX model and hash its file in the same reading.
+    """Load an ONNX model, weights and all, and hash its file.
 
     Args:
         path: an ONNX file in binary protobuf.
@@ -64,111 +96,131 @@ def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> L
 
     Raises:
         FileAccessError: the file cannot be read.
-        BadInputError: it is not an ONNX model, is damaged, or its external data is missing, too short
-            or outside the model's folder.
+        BadInputError: it is not an ONNX model, is damaged, or its external data is missing, too short,
+            overlapping or outside the model's folder.
     """
+    from convbn.export.external_data import embed_external_data, is_external, location_of
+    from convbn.export.tensors import iterate_tensors
+
+    opened = open_model(path, external_data=external_data)
+    outside = [tensor for tensor in iterate_tensors(opened.model) if is_external(tensor)]
+    with opened.files as files, _about(path):
+        embed_external_data(
+            (tensor for tensor in outside if external_data or location_of(tensor) == files.own_location),
+            files,
+        )
+    return LoadedModel(opened.model, opened.sha256 or "", opened.size, opened.external)
+
+
+def open_model(path: str | os.PathLike[str], *, external_data: bool = True, hashed: bool = True) -> OpenModel:
+    """Open an ONNX model and leave its large weights where they are.
+
+    Every tensor is held against its shape, and external data against the files it lies in, before
+    anything is allocated for it.
+
+    Args:
+        path: an ONNX file in binary protobuf.
+        external_data: when false, weights in other files are not looked at.
+        hashed: hash the file, which takes about as long as copying it.
+
+    Returns:
+        The model and its files, which are the caller's to close.
+
+    Raises:
+        FileAccessError: see :func:`read_model`.
+        BadInputError: see :func:`read_model`.
+    """
+    file = _open(path)
+    try:
+        size = os.fstat(file.fileno()).st_size
+        with _about(path):
+            opened = _opened(file, size, path, external_data=external_data)
+            if not hashed:
+                return opened
+            file.seek(0)
+            return replace(opened, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    except BaseException:
+        file.close()
+        raise
+
+
+def _opened(
+    file: BufferedReader, size: int, path: str | os.PathLike[str], *, external_data: bool
+) -> OpenModel:
+    from convbn.export.external_data import DataFiles, embed_external_data, is_external, location_of
+    from convbn.export.onnx_encoding import MIN_BYTES
+    from convbn.export.tensors import check_embedded, declared_bytes, iterate_tensors
+
+    files = DataFiles(Path(path).absolute().parent, file, path)
+    model = _parsed(file, size, files.own_location)
+    if not model.HasField("graph"):
+        raise BadInputError("is not an ONNX model: it holds no graph")
+    if model.ir_version >= 3 and not model.opset_import:
+        raise BadInputError("names no opset, so its operators have no meaning")
+    odd = [entry.version for entry in model.opset_import if not 0 <= entry.version < _NO_OPSET]
+    if odd:
+        raise BadInputError(f"there is no opset {odd[0]}")
+    outside = []
+    for tensor in iterate_tensors(model):
+        if not is_external(tensor):
+            check_embedded(tensor)
+        elif location_of(tensor) == files.own_location:
+            files.range_of(tensor)
+        else:
+            outside.append(tensor)
+    if outside and external_data:
+        files.check(model)
+        initializers = list(model.graph.initializer)
+        large = {id(tensor) for tensor in initializers if declared_bytes(tensor) >= MIN_BYTES}
+        # Shape inference looks into small tensors, and onnx's checker opens the files of those in bodies.
+        embed_external_data((tensor for tensor in outside if id(tensor) not in large), files)
+    return OpenModel(model, files, None, size, bool(outside))
+
+
+def _parsed(file: BufferedReader, size: int, location: str) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from convbn.export.external_data import embed_external_data, is_external
-    from convbn.export.tensors import check_embedded, iterate_tensors
+    from convbn.export.onnx_detaching import detach
 
-    data = _read(path)
-    digest = hashlib.sha256(data).hexdigest()
+    data = detach(file, size, location)
+    if data is None:
+        file.seek(0)
+        data = file.read()
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
         hint = "it may be cut short or of another format"
-        raise BadInputError("is not an ONNX model", source=path, hint=hint) from error
-    size = len(data)
-    del data
-    if not model.HasField("graph"):
-        raise BadInputError("is not an ONNX model: it holds no graph", source=path)
-    if model.ir_version >= 3 and not model.opset_import:
-        raise BadInputError("names no opset, so its operators have no meaning", source=path)
+        raise BadInputError("is not an ONNX model", hint=hint) from error
+    return model
+
+
+@contextmanager
+def _about(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in errors that leave the block."""
     try:
-        external = False
-        for tensor in iterate_tensors(model):
-            if is_external(tensor):
-                external = True
-            else:
-                check_embedded(tensor)
-        if external and external_data:
-            embed_external_data(model, Path(path).absolute().parent)
+        yield
     except BadInputError as error:
         raise BadInputError(error.cause, source=path, hint=error.hint) from error
-    return LoadedModel(model, digest, size, external)
+    except OSError as error:
+        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
 
 
-def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write an ONNX model, all of it or nothing.
-
-    A model that protobuf cannot hold (2 GiB) is written with its large initializers in a second file
-    beside it, ``<name>.<hash>.data``. That file is complete before the model that refers to it
-    appears, and its name follows from its content, so no kill leaves a model with wrong weights.
-
-    Args:
-        model: unchanged.
-        path: the target; a symbolic link is followed.
-        overwrite: whether an existing file may be replaced.
-
-    Raises:
-        FileAccessError: the target cannot be written.
-        BadInputError: a tensor of the model still refers to external data, which the new file would
-            not find, or the model is too large outside of its initializers.
-    """
-    from convbn.export.external_data import is_external
-    from convbn.export.onnx_encoding import encode_model, pieces_of, total_bytes
-    from convbn.export.tensors import iterate_tensors
-
-    target = check_target(path, overwrite=overwrite)
-    for tensor in iterate_tensors(model):
-        if is_external(tensor):
-            hint = "load it with its external data"
-            raise BadInputError(f"tensor {tensor.name!r} refers to another file", source=path, hint=hint)
-    parts = encode_model(model)
-    if total_bytes(parts) > PROTOBUF_LIMIT:
-        weights = [part for part in parts if not isinstance(part, bytes)]
-        digest = hashlib.sha256()
-        for piece in _on_pages(weights):
-            digest.update(piece)
-        location = f"{target.stem}.{digest.hexdigest()[:16]}.data"
-        parts = encode_model(model, location=location)
-        if total_bytes(parts) > PROTOBUF_LIMIT:
-            raise BadInputError("is too large for ONNX even without its large initializers", source=path)
-        # What lies there under this name has the same bytes, or is damaged.
-        write_atomically(target.with_name(location), partial(_write, _on_pages(weights)), overwrite=True)
-    write_atomically(path, partial(_write, pieces_of(parts)), overwrite=overwrite)
-
-
-def _on_pages(weights: list[Weight]) -> Iterator[bytes]:
-    from convbn.export.onnx_encoding import PAGE, pieces_of
-
-    for piece in pieces_of(weights):
-        yield piece
-        yield bytes(-len(piece) % PAGE)
-
-
-def _write(pieces: Iterable[bytes], file: BinaryIO) -> None:
-    for piece in pieces:
-        file.write(piece)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _open(path: str | os.PathLike[str]) -> BufferedReader:
     try:
         status = os.stat(path)  # before opening: a pipe would wait for its writer
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise FileAccessError("is a device or a pipe, not a regular file", source=path)
-        with open(path, "rb") as file:
-            if status.st_size > PROTOBUF_LIMIT:
-                hint = "save it with external data"
-                raise BadInputError("is larger than the 2 GiB an ONNX file can have", source=path, hint=hint)
-            data = file.read()
+        file = open(path, "rb")  # noqa: SIM115  # handed on, open
     except FileNotFoundError as error:
         raise FileAccessError("does not exist", source=path) from error
     except OSError as error:
         raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
-    if not data:
+    if status.st_size in range(1, PROTOBUF_LIMIT + 1):
+        return file
+    file.close()
+    if status.st_size == 0:
         raise BadInputError("is empty", source=path)
-    return data
+    hint = "save it with external data"
+    raise BadInputError("is larger than the 2 GiB an ONNX file can have", source=path, hint=hint)

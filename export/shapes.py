@@ -2,17 +2,27 @@
 
 ``x:1x3x224x224`` is one shape, ``x=1x3x224x224:8x3x224x224:32x3x224x224`` the smallest, the usual and the
 largest one. Dimensions are separated by ``x`` or ``,``; the name may be left out where a model has one input.
+``;`` separates several of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from convbn.errors import UsageError
 
-__all__ = ["Shape", "ShapeRange", "parse_shape", "parse_shape_range", "parse_shapes"]
+__all__ = [
+    "Profile",
+    "Shape",
+    "ShapeRange",
+    "parse_profiles",
+    "parse_shape",
+    "parse_shape_range",
+    "parse_shapes",
+]
 
 Shape = tuple[int, ...]
 
@@ -46,6 +56,10 @@ class ShapeRange:
     def __str__(self) -> str:
         shapes = (self.min,) if self.min == self.max else (self.min, self.opt, self.max)
         return ":".join("x".join(map(str, shape)) for shape in shapes)
+
+
+# The range of each dynamic input, by name; None names the only input.
+Profile: TypeAlias = Mapping[str | None, ShapeRange]
 
 
 def parse_shape(text: str) -> tuple[str | None, Shape]:
@@ -104,6 +118,42 @@ def parse_shapes(texts: Iterable[str]) -> dict[str | None, ShapeRange]:
     if None in result and len(result) > 1:
         raise UsageError("one of several shapes has no name", hint="write NAME=SHAPE for each")
     return result
+
+
+def parse_profiles(texts: Iterable[str]) -> tuple[Profile, ...]:
+    """Parse the ranges of several optimisation profiles.
+
+    Args:
+        texts: options, each one range or several separated by ``;``. The first range of an input belongs
+            to the first profile, its second to the second. An input with a single range has it in all.
+
+    Returns:
+        The profiles; none for no text.
+
+    Raises:
+        UsageError: see :func:`parse_shape_range`, or the inputs have different numbers of ranges, or two
+            profiles are the same, or a range without a name is not alone.
+    """
+    ranges: dict[str | None, list[ShapeRange]] = {}
+    for text in texts:
+        for part in text.split(";"):
+            name, shapes = parse_shape_range(part)
+            ranges.setdefault(name, []).append(shapes)
+    if None in ranges and len(ranges) > 1:
+        raise UsageError("one of several shapes has no name", hint="write NAME=SHAPE for each")
+    count = max(map(len, ranges.values()), default=0)
+    for name, found in ranges.items():
+        if len(found) not in (1, count):
+            raise UsageError(
+                f"input {name!r} has {len(found)} shapes where another has {count}",
+                hint="give each input one range for all profiles, or one for each",
+            )
+    profiles = tuple(
+        {name: found[min(index, len(found) - 1)] for name, found in ranges.items()} for index in range(count)
+    )
+    if any(profile in profiles[:index] for index, profile in enumerate(profiles)):
+        raise UsageError("two optimisation profiles are the same", hint="leave one of them out")
+    return profiles
 
 
 def _dims(text: str, whole: str) -> Shape:

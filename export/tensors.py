@@ -13,7 +13,7 @@ from convbn.errors import BadInputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_embedded", "declared_bytes", "iterate_tensors"]
+__all__ = ["check_embedded", "check_length", "declared_bytes", "iterate_bodies", "iterate_tensors"]
 
 _STRING = 8
 # TensorProto.DataType -> bits of one element.
@@ -61,6 +61,18 @@ def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         attributes.clear()
 
 
+def iterate_bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graphs below the main one: branches of an If, bodies of a Loop or Scan, at any depth."""
+    waiting = [model.graph]
+    while waiting:
+        for node in waiting.pop().node:
+            for attribute in node.attribute:
+                bodies = [attribute.g] if attribute.HasField("g") else []
+                bodies.extend(attribute.graphs)
+                yield from bodies
+                waiting.extend(bodies)
+
+
 def declared_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes that the shape and type of a tensor call for.
 
@@ -95,11 +107,25 @@ def check_embedded(tensor: onnx.TensorProto) -> None:
         if expected == found:
             declared_bytes(tensor)
     if expected != found:
-        unit = "bytes" if tensor.HasField("raw_data") else "values"
-        shape = "x".join(str(dim) for dim in tensor.dims) or "scalar"
-        raise BadInputError(
-            f"tensor {tensor.name!r} ({shape}) holds {found} {unit} where its shape needs {expected}"
-        )
+        raise _does_not_fit(tensor, found, "bytes" if tensor.HasField("raw_data") else "values", expected)
+
+
+def check_length(tensor: onnx.TensorProto, found: int) -> None:
+    """Hold the number of a tensor's raw bytes against its shape and type.
+
+    Raises:
+        BadInputError: they do not fit, see also :func:`declared_bytes`.
+    """
+    expected = declared_bytes(tensor)
+    if expected != found:
+        raise _does_not_fit(tensor, found, "bytes", expected)
+
+
+def _does_not_fit(tensor: onnx.TensorProto, found: int, unit: str, expected: int) -> BadInputError:
+    shape = "x".join(str(dim) for dim in tensor.dims) or "scalar"
+    return BadInputError(
+        f"tensor {tensor.name!r} ({shape}) holds {found} {unit} where its shape needs {expected}"
+    )
 
 
 def _count(tensor: onnx.TensorProto) -> int:

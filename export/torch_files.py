@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["export_onnx", "export_program", "save_program", "save_tensors"]
 
+_OTHER_KIND = "safetensors holds plain tensors only; write a .pt2 or .onnx file instead"
+
 
 def export_onnx(
     module_or_program: torch.nn.Module | ExportedProgram,
@@ -119,11 +121,13 @@ def _mend_biases(model: onnx.ModelProto) -> None:
             del model.graph.initializer[index]
 
 
-def export_program(module: torch.nn.Module, example_inputs: Examples) -> ExportedProgram:
+def export_program(
+    module_or_program: torch.nn.Module | ExportedProgram, example_inputs: Examples
+) -> ExportedProgram:
     """Capture a module as a program, in eval mode; the module is left as it was.
 
     Args:
-        module: what to capture.
+        module_or_program: what to capture; a program is one already and returned as it is.
         example_inputs: see :func:`export_onnx`.
 
     Raises:
@@ -131,10 +135,12 @@ def export_program(module: torch.nn.Module, example_inputs: Examples) -> Exporte
     """
     import torch
 
+    if not isinstance(module_or_program, torch.nn.Module):
+        return module_or_program
     args, kwargs = arguments_of(example_inputs)
-    with as_eval(module):
+    with as_eval(module_or_program):
         try:
-            return torch.export.export(module, args, kwargs, strict=False)
+            return torch.export.export(module_or_program, args, kwargs, strict=False)
         except Exception as error:
             raise untraceable(error, "a torch.export program") from error
 
@@ -162,10 +168,7 @@ def save_program(
 
     check_target(path, overwrite=overwrite)
     with quiet(), torch.no_grad():
-        if isinstance(module_or_program, torch.nn.Module):
-            program = export_program(module_or_program, example_inputs)
-        else:
-            program = module_or_program
+        program = export_program(module_or_program, example_inputs)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
     _write(path, buffer.getbuffer(), overwrite=overwrite)
@@ -198,9 +201,11 @@ def save_tensors(
     seen: set[int] = set()
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise BadInputError(f"{name!r} in the state dict is no tensor", source=path, hint=_OTHER_KIND)
         plain = tensor.detach()
         if plain.layout is not torch.strided or plain.is_meta or plain.is_quantized:
-            raise BadInputError(f"tensor {name!r} is not a plain dense tensor", source=path)
+            raise BadInputError(f"tensor {name!r} is not a plain dense tensor", source=path, hint=_OTHER_KIND)
         plain = plain.contiguous()
         storage = plain.untyped_storage().data_ptr()
         tensors[name] = plain.clone() if storage in seen else plain

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from convbn.export.engines.errors import BackendNotInstalledError
@@ -50,6 +50,8 @@ class Backend:
         needs_gpu: whether it builds only where a GPU is.
         serves: whether its engines run on a GPU.
         cli: NVIDIA's command-line program for it.
+        unhonoured: build options that have no effect on it, with the reason.
+        gpu_only: build options that it honours only where a GPU is.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Backend:
     needs_gpu: bool
     serves: Callable[[Gpu], bool]
     cli: str
+    unhonoured: Mapping[str, str] = field(default_factory=dict)
+    gpu_only: frozenset[str] = frozenset()
 
     def load(self) -> Any:
         """Import the module.

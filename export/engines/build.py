@@ -5,30 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convbn.errors import UsageError
-from convbn.export.engines.builder import build_plan
+from convbn.export.engines.builder import Request, build_plan
+from convbn.export.engines.caches import cache_file
+from convbn.export.engines.configuration import require_honoured
 from convbn.export.engines.errors import PrecisionError
 from convbn.export.engines.gpus import list_gpus
 from convbn.export.engines.monitor import Progress
 from convbn.export.engines.network import network_summary
+from convbn.export.engines.options import EngineOptions
 from convbn.export.engines.registry import choose_backend
-from convbn.export.engines.sidecar import describe, sidecar_path, write_engine
+from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
 from convbn.export.engines.source import element_types, read_source, require_fp32
-from convbn.export.files import check_target
-from convbn.export.shapes import ShapeRange
+from convbn.export.precision.carried import carried_precision, refuse_unfolded_quantisation
+from convbn.export.precision.options import PRECISIONS
+from convbn.export.shapes import Profile
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["EngineArtifact", "build_engine"]
-
-_PRECISIONS = ("as-is", "fp32")
-_LATER = ("fp16", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,11 @@ def build_engine(
     backend: str = "auto",
     precision: str = "as-is",
     tf32: bool = True,
-    shapes: Mapping[str | None, ShapeRange] | None = None,
+    shapes: Profile | Sequence[Profile] | None = None,
+    options: EngineOptions | None = None,
     unfused_model: onnx.ModelProto | str | os.PathLike[str] | None = None,
     fold_summary: Mapping[str, object] | None = None,
+    conversion: Mapping[str, object] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EngineArtifact:
@@ -73,12 +76,15 @@ def build_engine(
         model: a model, or the path of one.
         out: where the engine goes; the sidecar goes to ``<out>.json``.
         backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
-        precision: ``as-is`` computes in the types that the model carries; ``fp32`` moreover refuses a
-            model that carries lower ones.
+        precision: ``as-is`` computes in the types that the model carries, as every strongly typed engine
+            does; any other refuses a model that carries something else.
         tf32: whether float32 convolutions may round their inputs to TF32 on the GPU.
-        shapes: range of shapes of each dynamic input, by name; None names the only input.
+        shapes: range of shapes of each dynamic input, by name; None names the only input. Several such
+            mappings are several optimisation profiles.
+        options: what else is wanted of the build; by default TensorRT decides.
         unfused_model: the model before its BatchNorms were folded; its Scale layers are counted.
         fold_summary: recorded in the sidecar as it is; JSON values.
+        conversion: likewise, how the model came to its precision (:mod:`convbn.export.precision`).
         overwrite: whether existing files may be replaced.
         progress: called in another thread with phase, steps done and steps in all; False cancels.
 
@@ -87,7 +93,9 @@ def build_engine(
 
     Raises:
         UsageError: an option value is unknown, or the shapes do not fit (ShapeProfileError).
-        PrecisionError: the precision is not built yet, or the model does not have it.
+        PrecisionError: the model does not have the precision.
+        QuantisationOrderError: it was quantised before its BatchNorms were folded.
+        UnsupportedOptionError: the backend would ignore an option that is given.
         BackendNotInstalledError: see :func:`convbn.export.engines.registry.choose_backend`.
         NoGpuError: likewise.
         OnnxParseError: TensorRT does not accept the model.
@@ -96,39 +104,48 @@ def build_engine(
         BuildCancelledError: `progress` answered False.
         FileAccessError: a file cannot be read or written.
     """
-    if precision in _LATER:
-        hint = "export the model in it and use precision as-is"
-        raise PrecisionError(f"precision {precision} is not built yet", hint=hint)
-    if precision not in _PRECISIONS:
-        raise UsageError(f"there is no precision {precision!r}", hint=f"choose {' or '.join(_PRECISIONS)}")
-    for target in (out, sidecar_path(out)):
-        check_target(target, overwrite=overwrite)
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}", hint=f"choose {' or '.join(PRECISIONS)}")
+    options = options or EngineOptions()
+    check_engine_target(out, overwrite=overwrite)
     chosen = choose_backend(backend)
+    gpu = next(iter(list_gpus()), None)
+    require_honoured(chosen, options, gpu=gpu is not None)
     trt = chosen.load()
     source = read_source(model)
+    refuse_unfolded_quantisation(source.model)
     if precision == "fp32":
         require_fp32(source)
-    gpu = next(iter(list_gpus()), None)
+    elif precision not in ("as-is", carried_precision(source.model)):
+        hint = "convert it first, see convbn.export.precision.convert"
+        raise PrecisionError(f"the model does not carry {precision}", source=source.shown, hint=hint)
     before = None if unfused_model is None else network_summary(unfused_model, chosen.name)
+    timings = None
+    if options.timing_cache is not None and gpu is not None:
+        timings = cache_file(options.timing_cache, "timing", str(trt.__version__), gpu)
+    profiles = (shapes,) if isinstance(shapes, Mapping) else tuple(shapes or ())
+    request = Request(source, chosen.name, tf32, profiles, options, timings)
     start = time.perf_counter()
-    plan = build_plan(trt, source, tf32=tf32, shapes=shapes, progress=progress)
+    plan = build_plan(trt, request, progress)
     seconds = time.perf_counter() - start
     warnings = list(plan.warnings)
     if "float64" in element_types(source.model):
         warnings.append("The model carries float64, which TensorRT computes in float32.")
+    if chosen.name == "tensorrt-rtx" and carried_precision(source.model) == "int8":
+        warnings.append("TensorRT-RTX documents int8 for weights alone; fp16 may be the faster engine.")
     if gpu is not None and not chosen.serves(gpu):
         warnings.append(f"Engines of {chosen.name} do not run on the GPU here, {gpu}.")
     sidecar = describe(
         plan,
-        source,
+        request,
         chosen,
         backend_version=str(trt.__version__),
         gpu=gpu,
         engine=os.fspath(out),
         precision=precision,
-        tf32=tf32,
         before=before,
         fold_summary=fold_summary,
+        conversion=conversion,
         build_seconds=seconds,
         warnings=warnings,
     )

@@ -5,18 +5,22 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from convbn.export.engines.caches import CacheFile
+from convbn.export.engines.configuration import apply_options
 from convbn.export.engines.errors import BuildCancelledError, BuildError
 from convbn.export.engines.logs import BuildLog, collect
 from convbn.export.engines.monitor import Progress, make_monitor
 from convbn.export.engines.network import Network, layer_counts, parse_network
-from convbn.export.engines.profiles import network_inputs, network_outputs, settle_shapes
+from convbn.export.engines.options import EngineOptions
+from convbn.export.engines.profiles import network_inputs, network_outputs, settle_profiles
 from convbn.export.engines.source import Source
-from convbn.export.shapes import ShapeRange
+from convbn.export.engines.timing import keep_timings, use_timings
+from convbn.export.shapes import Profile, ShapeRange
 
-__all__ = ["Plan", "TensorInfo", "build_plan"]
+__all__ = ["Plan", "Request", "TensorInfo", "build_plan"]
 
 # How often the waiting thread looks for a Ctrl-C, seconds. Windows cannot interrupt a longer wait.
 _POLL = 0.05
@@ -32,6 +36,27 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What is to be built.
+
+    Attributes:
+        source: the model.
+        backend: name of the backend, for messages.
+        tf32: whether float32 convolutions may round their inputs to TF32.
+        profiles: ranges of the dynamic inputs' shapes.
+        options: further wishes.
+        timings: the timing cache, if one is wanted.
+    """
+
+    source: Source
+    backend: str
+    tf32: bool = True
+    profiles: tuple[Profile, ...] = ()
+    options: EngineOptions = field(default_factory=EngineOptions)
+    timings: CacheFile | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """A serialised engine and what is known of it.
 
@@ -40,7 +65,7 @@ class Plan:
         layers: type of layer to how many the parsed network had.
         inputs: of the network.
         outputs: of the network.
-        profile: the range of shapes of each dynamic input.
+        profiles: the range of shapes of each dynamic input, by profile.
         flags: names of the flags that were set.
         warnings: TensorRT's, without repetition.
     """
@@ -49,19 +74,12 @@ class Plan:
     layers: Counter[str]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    profile: Mapping[str, ShapeRange]
+    profiles: tuple[Mapping[str, ShapeRange], ...]
     flags: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def build_plan(
-    trt: Any,
-    source: Source,
-    *,
-    tf32: bool,
-    shapes: Mapping[str | None, ShapeRange] | None,
-    progress: Progress | None = None,
-) -> Plan:
+def build_plan(trt: Any, request: Request, progress: Progress | None = None) -> Plan:
     """Build an engine in memory.
 
     The work is done in a thread of its own, in which `progress` is called too. So a Ctrl-C reaches the
@@ -69,15 +87,14 @@ def build_plan(
 
     Args:
         trt: the backend's module.
-        source: the model.
-        tf32: whether float32 convolutions may round their inputs to TF32.
-        shapes: by input name, for the dynamic inputs.
+        request: what is wanted.
         progress: called with phase, steps done and steps in all; False cancels.
 
     Raises:
         OnnxParseError: the model is not accepted.
         UnsupportedOpError: an operator is not implemented.
         ShapeProfileError: the shapes do not fit the model.
+        UnsupportedOptionError: the backend's version does not take an option.
         BuildError: TensorRT failed, in its own words.
         BuildCancelledError: `progress` answered False.
         KeyboardInterrupt: after the build was cancelled. What `progress` raises comes out likewise.
@@ -87,7 +104,7 @@ def build_plan(
 
     def work() -> None:
         try:
-            outcome.append(_build(trt, source, tf32, shapes, progress, cancel))
+            outcome.append(_build(trt, request, progress, cancel))
         except BaseException as error:  # handed to the waiting thread, which raises it
             outcome.append(error)
         finally:
@@ -114,20 +131,15 @@ def build_plan(
     return result
 
 
-def _build(
-    trt: Any,
-    source: Source,
-    tf32: bool,
-    shapes: Mapping[str | None, ShapeRange] | None,
-    progress: Progress | None,
-    cancel: threading.Event,
-) -> Plan:
+def _build(trt: Any, request: Request, progress: Progress | None, cancel: threading.Event) -> Plan:
+    source = request.source
     with collect(trt) as log:
         network = parse_network(trt, source, log)
-        profile = settle_shapes(network.definition, shapes)
+        profiles = settle_profiles(network.definition, request.profiles)
         monitor = make_monitor(trt, progress, cancel)
-        config = _configure(trt, network, profile, tf32, source, log)
+        config = _configure(trt, network, profiles, request, log)
         config.progress_monitor = monitor
+        notes = [] if request.timings is None else use_timings(config, request.timings)
         serialised = None
         if not cancel.is_set():
             serialised = network.builder.build_serialized_network(network.definition, config)
@@ -138,32 +150,41 @@ def _build(
         if serialised is None:
             told = log.first_error() or "it gives no reason"
             raise BuildError(f"TensorRT cannot build this model: {told}", source=source.shown)
-        flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
+        if request.timings is not None:
+            notes += keep_timings(config, request.timings)
+        # By number: 10.x has a second name for one of them.
+        names = {int(flag): name for name, flag in trt.BuilderFlag.__members__.items()}
+        flags = [name for number, name in names.items() if config.get_flag(trt.BuilderFlag(number))]
         return Plan(
             data=bytes(serialised),
             layers=layer_counts(network),
             inputs=_infos(network_inputs(network.definition)),
             outputs=_infos(network_outputs(network.definition)),
-            profile=profile,
+            profiles=profiles,
             flags=("STRONGLY_TYPED", *flags),
-            warnings=tuple(log.warnings()),
+            warnings=(*notes, *log.warnings()),
         )
 
 
 def _configure(
-    trt: Any, network: Network, profile: Mapping[str, ShapeRange], tf32: bool, source: Source, log: BuildLog
+    trt: Any,
+    network: Network,
+    profiles: tuple[Mapping[str, ShapeRange], ...],
+    request: Request,
+    log: BuildLog,
 ) -> Any:
     config = network.builder.create_builder_config()
-    if not tf32:
+    apply_options(trt, config, request.options, request.backend)
+    if not request.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names in the plan, at little cost
-    if profile:
+    for profile in profiles:
         wanted = network.builder.create_optimization_profile()
         for name, shape in profile.items():
             wanted.set_shape(name, shape.min, shape.opt, shape.max)
         if config.add_optimization_profile(wanted) < 0:
             told = log.first_error() or "it gives no reason"
-            raise BuildError(f"TensorRT refuses the shapes: {told}", source=source.shown)
+            raise BuildError(f"TensorRT refuses the shapes: {told}", source=request.source.shown)
     return config
 
 

@@ -8,12 +8,16 @@ __all__ = [
     "BackendNotInstalledError",
     "BuildCancelledError",
     "BuildError",
+    "CaptureError",
+    "EngineIncompatibleError",
     "EngineMismatchError",
     "NoGpuError",
     "OnnxParseError",
     "PrecisionError",
     "ShapeProfileError",
     "UnsupportedOpError",
+    "UnsupportedOptionError",
+    "UntrustedEngineError",
 ]
 
 
@@ -37,6 +41,10 @@ class UnsupportedOpError(NotSupportedError):
     """The model holds an operator, or a form of one, that TensorRT does not implement."""
 
 
+class UnsupportedOptionError(NotSupportedError):
+    """An option that the backend would ignore, or does not have."""
+
+
 class ShapeProfileError(UsageError):
     """The given shapes do not fit the inputs of the model."""
 
@@ -53,3 +61,15 @@ class BuildCancelledError(ConvBNError):
 
 class EngineMismatchError(BadInputError):
     """An engine and the sidecar beside it do not belong together."""
+
+
+class EngineIncompatibleError(NotSupportedError):
+    """An engine that does not load here: of another version, or for another GPU."""
+
+
+class UntrustedEngineError(UsageError):
+    """An engine is a program, and nobody said that it is trusted."""
+
+
+class CaptureError(NotSupportedError):
+    """The engine's work cannot be captured in a CUDA graph."""

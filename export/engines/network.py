@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from convbn.export.engines.errors import OnnxParseError, UnsupportedOpError
 from convbn.export.engines.logs import BuildLog, clean, collect, logger_of
 from convbn.export.engines.registry import choose_backend
 from convbn.export.engines.source import Source, read_source
+from convbn.export.onnx_files import save_model
 
 if TYPE_CHECKING:
     import onnx
@@ -74,11 +76,22 @@ def parse_network(trt: Any, source: Source, log: BuildLog) -> Network:
     parser = trt.OnnxParser(definition, logger)
     if source.data is not None:
         parsed = parser.parse(source.data)
-    else:
+    elif source.has_file:
         parsed = parser.parse_from_file(str(Path(source.shown).absolute()))
+    else:
+        parsed = _parse_large(parser, source)
     if not parsed:
         raise _parse_error(parser, source, log)
     return Network(builder, definition, parser)
+
+
+def _parse_large(parser: Any, source: Source) -> bool:
+    """Through a file: the only way into every parser for what one protobuf message cannot hold."""
+    # The parser may still have the file mapped, which Windows does not let go of.
+    with tempfile.TemporaryDirectory(prefix="convbn-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(source.model, path, external_data="always")
+        return bool(parser.parse_from_file(str(path)))
 
 
 def _parse_error(parser: Any, source: Source, log: BuildLog) -> OnnxParseError | UnsupportedOpError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convbn.errors import NotSupportedError
 from convbn.export.engines.errors import ShapeProfileError
-from convbn.export.shapes import ShapeRange
+from convbn.export.shapes import Profile, ShapeRange
 
-__all__ = ["network_inputs", "network_outputs", "settle_shapes"]
+__all__ = ["network_inputs", "network_outputs", "settle_profiles"]
 
 
 def network_inputs(definition: Any) -> list[Any]:
@@ -22,15 +22,16 @@ def network_outputs(definition: Any) -> list[Any]:
     return [definition.get_output(index) for index in range(definition.num_outputs)]
 
 
-def settle_shapes(definition: Any, shapes: Mapping[str | None, ShapeRange] | None) -> dict[str, ShapeRange]:
-    """Hold the given shapes against the network's inputs.
+def settle_profiles(definition: Any, profiles: Sequence[Profile]) -> tuple[dict[str, ShapeRange], ...]:
+    """Hold the given profiles against the network's inputs.
 
     Args:
         definition: the network.
-        shapes: by input name; None names the only input.
+        profiles: as the user gave them; a None in one names the only input.
 
     Returns:
-        A range for every input whose shape is dynamic. Nothing is guessed.
+        In each profile a range for every input whose shape is dynamic; no profile for a static network.
+        Nothing is guessed.
 
     Raises:
         ShapeProfileError: a dynamic input has no shape, a name is unknown, or a shape contradicts
@@ -38,7 +39,13 @@ def settle_shapes(definition: Any, shapes: Mapping[str | None, ShapeRange] | Non
         NotSupportedError: an input's values decide shapes.
     """
     inputs = {tensor.name: tensor for tensor in network_inputs(definition)}
-    given = dict(shapes or {})
+    # Without any profile, what lacks a shape is still to be listed.
+    settled = [_settle(inputs, profile) for profile in profiles or ({},)]
+    return tuple(profile for profile in settled if profile)
+
+
+def _settle(inputs: Mapping[str, Any], profile: Profile) -> dict[str, ShapeRange]:
+    given = dict(profile)
     listing = ", ".join(f"{name} ({_dims(tensor.shape)})" for name, tensor in inputs.items())
     if None in given:
         if len(inputs) != 1 or len(given) != 1:
@@ -59,7 +66,7 @@ def settle_shapes(definition: Any, shapes: Mapping[str | None, ShapeRange] | Non
             f"the model has dynamic inputs without shapes: {', '.join(lacking)}", hint=example
         )
     for name, wanted in given.items():
-        shape = tuple(inputs[name].shape)
+        shape = tuple(inputs[str(name)].shape)
         for dims in (wanted.min, wanted.opt, wanted.max):
             fits = len(dims) == len(shape) and all(
                 own in (-1, dim) for own, dim in zip(shape, dims, strict=True)

@@ -9,7 +9,7 @@ from convbn.export.engines.backend import Backend, BackendInfo
 from convbn.export.engines.errors import BackendNotInstalledError, NoGpuError
 from convbn.export.engines.gpus import list_gpus
 
-__all__ = ["available_backends", "choose_backend"]
+__all__ = ["available_backends", "backend_named", "choose_backend"]
 
 _BACKENDS = {
     "tensorrt": "convbn.export.engines.tensorrt",
@@ -19,7 +19,7 @@ _BACKENDS = {
 
 def available_backends() -> list[BackendInfo]:
     """State of every backend on this machine, usable or not."""
-    return [_backend(name).info() for name in _BACKENDS]
+    return [backend_named(name).info() for name in _BACKENDS]
 
 
 def choose_backend(name: str = "auto") -> Backend:
@@ -39,13 +39,13 @@ def choose_backend(name: str = "auto") -> Backend:
         NotSupportedError: it is installed but cannot make a builder.
     """
     if name in _BACKENDS:
-        backend = _backend(name)
+        backend = backend_named(name)
         _require(backend)
         return backend
     if name != "auto":
         raise UsageError(f"there is no backend {name!r}", hint=f"choose auto, {' or '.join(_BACKENDS)}")
     gpus = list_gpus()
-    classic, rtx = _backend("tensorrt"), _backend("tensorrt-rtx")
+    classic, rtx = backend_named("tensorrt"), backend_named("tensorrt-rtx")
     if gpus and classic.serves(gpus[0]) and classic.info().usable:
         return classic
     if gpus and not rtx.serves(gpus[0]):
@@ -69,6 +69,7 @@ def _require(backend: Backend) -> None:
     raise NotSupportedError(f"cannot build here: {info.reason}", source=backend.name, hint=info.hint)
 
 
-def _backend(name: str) -> Backend:
+def backend_named(name: str) -> Backend:
+    """A backend, whether or not it can be used here."""
     backend: Backend = importlib.import_module(_BACKENDS[name]).BACKEND
     return backend

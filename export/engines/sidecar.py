@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import Any, BinaryIO
 
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.engines.backend import Backend
-from convbn.export.engines.builder import Plan, TensorInfo
+from convbn.export.engines.builder import Plan, Request, TensorInfo
+from convbn.export.engines.command import command_line
 from convbn.export.engines.errors import EngineMismatchError
 from convbn.export.engines.gpus import Gpu
-from convbn.export.engines.source import Source
-from convbn.export.files import reason, sha256_file, write_atomically
+from convbn.export.files import check_target, reason, sha256_file, write_atomically
 
 __all__ = [
     "SCHEMA_VERSION",
-    "command_line",
+    "check_engine_target",
     "describe",
     "read_sidecar",
     "sidecar_path",
@@ -50,6 +49,7 @@ def write_engine(
     gets its name last. A full disk therefore leaves neither. A kill between the two leaves a sidecar
     whose SHA-256 fits no engine, or not the old one that is still there, which :func:`read_sidecar`
     tells; the other order could leave a new engine under the claims of an old sidecar, or under none.
+    Where the engine cannot get its name, or a Ctrl-C comes there, the sidecar is what it was before.
 
     Args:
         data: the plan.
@@ -67,9 +67,41 @@ def write_engine(
         file.flush()
         os.fsync(file.fileno())
         encoded = text.encode("utf-8", "surrogatepass")
-        write_atomically(sidecar_path(path), lambda beside: _write(beside, encoded), overwrite=overwrite)
+        replace = overwrite or _orphaned(Path(path), beside)
+        write_atomically(beside, lambda file: _write(file, encoded), overwrite=replace)
 
-    write_atomically(path, write, overwrite=overwrite)
+    beside = sidecar_path(path)
+    before = beside.read_bytes() if beside.is_file() else None
+    try:
+        write_atomically(path, write, overwrite=overwrite)
+    except BaseException:
+        if before is not None:
+            write_atomically(beside, lambda file: _write(file, before), overwrite=True)
+        else:
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def check_engine_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse early what :func:`write_engine` would refuse late.
+
+    A sidecar whose engine is missing, which a kill can leave, is in nobody's way.
+
+    Raises:
+        FileAccessError: see :func:`convbn.export.files.check_target`.
+    """
+    engine = check_target(path, overwrite=overwrite)
+    check_target(sidecar_path(path), overwrite=overwrite or _orphaned(engine, sidecar_path(path)))
+
+
+def _orphaned(engine: Path, sidecar: Path) -> bool:
+    if engine.exists():
+        return False
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "engine", "scale_layers"} <= content.keys()
 
 
 def read_sidecar(engine: str | os.PathLike[str]) -> dict[str, Any]:
@@ -122,21 +154,21 @@ def tool_versions() -> dict[str, str | None]:
 
 def describe(
     plan: Plan,
-    source: Source,
+    request: Request,
     backend: Backend,
     *,
     backend_version: str,
     gpu: Gpu | None,
     engine: str,
     precision: str,
-    tf32: bool,
     before: Mapping[str, int] | None,
     fold_summary: Mapping[str, object] | None,
+    conversion: Mapping[str, object] | None,
     build_seconds: float,
     warnings: list[str],
 ) -> dict[str, object]:
     """The sidecar's content but for the engine's own hash, see ``engine-sidecar.schema.json``."""
-    shapes = {name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in plan.profile.items()}
+    source = request.source
     return {
         "schema_version": SCHEMA_VERSION,
         "tools": tool_versions(),
@@ -148,8 +180,12 @@ def describe(
             "file": source.shown if source.has_file else None,
         },
         "precision": precision,
-        "tf32": tf32,
-        "profiles": [shapes] if shapes else [],
+        "tf32": request.tf32,
+        "profiles": [
+            {name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in profile.items()}
+            for profile in plan.profiles
+        ],
+        "options": request.options.to_dict(),
         "inputs": [_tensor(info) for info in plan.inputs],
         "outputs": [_tensor(info) for info in plan.outputs],
         "flags": list(plan.flags),
@@ -159,30 +195,11 @@ def describe(
             "after": plan.layers["SCALE"],
         },
         "fold_summary": None if fold_summary is None else dict(fold_summary),
+        "conversion": None if conversion is None else dict(conversion),
         "build_seconds": round(build_seconds, 3),
         "warnings": warnings,
-        "command": command_line(plan, source, backend, engine=engine, tf32=tf32),
+        "command": command_line(plan, request, backend, engine=engine),
     }
-
-
-def command_line(plan: Plan, source: Source, backend: Backend, *, engine: str, tf32: bool) -> str:
-    """The line with which NVIDIA's own program builds the same engine.
-
-    For classic TensorRT that is ``trtexec``. It cannot load engines of TensorRT-RTX, which comes with
-    a program of its own, ``tensorrt_rtx``.
-    """
-    model = source.shown if source.has_file else "MODEL.onnx"
-    parts = [backend.cli, f"--onnx={model}", f"--saveEngine={engine}"]
-    if backend.cli == "trtexec":
-        parts.append("--stronglyTyped")
-    if not tf32:
-        parts.append("--noTF32")
-    for option in ("min", "opt", "max"):
-        shapes = [f"{name}:{'x'.join(map(str, getattr(r, option)))}" for name, r in plan.profile.items()]
-        if shapes:
-            parts.append(f"--{option}Shapes={','.join(shapes)}")
-    parts.append("--profilingVerbosity=detailed")
-    return shlex.join(parts)
 
 
 def _gpu(gpu: Gpu) -> dict[str, str | None]:

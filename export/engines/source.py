@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convbn.errors import NotSupportedError
 from convbn.export.engines.errors import PrecisionError
 from convbn.export.onnx_encoding import encode_model, pieces_of, total_bytes
 from convbn.export.onnx_files import PROTOBUF_LIMIT, LoadedModel, read_model
@@ -28,7 +27,7 @@ class Source:
 
     Attributes:
         model: the model, with its weights.
-        data: its bytes; None where it is too large for one protobuf message and lies in a file.
+        data: its bytes; None where it is too large for one protobuf message.
         sha256: of the model file, or of `data` where there is none.
         size: of the same, bytes.
         shown: path, or a name for messages.
@@ -55,7 +54,6 @@ def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
     Raises:
         FileAccessError: the file cannot be read.
         BadInputError: it is no ONNX model, or its external data is not in order.
-        NotSupportedError: the model is too large and lies in no file.
     """
     path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
     loaded: LoadedModel | None = None
@@ -66,13 +64,12 @@ def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
         proto = model  # type: ignore[assignment]  # what is no path is a model
     parts = encode_model(proto)
     data = b"".join(pieces_of(parts)) if total_bytes(parts) <= PROTOBUF_LIMIT else None
-    if data is None and loaded is None:
-        raise NotSupportedError(
-            "a model beyond 2 GiB must come from a file", hint="save it and give its path"
-        )
     if loaded is not None and path is not None:
         return Source(proto, data, loaded.sha256, loaded.size, path, True)
-    return Source(proto, data, hashlib.sha256(data or b"").hexdigest(), len(data or b""), "the model", False)
+    digest = hashlib.sha256()
+    for piece in pieces_of(parts):
+        digest.update(piece)
+    return Source(proto, data, digest.hexdigest(), total_bytes(parts), "the model", False)
 
 
 def element_types(model: onnx.ModelProto) -> set[str]:

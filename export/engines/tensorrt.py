@@ -1,4 +1,4 @@
-"""Classic TensorRT, 10.16 to 11: times its kernels on the GPU it builds for, so it needs one."""
+"""Classic TensorRT, 10.12 to 11: times its kernels on the GPU it builds for, so it needs one."""
 
 from __future__ import annotations
 
@@ -19,4 +19,7 @@ BACKEND = Backend(
     needs_gpu=True,
     serves=_serves,
     cli="trtexec",
+    # The cache's file is named after the GPU.
+    gpu_only=frozenset({"timing_cache"}),
+    unhonoured={"compute_capabilities": "it builds for the GPU that is here; see hardware-compatibility"},
 )

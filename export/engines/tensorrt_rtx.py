@@ -22,4 +22,12 @@ BACKEND = Backend(
     needs_gpu=False,
     serves=_serves,
     cli="tensorrt_rtx",
+    unhonoured={
+        "optimization_level": "every level gives the same engine",
+        "hardware_compatibility": "name the GPUs with compute-capability",
+        "version_compatible": "it comes without the lean runtime that such an engine carries",
+        "timing_cache": "it times no kernels while it builds; the runtime cache is its counterpart",
+    },
+    # Without a driver the builder fails on them in its compiler.
+    gpu_only=frozenset({"refit", "strip_weights"}),
 )

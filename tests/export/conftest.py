@@ -78,6 +78,29 @@ def names():
     return lambda folder: sorted(path.name for path in Path(folder).iterdir())
 
 
+@pytest.fixture
+def driver(tmp_path_factory, monkeypatch):
+    """Puts an `nvidia-smi` first on the path that prints the given lines."""
+
+    def install(*lines: str, code: int = 0) -> None:
+        folder = tmp_path_factory.mktemp("bin")
+        program = folder / "nvidia-smi"
+        prints = "".join(f"echo '{line}'\n" for line in lines)
+        program.write_text(f"#!/bin/sh\n{prints}exit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return install
+
+
+@pytest.fixture
+def classic(monkeypatch):
+    """Stands in for classic TensorRT, which no public registry serves: RTX's module, the same API."""
+    module = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+
+
 @pytest.fixture(scope="session")
 def working_torchvision():
     """torchvision, also where it is a CUDA build beside a CPU torch.

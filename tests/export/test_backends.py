@@ -19,28 +19,6 @@ ADA = "NVIDIA GeForce RTX 4090, 8.9, 570.1"
 
 
 @pytest.fixture
-def driver(tmp_path_factory, monkeypatch):
-    """Puts an `nvidia-smi` first on the path that prints the given lines."""
-
-    def install(*lines: str, code: int = 0) -> None:
-        folder = tmp_path_factory.mktemp("bin")
-        program = folder / "nvidia-smi"
-        prints = "".join(f"echo '{line}'\n" for line in lines)
-        program.write_text(f"#!/bin/sh\n{prints}exit {code}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    return install
-
-
-@pytest.fixture
-def classic(monkeypatch):
-    """Stands in for classic TensorRT, which no public registry serves: RTX's module, the same API."""
-    monkeypatch.setitem(sys.modules, "tensorrt", rtx_module)
-
-
-@pytest.fixture
 def no_rtx(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
@@ -190,4 +168,4 @@ def test_the_telling_part_of_a_message(text, cause):
 
 def test_registry_lists_what_the_folder_holds():
     for name in registry._BACKENDS:
-        assert registry._backend(name).name == name
+        assert registry.backend_named(name).name == name

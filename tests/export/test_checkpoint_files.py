@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import pytest
 
-from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError
+from convbn.errors import BadInputError, ConvBNError, FileAccessError, UsageError
 from convbn.export.checkpoints import Checkpoint, apply_state, load_state
+from convbn.export.limits import Limits
 from convbn.export.torch_files import save_program, save_tensors
 
 torch = pytest.importorskip("torch")
@@ -20,8 +23,8 @@ class Evil:
         return os.mkdir, ("pwned",)
 
 
-def net(width: int = 4):
-    torch.manual_seed(0)
+def net(width: int = 4, seed: int = 0):
+    torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.BatchNorm2d(width)).eval()
 
 
@@ -45,9 +48,12 @@ def test_state_dict(tmp_path, legacy):
 def test_wrappers_and_prefixes_are_noted(tmp_path, key):
     torch.save({"epoch": 3, key: OrderedDict(renamed("module._orig_mod."))}, tmp_path / "a.pth")
     checkpoint = load_state(tmp_path / "a.pth")
-    assert same(checkpoint.tensors, net().state_dict())
-    assert [note.split(" ")[0] for note in checkpoint.notes] == ["Took", "Removed", "Removed"]
+    module = net(seed=1)
+    notes = apply_state(module, checkpoint)
+    assert same(module.state_dict(), net().state_dict())
+    assert [note.split(" ")[0] for note in checkpoint.notes + notes] == ["Took", "Removed", "Removed"]
     assert repr(key) in checkpoint.notes[0]
+    assert "'module.'" in notes[0]
 
 
 def test_what_was_not_taken_is_noted(tmp_path):
@@ -57,18 +63,52 @@ def test_what_was_not_taken_is_noted(tmp_path):
     assert load_state(tmp_path / "b.pth").notes == ("Left out what is no tensor: step.",)
 
 
-def test_a_prefix_that_not_all_names_have_is_kept(tmp_path):
+def test_a_prefix_that_not_all_names_have_is_kept():
     state = {**renamed("module."), "head": torch.zeros(1)}
-    torch.save(state, tmp_path / "a.pth")
-    assert same(load_state(tmp_path / "a.pth").tensors, state)
+    with pytest.raises(BadInputError, match="unexpected: module"):
+        apply_state(net(), Checkpoint(state))
+
+
+@pytest.mark.parametrize("prefix", ["module", "model", "_orig_mod"])
+def test_a_prefix_that_the_module_has_is_kept(prefix):
+    outer = torch.nn.Module()
+    outer.add_module(prefix, net(seed=1))
+    assert apply_state(outer, Checkpoint(renamed(f"{prefix}."))) == ()
+    assert same(getattr(outer, prefix).state_dict(), net().state_dict())
+
+
+def test_a_moving_average_as_torch_saves_it(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(net())
+    torch.save({"model_ema": averaged.state_dict()}, tmp_path / "a.pth")
+    module = net(seed=1)
+    notes = apply_state(module, load_state(tmp_path / "a.pth"))
+    assert same(module.state_dict(), net().state_dict())
+    assert "n_averaged" in notes[0]
+
+
+def test_the_key_can_be_chosen(tmp_path):
+    kinds = {"model": renamed(""), "model_ema": net(seed=1).state_dict(), "nested": {"best": renamed("")}}
+    torch.save(kinds, tmp_path / "a.pth")
+    assert same(load_state(tmp_path / "a.pth", key="model_ema").tensors, net(seed=1).state_dict())
+    with pytest.raises(UsageError, match=r"no key 'nope'; it has model, model_ema, nested"):
+        load_state(tmp_path / "a.pth", key="nope")
+    with pytest.raises(BadInputError, match="--checkpoint-key, such as best"):
+        load_state(tmp_path / "a.pth", key="nested")
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path):
+    looped: dict = {}
+    looped["model"] = looped
+    torch.save(looped, tmp_path / "a.pth")
+    with pytest.raises(BadInputError, match="holds no weights"):
+        load_state(tmp_path / "a.pth")
 
 
 def test_safetensors(tmp_path):
     save_tensors(renamed("module."), {"from": "tests"}, tmp_path / "a.pth")
     checkpoint = load_state(tmp_path / "a.pth")
-    assert same(checkpoint.tensors, net().state_dict())
+    assert same(checkpoint.tensors, renamed("module."))
     assert checkpoint.metadata == {"from": "tests"}
-    assert len(checkpoint.notes) == 1
     data = bytearray((tmp_path / "a.pth").read_bytes())
     data[12] ^= 0xFF
     (tmp_path / "a.pth").write_bytes(data)
@@ -83,16 +123,16 @@ def test_code_is_not_run(tmp_path, monkeypatch, legacy):
     with pytest.raises(BadInputError, match=r"would run code when loaded: it needs .*mkdir") as error:
         load_state("a.pth")
     assert "\n" not in str(error.value)
+    assert "--trust-checkpoint" in str(error.value)
     assert not (tmp_path / "pwned").exists()
-    with pytest.raises(NotSupportedError, match="not built yet"):
-        load_state("a.pth", trust=True)
-    assert not (tmp_path / "pwned").exists()
+    load_state("a.pth", trust=True)
+    assert (tmp_path / "pwned").exists()  # or the test above shows nothing
 
 
 def test_code_that_hides_behind_a_harmless_name_is_not_run(tmp_path, monkeypatch):
     # The scan of names is no gate; torch's restricted loader is.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("convbn.export.kinds.code_globals", lambda file: [])
+    monkeypatch.setattr("convbn.export.kinds.code_globals", lambda file, max_mib: [])
     torch.save({"w": torch.zeros(2), "x": Evil()}, "a.pth")
     with pytest.raises(BadInputError, match="mkdir"):
         load_state("a.pth")
@@ -103,6 +143,9 @@ def test_modules_and_programs_are_refused(tmp_path):
     torch.save(net(), tmp_path / "a.pth")
     with pytest.raises(BadInputError, match=r"BatchNorm2d.*save torch\.save\(model\.state_dict\(\)"):
         load_state(tmp_path / "a.pth")
+    trusted = load_state(tmp_path / "a.pth", trust=True)
+    assert same(trusted.tensors, net().state_dict())
+    assert trusted.notes == ("Took the weights of the pickled Sequential.",)
     save_program(net(), torch.zeros(1, 3, 8, 8), tmp_path / "a.pt2")
     with pytest.raises(BadInputError, match=r"torch\.export archive, not a checkpoint"):
         load_state(tmp_path / "a.pt2")
@@ -129,8 +172,42 @@ def test_compressed_archive_is_refused(tmp_path):
         for name in old.namelist():
             new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "b.pth").stat().st_size < 20_000
-    with pytest.raises(BadInputError, match="compressed members"):
-        load_state(tmp_path / "b.pth")
+    with pytest.raises(BadInputError, match=r"compressed members and would unpack to 3 MiB.*mib 4"):
+        load_state(tmp_path / "b.pth", limits=Limits(unpacked_mib=2))
+    assert torch.equal(load_state(tmp_path / "b.pth").tensors["w"], torch.zeros(1 << 20))
+
+
+def test_bombs_are_refused_before_anything_is_allocated(tmp_path):
+    """1.2 GB of zeros in a megabyte, and a pickle that goes on and on; under a cap on the address space."""
+    torch.save({"w": torch.zeros(1)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as new:
+        for name in old.namelist():
+            if not name.endswith("data/0"):
+                new.writestr(name, old.read(name), zipfile.ZIP_STORED)
+        with new.open(zipfile.ZipInfo("a/data/0"), "w", force_zip64=True) as member:
+            member._compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+            member._zinfo.compress_type = zipfile.ZIP_DEFLATED
+            for _ in range(1200):
+                member.write(bytes(1 << 20))
+    assert (tmp_path / "bomb.pth").stat().st_size < 2 << 20
+    with zipfile.ZipFile(tmp_path / "pickle.pth", "w") as new:
+        new.writestr("a/data.pkl", b"\x80\x02" + b"N0" * (2 << 20) + b".", zipfile.ZIP_DEFLATED)
+    (tmp_path / "plain.pkl").write_bytes(b"\x80\x02" + b"N0" * (5 << 20) + b".")
+    for name, message in (
+        ("bomb.pth", "unpack to"),
+        ("pickle.pth", "its pickle"),
+        ("plain.pkl", "its pickle"),
+    ):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(BadInputError, match=message):
+            load_state(tmp_path / name)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_no_negative_caps():
+    for caps in ({"pickle_mib": -1}, {"unpacked_mib": -1}):
+        with pytest.raises(UsageError, match="negative"):
+            Limits(**caps)
 
 
 def test_missing_file_and_damage(tmp_path):

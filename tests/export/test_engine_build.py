@@ -3,6 +3,7 @@ from __future__ import annotations
 import _thread
 import hashlib
 import json
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -116,6 +117,19 @@ def test_external_data_is_read_from_beside_the_model(tiny, tmp_path):
     assert external.sha256 == plain.sha256
 
 
+def test_a_model_too_large_for_one_message_goes_through_a_file(tiny, tmp_path, monkeypatch, names):
+    plain = build_engine(tiny.conv_bn(folded=True), tmp_path / "a", backend=RTX)
+    monkeypatch.setattr("convbn.export.engines.source.PROTOBUF_LIMIT", 10)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    large = build_engine(tiny.conv_bn(folded=True), tmp_path / "b", backend=RTX)
+    assert large.sha256 == plain.sha256
+    assert large.sidecar["onnx"] == plain.sidecar["onnx"]
+    assert names(tmp_path / "tmp") == []
+    onnx.save(tiny.conv_bn(folded=True), tmp_path / "m.onnx")
+    assert build_engine(tmp_path / "m.onnx", tmp_path / "c", backend=RTX).sha256 == plain.sha256
+
+
 def test_dynamic_input(tiny, tmp_path):
     model = tiny.conv_bn(folded=True, batch="n")
     shapes = parse_shapes(["x=1x3x8x8:4x3x8x8:8x3x8x8"])
@@ -199,8 +213,8 @@ def test_build_error_is_the_first_real_line(tiny, tmp_path, names, dim, told):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
-def test_precisions_that_are_not_built_yet(tiny, tmp_path, precision):
-    with pytest.raises(PrecisionError, match="not built yet") as error:
+def test_a_precision_that_the_model_does_not_carry(tiny, tmp_path, precision):
+    with pytest.raises(PrecisionError, match=f"does not carry {precision}; convert it first") as error:
         build_engine(tiny.conv_bn(folded=True), tmp_path / "a", backend=RTX, precision=precision)
     assert error.value.exit_code == 4
 

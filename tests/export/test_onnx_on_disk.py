@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from convbn.errors import BadInputError, ConvBNError, FileAccessError
-from convbn.export import onnx_files
+from convbn.export import onnx_saving
 from convbn.export.files import sha256_file
 from convbn.export.onnx_encoding import encode_model, pieces_of, total_bytes
 from convbn.export.onnx_files import load_model, read_model, save_model
@@ -111,7 +111,7 @@ def test_large_models_get_a_data_file(tiny, tmp_path, monkeypatch, names):
     for name in ("big", "bigger"):
         model.graph.initializer.append(numpy_helper.from_array(weight, name))
     before = model.SerializeToString()
-    monkeypatch.setattr(onnx_files, "PROTOBUF_LIMIT", 4000)
+    monkeypatch.setattr(onnx_saving, "PROTOBUF_LIMIT", 4000)
     save_model(model, tmp_path / "a.onnx")
     assert len(names(tmp_path)) == 2
     data = next(name for name in names(tmp_path) if name != "a.onnx")
@@ -131,7 +131,7 @@ def test_large_models_get_a_data_file(tiny, tmp_path, monkeypatch, names):
         if entry.key == "offset"
     ]
     assert offsets == [0, 8192]
-    monkeypatch.setattr(onnx_files, "PROTOBUF_LIMIT", 400)
+    monkeypatch.setattr(onnx_saving, "PROTOBUF_LIMIT", 400)
     with pytest.raises(BadInputError, match="too large"):
         save_model(model, tmp_path / "b.onnx")
     assert "b.onnx" not in names(tmp_path)
@@ -342,11 +342,11 @@ def test_deep_nesting_does_not_exhaust_the_stack(tmp_path):
 def test_killed_while_writing_a_pair(tmp_path):
     code = (
         "import itertools, sys\nimport numpy as np, onnx\nfrom onnx import helper, numpy_helper\n"
-        "from convbn.export import onnx_files\nonnx_files.PROTOBUF_LIMIT = 4000\n"
+        "from convbn.export import onnx_saving\nonnx_saving.PROTOBUF_LIMIT = 4000\n"
         "for i in itertools.count():\n"
         "    w = numpy_helper.from_array(np.full(200_000, i, np.float32), 'w')\n"
         "    g = helper.make_graph([], f'g{i}', [], [], [w])\n"
-        "    onnx_files.save_model(helper.make_model(g), sys.argv[1], overwrite=True)\n"
+        "    onnx_saving.save_model(helper.make_model(g), sys.argv[1], overwrite=True)\n"
     )
     path = tmp_path / "a.onnx"
     numbers = set()

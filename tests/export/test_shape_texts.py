@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from convbn.errors import UsageError
-from convbn.export.shapes import ShapeRange, parse_shape, parse_shape_range, parse_shapes
+from convbn.export.shapes import ShapeRange, parse_profiles, parse_shape, parse_shape_range, parse_shapes
 
 DIMS = (1, 3, 224, 224)
 
@@ -68,3 +68,33 @@ def test_several():
         parse_shapes(["x:1x3", "x:1x4"])
     with pytest.raises(UsageError, match="has no name"):
         parse_shapes(["x:1x3", "1x4"])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["x=1x3:2x3:4x3;x=8x3", "y:1x5"], ["x=1x3:2x3:4x3", "y:1x5", "x:8x3"], ["y:1x5;x=1x3:2x3:4x3;x:8x3"]],
+)
+def test_profiles_are_counted_by_input(texts):
+    first, second = parse_profiles(texts)
+    assert first["x"] == ShapeRange((1, 3), (2, 3), (4, 3))
+    assert second["x"] == ShapeRange((8, 3), (8, 3), (8, 3))
+    assert first["y"] == second["y"] == ShapeRange((1, 5), (1, 5), (1, 5))
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["x:1x3;x:2x3;x:4x3", "y:1x5;y:2x5"], "input 'y' has 2 shapes where another has 3"),
+        (["x:1x3;x:1x3"], "two optimisation profiles are the same"),
+        (["x:1x3;1x4"], "one of several shapes has no name"),
+        (["x:1x3;"], "'' is not a shape"),
+    ],
+)
+def test_profiles_that_make_no_sense(texts, told):
+    with pytest.raises(UsageError, match=told):
+        parse_profiles(texts)
+
+
+def test_no_profile():
+    assert parse_profiles([]) == ()
+    assert len(parse_profiles(["1x3:2x3:4x3;8x3"])) == 2

@@ -1,0 +1,1 @@
+"""Lower precisions: which nodes may compute in them, the casts, the calibration, the quantisation."""

@@ -1,0 +1,68 @@
+"""The precision that a model carries already, and whether it was reached in the right order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from convbn.export.precision.errors import QuantisationOrderError
+from convbn.export.tensors import iterate_tensors
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["carried_precision", "refuse_unfolded_quantisation"]
+
+_QUANTISED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+    }
+)
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_HALF = {10: "fp16", 16: "bf16"}
+
+
+def carried_precision(model: onnx.ModelProto) -> str:
+    """``int8`` for a model that quantises, ``fp16`` or ``bf16`` for one with half floats, else ``fp32``."""
+    if any(node.op_type in _QUANTISED for node in model.graph.node):
+        return "int8"
+    types = {tensor.data_type for tensor in iterate_tensors(model)}
+    types |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            types |= {attribute.i for attribute in node.attribute if attribute.name == "to"}
+    return next((name for code, name in _HALF.items() if code in types), "fp32")
+
+
+def refuse_unfolded_quantisation(model: onnx.ModelProto) -> None:
+    """Refuse a model with quantisation between a linear layer and its BatchNorm.
+
+    The scales of such a model belong to values that a folded network never has, and its engine rounds
+    once more than it needs to.
+
+    Raises:
+        QuantisationOrderError: it names the pair.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+
+    def source(node: onnx.NodeProto) -> onnx.NodeProto | None:
+        return producers.get(node.input[0]) if node.input else None
+
+    for node in model.graph.node:
+        if node.op_type != "BatchNormalization":
+            continue
+        before = source(node)
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        quantise = source(before)
+        linear = None if quantise is None else source(quantise)
+        if linear is not None and linear.op_type in _LINEAR:
+            raise QuantisationOrderError(
+                f"quantisation stands between {linear.op_type} {linear.name or linear.output[0]!r} and "
+                f"BatchNormalization {node.name or node.output[0]!r}",
+                hint="fold the float model first, then quantise",
+            )

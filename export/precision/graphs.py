@@ -1,0 +1,174 @@
+"""What a conversion must know of an ONNX graph, and the form it is brought into first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "FLOAT",
+    "Names",
+    "bodies",
+    "captured",
+    "element_types",
+    "opset_of",
+    "prepared",
+    "rename_in_bodies",
+]
+
+FLOAT = 1
+"""TensorProto.FLOAT."""
+
+# Shape inference reads the values of small tensors; larger ones are weights.
+_SMALL = 1024
+
+
+class Names:
+    """Names that a model does not use yet."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self._taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        for node in _all_nodes(graph):
+            self._taken.update((node.name, *node.input, *node.output))
+
+    def fresh(self, wanted: str) -> str:
+        """``wanted``, with a number behind it where that is taken."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without local functions and float32 Constant nodes, in which every node has a name of its own.
+
+    Constants become initializers, so that each reader can be given them in its own precision.
+    """
+    import onnx
+    import onnx.inliner
+
+    if model.functions:
+        result = onnx.inliner.inline_local_functions(model)
+    else:
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+    graph = result.graph
+    outputs = {value.name for value in graph.output}
+    nodes = []
+    for node in graph.node:
+        tensor = _float_constant(node) if node.op_type == "Constant" and node.domain == "" else None
+        if tensor is None or node.output[0] in outputs:
+            nodes.append(node)
+        else:
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    # An initializer says itself what it is; an annotation beside it can only contradict.
+    stored = {tensor.name for tensor in graph.initializer}
+    annotations = [value for value in graph.value_info if value.name not in stored]
+    del graph.value_info[:]
+    graph.value_info.extend(annotations)
+    names, seen = Names(result), set()
+    for node in graph.node:
+        if not node.name or node.name in seen:
+            node.name = names.fresh(node.name or f"{node.op_type}_{node.output[0]}")
+        seen.add(node.name)
+    return result
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of each tensor of the main graph, as far as inference knows it.
+
+    Large weights are left out of what is inferred over, which keeps a model of any size inside protobuf's
+    limit.
+    """
+    import onnx
+
+    light = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    inputs = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _SMALL:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    types = {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
+    for value in (*model.graph.value_info, *inferred.value_info, *inferred.output, *inferred.input):
+        kind = value.type
+        if kind.HasField("tensor_type") and kind.tensor_type.elem_type:
+            types[value.name] = int(kind.tensor_type.elem_type)
+    return types
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the default operator set."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node of control flow holds."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names that a node's bodies use and do not define; ONNX lets no body define a name anew."""
+    used: set[str] = set()
+    defined: set[str] = set()
+    for body in bodies(node):
+        defined.update(value.name for value in (*body.input, *body.initializer))
+        used.update(value.name for value in body.output)
+        for inner in _all_nodes(body):
+            used.update(inner.input)
+            defined.update(inner.output)
+            for nested in bodies(inner):
+                defined.update(value.name for value in (*nested.input, *nested.initializer))
+                used.update(value.name for value in nested.output)
+    return used - defined - {""}
+
+
+def rename_in_bodies(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    """Let the bodies of a node read other values of the graph around them."""
+    for body in bodies(node):
+        for value in body.output:
+            value.name = names.get(value.name, value.name)
+        for inner in body.node:
+            for index, name in enumerate(inner.input):
+                inner.input[index] = names.get(name, name)
+            rename_in_bodies(inner, names)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    graphs = [graph]
+    while graphs:
+        for node in graphs.pop().node:
+            yield node
+            graphs.extend(bodies(node))
+
+
+def _float_constant(node: onnx.NodeProto) -> Any:
+    from onnx import helper
+
+    for attribute in node.attribute:
+        if attribute.name == "value" and attribute.t.data_type == FLOAT:
+            return attribute.t
+        if attribute.name == "value_float":
+            return helper.make_tensor("", FLOAT, [], [attribute.f])
+        if attribute.name == "value_floats":
+            return helper.make_tensor("", FLOAT, [len(attribute.floats)], list(attribute.floats))
+    return None
