@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from convbn.bench.runtimes.base import Prepared
+
 __all__ = ["Call", "Clock", "Timing", "WarmUp", "interleave", "warm_up"]
 
 Call: TypeAlias = Callable[[], None]
@@ -18,6 +20,9 @@ Clock: TypeAlias = Callable[[], float]
 #: Consecutive windows that have to agree, and how closely, for a model to count as warm.
 STABLE_WINDOWS = 3
 STABLE_WITHIN = 0.05
+#: A block opens with an inference that is not counted only if it holds so many that this costs under 2 %.
+#: In shorter blocks the median passes over it.
+SETTLED_FROM = 50
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Timing:
 
     Attributes:
         calls_per_block: inferences in a block.
-        blocks: seconds per inference, one value (the mean) a block.
+        blocks: seconds per inference, one value (the median) a block.
         inferences: seconds of each single inference.
     """
 
@@ -80,27 +85,29 @@ def warm_up(call: Call, *, clock: Clock, window_seconds: float, cap_seconds: flo
 
 
 def interleave(
-    calls: Sequence[Call],
+    sessions: Sequence[Prepared],
     per_call: Sequence[float],
     *,
     clock: Clock,
     block_seconds: float,
     budget_seconds: float,
     min_blocks: int,
+    max_blocks: int | None,
     seed: int,
+    progress: Callable[[float], object],
 ) -> list[Timing]:
     """Time one block of every session, in a new random order each round, until the budget is spent.
 
-    Each block opens with one inference that is not counted: times are those of a warm model.
-
     Args:
-        calls: one inference of each session.
-        per_call: seconds each takes, roughly; sets how many make a block.
+        sessions: models with their inputs in place.
+        per_call: seconds an inference of each takes, roughly; sets how many make a block.
         clock: monotonic time.
         block_seconds: least length of a block.
         budget_seconds: time for all rounds together.
         min_blocks: rounds that are run even over the budget.
+        max_blocks: rounds after which there are enough, whatever is left of the budget.
         seed: of the order.
+        progress: is told after each round how many seconds of timing are probably left.
 
     Returns:
         The times of each session; block i of one pairs with block i of any other.
@@ -109,20 +116,35 @@ def interleave(
     timings = [Timing(max(1, math.ceil(block_seconds / max(seconds, 1e-9)))) for seconds in per_call]
     start = clock()
     rounds = 0
-    while rounds < min_blocks or clock() - start < budget_seconds:
-        for index in rng.permutation(len(calls)).tolist():
-            _block(calls[index], timings[index], clock)
+    # A budget that would run out in the middle of a round is spent: time limits are promises.
+    while rounds < min_blocks or (clock() - start) * (rounds + 1) < budget_seconds * rounds:
+        if rounds == max_blocks:
+            break
+        for index in rng.permutation(len(sessions)).tolist():
+            _block(sessions[index], timings[index], clock)
         rounds += 1
+        progress(_left(clock() - start, rounds, budget_seconds, min_blocks, max_blocks))
     return timings
 
 
-def _block(call: Call, timing: Timing, clock: Clock) -> None:
-    # The caches still hold another model: the first inference brings this one back and is not counted.
-    call()
-    # One reading of the clock an inference: the end of one is the start of the next.
-    stamps = [clock()]
-    for _ in range(timing.calls_per_block):
-        call()
-        stamps.append(clock())
-    timing.inferences.extend(np.diff(stamps).tolist())
-    timing.blocks.append((stamps[-1] - stamps[0]) / timing.calls_per_block)
+def _block(session: Prepared, timing: Timing, clock: Clock) -> None:
+    # The caches still hold another model: the first inference brings this one back.
+    if timing.calls_per_block >= SETTLED_FROM:
+        session.call()
+    if session.device_times is not None:
+        times = session.device_times(timing.calls_per_block)
+    else:
+        # One reading of the clock an inference: the end of one is the start of the next.
+        call, stamps = session.call, [clock()]
+        for _ in range(timing.calls_per_block):
+            call()
+            stamps.append(clock())
+        times = np.diff(stamps).tolist()
+    timing.inferences.extend(times)
+    timing.blocks.append(float(np.median(times)))
+
+
+def _left(spent: float, rounds: int, budget: float, min_blocks: int, max_blocks: int | None) -> float:
+    by_blocks = spent / rounds * max(0, min_blocks - rounds)
+    left = max(by_blocks, budget - spent)
+    return left if max_blocks is None else min(left, spent / rounds * (max_blocks - rounds))

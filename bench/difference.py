@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from convbn.bench.inputs import Array, is_float
-from convbn.bench.precision import bound_of
+from convbn.bench.likeness import likeness, ratio, top1_agreement
+from convbn.bench.precision import Tolerance, bound_of
 
 __all__ = ["OutputDifference", "Status", "Verdict", "has_nonfinite", "judge"]
 
@@ -40,8 +41,13 @@ class OutputDifference:
             max |a_c − b_c| / max(rms(a_c), k √ε max |a|), k = 16, or 4 for 16-bit types; with the bound √ε
             a channel may be off by √ε of its own level, or by k ε of the largest value anywhere.
             None below rank 2 or 8 values a channel.
-        bound: what both relative errors may reach; 0 for integers and booleans.
+        bound: what both relative errors may reach, or `rms_error` where the tolerance is of that norm; 0 for
+            integers and booleans.
         ok: within the bound.
+        rms_error: ‖a − b‖ / ‖a‖ over all values; None for integers and booleans.
+        cosine: ⟨a, b⟩ / (‖a‖ ‖b‖); None where one of them is zero, and for integers and booleans.
+        top1_agreement: share of the rows with the same largest value, for outputs that look like a
+            classifier's: floats of shape [rows, 2 or more classes].
     """
 
     name: str
@@ -52,6 +58,9 @@ class OutputDifference:
     worst_channel_error: float | None
     bound: float
     ok: bool
+    rms_error: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; errors that are not finite become None."""
@@ -83,6 +92,7 @@ def judge(
     *,
     computed_in: Sequence[str | None] = (),
     inputs_differ: bool,
+    tolerance: Tolerance | None = None,
 ) -> Verdict:
     """Compare outputs and say whether they are equal, different, or prove nothing.
 
@@ -92,6 +102,8 @@ def judge(
         candidate: the same from the other model, for the same inputs.
         computed_in: float types that the models or the runtime compute in besides the output's.
         inputs_differ: whether the samples had different inputs.
+        tolerance: of a candidate in another precision, whose float outputs may then be of another type too.
+            Without it the bound follows from `computed_in` and the outputs.
 
     Returns:
         "different" before "inconclusive" before "equal".
@@ -107,13 +119,15 @@ def judge(
         for i in range(len(names))
     ]
     for name, (a, b) in zip(names, pairs, strict=True):
-        mismatch = _mismatch(a, b)
+        mismatch = _mismatch(a, b, same_floats=tolerance is None)
         if mismatch:
             return Verdict("different", f"output {name!r} {mismatch}")
-    outputs = tuple(_difference(name, a, b, computed_in) for name, (a, b) in zip(names, pairs, strict=True))
+    outputs = tuple(
+        _difference(name, a, b, computed_in, tolerance) for name, (a, b) in zip(names, pairs, strict=True)
+    )
     wrong = [output for output in outputs if not output.ok]
     if wrong:
-        return Verdict("different", _why(wrong), outputs)
+        return Verdict("different", _why(wrong, tolerance), outputs)
     for name, (a, _) in zip(names, pairs, strict=True):
         vacuous = _vacuous(a)
         if vacuous:
@@ -122,19 +136,21 @@ def judge(
         return Verdict(
             "inconclusive", "different inputs give the same outputs, so any model would do", outputs
         )
-    worst = max(outputs, key=lambda output: output.rel_error)
+    worst = max(outputs, key=lambda output: _judged(output, tolerance))
     return Verdict(
         "equal",
-        f"largest relative error {worst.rel_error:.2g} (output {worst.name!r}), bound {worst.bound:.2g}",
+        f"largest relative {_NOUNS[tolerance.norm if tolerance else 'max']} {_judged(worst, tolerance):.2g} "
+        f"(output {worst.name!r}), bound {worst.bound:.2g}",
         outputs,
     )
 
 
-def _mismatch(reference: Sequence[Array], candidate: Sequence[Array]) -> str | None:
+def _mismatch(reference: Sequence[Array], candidate: Sequence[Array], *, same_floats: bool) -> str | None:
     for a, b in zip(reference, candidate, strict=True):
         if a.shape != b.shape:
             return f"has shape {list(a.shape)} in the reference and {list(b.shape)} in the candidate"
-        if a.dtype != b.dtype:
+        both_floats = is_float(a.dtype) and is_float(b.dtype)
+        if a.dtype != b.dtype and (same_floats or not both_floats):
             return f"is {a.dtype.name} in the reference and {b.dtype.name} in the candidate"
         for label, test in (("NaN", np.isnan), ("infinite values", np.isinf)):
             if is_float(a.dtype) and not np.array_equal(test(a), test(b)):
@@ -143,7 +159,11 @@ def _mismatch(reference: Sequence[Array], candidate: Sequence[Array]) -> str | N
 
 
 def _difference(
-    name: str, reference: Sequence[Array], candidate: Sequence[Array], computed_in: Sequence[str | None]
+    name: str,
+    reference: Sequence[Array],
+    candidate: Sequence[Array],
+    computed_in: Sequence[str | None],
+    tolerance: Tolerance | None,
 ) -> OutputDifference:
     first = reference[0]
     if not is_float(first.dtype):
@@ -155,12 +175,28 @@ def _difference(
     b = [_float64(array) for array in candidate]
     largest = max((float(np.abs(x).max(initial=0.0)) for x in a), default=0.0)
     gap = max(float(np.abs(x - y).max(initial=0.0)) for x, y in zip(a, b, strict=True))
-    bound = bound_of(first.dtype.name, *computed_in)
+    bound = bound_of(first.dtype.name, *computed_in) if tolerance is None else tolerance.bound
     noise = CHANNEL_NOISE_16_BIT if bound > _BOUND_16_BIT else CHANNEL_NOISE
     channel = _worst_channel(a, b, noise * bound * largest)
-    relative = _ratio(gap, largest)
-    ok = relative <= bound and (channel is None or channel <= bound)
-    return OutputDifference(name, first.dtype.name, first.shape, gap, relative, channel, bound, ok)
+    relative = ratio(gap, largest)
+    rms, cosine = likeness(a, b)
+    if tolerance is not None and tolerance.norm == "rms":
+        ok = rms <= bound
+    else:
+        ok = relative <= bound and (channel is None or channel <= bound)
+    return OutputDifference(
+        name,
+        first.dtype.name,
+        first.shape,
+        gap,
+        relative,
+        channel,
+        bound,
+        ok,
+        rms,
+        cosine,
+        top1_agreement(a, b),
+    )
 
 
 def _worst_channel(a: Sequence[Array], b: Sequence[Array], floor: float) -> float | None:
@@ -171,7 +207,7 @@ def _worst_channel(a: Sequence[Array], b: Sequence[Array], floor: float) -> floa
         return None
     level = np.maximum(np.sqrt(np.mean(rows[0] ** 2, axis=1)), floor)
     gaps = np.abs(rows[0] - rows[1]).max(axis=1)
-    return max(_ratio(float(gap), float(scale)) for gap, scale in zip(gaps, level, strict=True))
+    return max(ratio(float(gap), float(scale)) for gap, scale in zip(gaps, level, strict=True))
 
 
 def _by_channel(array: Array) -> Array:
@@ -213,20 +249,24 @@ def _largest_gap(reference: Sequence[Array], candidate: Sequence[Array]) -> floa
     )
 
 
-def _ratio(gap: float, level: float) -> float:
-    if gap == 0.0:
-        return 0.0
-    return gap / level if level > 0.0 else math.inf
+_NOUNS = {"max": "error", "rms": "RMS error"}
 
 
-def _why(wrong: Sequence[OutputDifference]) -> str:
-    worst = max(wrong, key=lambda output: output.rel_error)
+def _judged(output: OutputDifference, tolerance: Tolerance | None) -> float:
+    """The error that the bound is for."""
+    if tolerance is not None and tolerance.norm == "rms" and output.rms_error is not None:
+        return output.rms_error
+    return output.rel_error
+
+
+def _why(wrong: Sequence[OutputDifference], tolerance: Tolerance | None) -> str:
+    worst = max(wrong, key=lambda output: _judged(output, tolerance))
+    error = _judged(worst, tolerance)
     if worst.bound == 0.0:
         return f"output {worst.name!r} ({worst.dtype}) must be identical and is not"
-    if worst.rel_error > worst.bound:
-        return (
-            f"output {worst.name!r}: relative error {worst.rel_error:.2g} is over the bound {worst.bound:.2g}"
-        )
+    if error > worst.bound:
+        noun = _NOUNS[tolerance.norm if tolerance else "max"]
+        return f"output {worst.name!r}: relative {noun} {error:.2g} is over the bound {worst.bound:.2g}"
     return (
         f"output {worst.name!r}: error {worst.worst_channel_error:.2g} of its worst channel "
         f"is over the bound {worst.bound:.2g}"

@@ -11,7 +11,10 @@ from typing import Any
 
 __all__ = ["describe_environment", "library_versions"]
 
-_LIBRARIES = ("convbn", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
+_LIBRARIES = (
+    *("convbn", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch"),
+    *("tensorrt", "tensorrt-rtx-cu13", "nvidia-ml-py"),
+)
 _NVIDIA_SMI_SECONDS = 5.0
 
 

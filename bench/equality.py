@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,8 +12,9 @@ from convbn.bench.environment import library_versions
 from convbn.bench.errors import ReferenceFailedError, SessionError
 from convbn.bench.execution import Execution, execute
 from convbn.bench.feeds import inputs_differ, model_feeds, scaled
-from convbn.bench.inputs import Feeds
-from convbn.bench.precision import coarsest_float
+from convbn.bench.inputs import Feeds, dtype_of, input_specs, is_float, is_onnx
+from convbn.bench.precision import Tolerance, coarsest_float
+from convbn.bench.rounding import rounded_graph
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Equality:
         input_scale: factor on the inputs, 1 unless the reference overflowed.
         runtime: what ran the reference and the candidate.
         versions: of the libraries that ran them.
+        tolerance: that was asked for; None where the bound follows from the models.
     """
 
     status: Status
@@ -51,6 +53,7 @@ class Equality:
     input_scale: float
     runtime: str
     versions: Mapping[str, str]
+    tolerance: Tolerance | None = None
 
     @property
     def equal(self) -> bool:
@@ -68,6 +71,7 @@ class Equality:
             "input_scale": self.input_scale,
             "runtime": self.runtime,
             "versions": dict(self.versions),
+            "tolerance": None if self.tolerance is None else self.tolerance.to_dict(),
         }
 
 
@@ -80,12 +84,14 @@ def compare(
     seed: int = 0,
     samples: int = 2,
     example_inputs: Sequence[Any] | None = None,
+    tolerance: Tolerance | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare what they give.
 
     ONNX graphs run in onnxruntime on the CPU with its optimisations off: left on, onnxruntime folds the
     reference itself and the comparison would be between two folded graphs. Where it has no kernel
-    (bfloat16 convolutions), onnx's reference evaluator runs them. PyTorch runs eagerly on the CPU.
+    (bfloat16 convolutions), onnx's reference evaluator runs them. PyTorch runs eagerly on the CPU. A float16
+    candidate with a tolerance is judged by :mod:`convbn.bench.rounding`, after it ran as it is.
 
     Outputs are equal if the relative error and the error of the worst channel stay below √ε of the
     coarsest float type involved (:func:`convbn.bench.precision.bound_of`); integers and booleans must
@@ -101,6 +107,8 @@ def compare(
         samples: number of random inputs.
         example_inputs: positional inputs of a PyTorch model: their shapes and types are used,
             not their values.
+        tolerance: for a candidate in another precision (:func:`convbn.bench.precision.tolerance_of`); its
+            inputs and outputs may then be of another float type than the reference's.
 
     Returns:
         The answer with its numbers.
@@ -127,7 +135,7 @@ def compare(
             scale, feeds, expected = RETRY_SCALE, smaller, again
     runtime = expected.runtime
     try:
-        actual = execute(candidate, "candidate", feeds)
+        actual = execute(candidate, "candidate", feeds) if tolerance is None else _lower(candidate, feeds)
     except SessionError as error:
         verdict = Verdict("different", f"the candidate cannot be run: {error.cause}")
     else:
@@ -139,6 +147,7 @@ def compare(
             actual.outputs,
             computed_in=(coarsest_float(reference),),
             inputs_differ=inputs_differ(feeds),
+            tolerance=tolerance,
         )
     return Equality(
         verdict.status,
@@ -149,7 +158,36 @@ def compare(
         scale,
         runtime,
         library_versions(),
+        tolerance,
     )
+
+
+def _lower(model: Model, feeds: Sequence[Feeds]) -> Execution:
+    """Run a model of another precision, with every float16 rounding that the CPU provider would leave out."""
+    fitted = [_fitted(model, sample) for sample in feeds]
+    actual = execute(model, "candidate", fitted)
+    if not is_onnx(model) or coarsest_float(model) != "float16":
+        return actual
+    import onnx
+
+    rounded = rounded_graph(onnx.load(str(model)) if isinstance(model, str | Path) else model)
+    if rounded is None:
+        return replace(actual, runtime=f"{actual.runtime}, which computes float16 in float32")
+    exact = execute(rounded, "candidate", fitted)
+    return replace(exact, runtime=f"{exact.runtime}, rounded to float16 after every node")
+
+
+def _fitted(model: Model, feeds: Feeds) -> Feeds:
+    """The feeds with floats in the type that the model takes."""
+    if not is_onnx(model):
+        return feeds
+    dtypes = {spec.name: dtype_of(spec.dtype) for spec in input_specs(model)}
+    return {
+        name: array.astype(dtypes[name])
+        if name in dtypes and is_float(array.dtype) and is_float(dtypes[name])
+        else array
+        for name, array in feeds.items()
+    }
 
 
 def _run_reference(model: Model, feeds: Sequence[Feeds]) -> Execution:

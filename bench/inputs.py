@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,10 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
     if not tensor.HasField("shape"):
         return InputSpec(value.name, dtype, None)
-    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    # Some exporters write −1 for an open axis.
+    shape = tuple(
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim
+    )
     return InputSpec(value.name, dtype, shape)
 
 
@@ -147,6 +151,10 @@ def specs_of_tensors(tensors: Sequence[Any], names: Sequence[str] | None = None)
         dtype = str(tensor.dtype).removeprefix("torch.")
         specs.append(InputSpec(name, dtype, tuple(int(size) for size in tensor.shape)))
     return tuple(specs)
+
+
+_MOST_ELEMENTS = 1 << 29
+"""Of one input; drawn in float64 that is 4 GiB."""
 
 
 def make_inputs(
@@ -206,6 +214,12 @@ def _text(shape: Sequence[int | None] | None) -> str:
 
 def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     dtype = dtype_of(spec.dtype)
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise NotSupportedError(
+            f"{_text(shape)} is more than random values are made for",
+            source=f"input {spec.name!r}",
+            hint="--no-verify skips the comparison",
+        )
     if is_float(dtype):
         return rng.standard_normal(shape).astype(dtype)
     if dtype.kind in "iu":

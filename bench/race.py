@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from convbn.bench.blocks import Call, Clock, Timing, WarmUp, interleave, warm_up
+from convbn.bench.blocks import Clock, Timing, WarmUp, interleave, warm_up
 from convbn.bench.difference import has_nonfinite, judge
 from convbn.bench.environment import library_versions
 from convbn.bench.equality import RETRY_SCALE, Equality
 from convbn.bench.feeds import inputs_differ, scaled
 from convbn.bench.inputs import Array, Feeds
-from convbn.bench.precision import coarsest_float
-from convbn.bench.result import Row, RuntimeControl, Verdict
+from convbn.bench.nvml import read_gpu
+from convbn.bench.precision import Tolerance, coarsest_float, tolerance_of
+from convbn.bench.progress import Progress
+from convbn.bench.result import Row
 from convbn.bench.runtimes.base import Session, SessionOptions, Side
-from convbn.bench.runtimes.registry import runtime_note
-from convbn.bench.statistics import Ratio, latency, paired_ratio
+from convbn.bench.runtimes.registry import self_fused_name
+from convbn.bench.scoring import Entrant, RaceResult, scored, unmeasured
 from convbn.errors import ConvBNError
 
 if TYPE_CHECKING:
     from convbn.bench.protocol import Opener, ProtocolOptions
 
-__all__ = ["RaceResult", "race"]
-
-
-@dataclass(frozen=True)
-class RaceResult:
-    """The rows of one runtime, the baseline first, and its A/A control."""
-
-    rows: tuple[Row, ...]
-    control: RuntimeControl
+__all__ = ["race"]
 
 
 def race(
@@ -40,104 +33,103 @@ def race(
     feeds: Sequence[Feeds],
     options: ProtocolOptions,
     *,
+    threads: int | None,
+    precision: str,
+    batch: int | None,
+    budget_seconds: float,
     clock: Clock,
     opener: Opener,
-    progress: Callable[[str], object] | None,
+    progress: Progress,
 ) -> RaceResult:
     """Measure every side in one runtime (see :func:`convbn.bench.protocol.measure`)."""
-    tell = progress or (lambda line: None)
-    settings = SessionOptions(threads=options.threads)
-    unmeasured = RuntimeControl(runtime, note=runtime_note(runtime))
+    # Two quantised models have ranges of their own, and outputs as far apart as their steps are wide.
+    tolerance = tolerance_of(precision) if precision == "int8" else None
+    settings = SessionOptions(threads=threads, l2=options.l2)
+    # A side that the runtime optimises as it likes runs under another name of the same runtime.
+    named = [(side, self_fused_name(runtime) if side.self_fused else runtime) for side in sides]
+    entries = [(side, name) for side, name in named if name is not None]
     with ExitStack() as stack:
-        tell(f"{runtime}: comparing outputs")
+        progress.tell("comparing outputs")
+        start = clock()
         try:
             baseline = stack.enter_context(opener(runtime, sides[0], settings))
             expected, feeds, scale = _run_finite(baseline, feeds)
+            entrants = [Entrant(baseline.prepare(feeds[0]), clock() - start + _built(sides[0], runtime))]
             control = stack.enter_context(opener(runtime, sides[0], settings))
-            calls = [baseline.prepare(feeds[0]), control.prepare(feeds[0])]
+            entrants.append(Entrant(control.prepare(feeds[0]), 0.0))
         except ConvBNError as error:
-            return RaceResult(tuple(_unmeasured(runtime, side, str(error)) for side in sides), unmeasured)
+            return unmeasured([side for side, _ in entries], runtime, str(error))
         rows = [Row(runtime, sides[0].name, "measured", verdict="baseline")]
-        for side in sides[1:]:
+        for side, name in entries[1:]:
+            start = clock()
             try:
-                session = stack.enter_context(opener(runtime, side, settings))
-                equality = _compare(
-                    sides[0], baseline, session, expected, feeds, scale, runtime, seed=options.seed
+                session = stack.enter_context(opener(name, side, settings))
+                outputs = [session.run(sample) for sample in feeds]
+                entrant = Entrant(session.prepare(feeds[0]), clock() - start + _built(side, runtime))
+                equality = _judge(
+                    sides[0],
+                    baseline,
+                    session,
+                    expected,
+                    outputs,
+                    feeds,
+                    scale,
+                    runtime,
+                    seed=options.seed,
+                    tolerance=tolerance,
                 )
-                if equality.equal:
-                    calls.append(session.prepare(feeds[0]))
             except ConvBNError as error:
-                rows.append(_unmeasured(runtime, side, str(error)))
+                rows.append(Row(runtime, side.name, "not measured", reason=str(error)))
                 continue
             if equality.equal:
+                entrants.append(entrant)
                 rows.append(Row(runtime, side.name, "measured", equality=equality))
             else:
                 reason = f"its outputs are not shown to equal the baseline's: {equality.reason}"
-                rows.append(replace(_unmeasured(runtime, side, reason), equality=equality))
-        tell(f"{runtime}: warming up and timing for about {options.budget_seconds:g} s")
-        timings, warm = _time(calls, options, clock)
-    return _judged(runtime, rows, timings, warm, options.seed)
+                rows.append(Row(runtime, side.name, "not measured", reason=reason, equality=equality))
+        timings, warm = _time(entrants, options, budget_seconds, clock, progress)
+    return scored(runtime, rows, entrants, timings, warm, options.seed, batch)
 
 
-def _time(calls: Sequence[Call], options: ProtocolOptions, clock: Clock) -> tuple[list[Timing], list[WarmUp]]:
-    warm = [
-        warm_up(
-            call,
+def _built(side: Side, runtime: str) -> float:
+    return side.build_seconds.get(runtime.partition("@")[0], 0.0)
+
+
+def _time(
+    entrants: Sequence[Entrant],
+    options: ProtocolOptions,
+    budget_seconds: float,
+    clock: Clock,
+    progress: Progress,
+) -> tuple[list[Timing], list[WarmUp]]:
+    warm: list[WarmUp] = []
+    for entrant in entrants:
+        progress.timing(budget_seconds - sum(state.seconds for state in warm), "warming up")
+        state = warm_up(
+            entrant.prepared.call,
             clock=clock,
             window_seconds=options.block_seconds,
             cap_seconds=options.warmup_seconds,
         )
-        for call in calls
-    ]
+        warm.append(state)
+    for entrant in entrants:
+        device = entrant.prepared.device
+        entrant.before = None if device is None else read_gpu(device.bus_id)
     timings = interleave(
-        calls,
+        [entrant.prepared for entrant in entrants],
         [state.per_call for state in warm],
         clock=clock,
         block_seconds=options.block_seconds,
-        budget_seconds=options.budget_seconds - sum(state.seconds for state in warm),
+        budget_seconds=budget_seconds - sum(state.seconds for state in warm),
         min_blocks=options.min_blocks,
+        max_blocks=options.max_blocks,
         seed=options.seed,
+        progress=lambda left: progress.timing(left, "timing"),
     )
+    for entrant in entrants:
+        device = entrant.prepared.device
+        entrant.after = None if device is None else read_gpu(device.bus_id)
     return timings, warm
-
-
-def _judged(
-    runtime: str, rows: Sequence[Row], timings: Sequence[Timing], warm: Sequence[WarmUp], seed: int
-) -> RaceResult:
-    base, again = timings[0].blocks, timings[1].blocks
-    control = paired_ratio(again, base, seed=seed)
-    floor = control.farthest_from_one
-    # The control sits at index 1 and has no row of its own.
-    measured = iter([(timings[0], warm[0]), *zip(timings[2:], warm[2:], strict=True)])
-    done = []
-    for row in rows:
-        if row.status == "not measured":
-            done.append(row)
-            continue
-        timing, state = next(measured)
-        ratio = None if row.verdict == "baseline" else paired_ratio(timing.blocks, base, seed=seed)
-        done.append(
-            replace(
-                row,
-                latency=latency(timing.inferences),
-                block_seconds=tuple(timing.blocks),
-                calls_per_block=timing.calls_per_block,
-                warm=state.stable,
-                ratio=ratio,
-                verdict="baseline" if ratio is None else _verdict(ratio, floor),
-            )
-        )
-    return RaceResult(tuple(done), RuntimeControl(runtime, control, floor, runtime_note(runtime)))
-
-
-def _verdict(ratio: Ratio, noise_floor: float) -> Verdict:
-    if not ratio.excludes_one or abs(ratio.median - 1.0) <= noise_floor:
-        return "no difference detected"
-    return "faster" if ratio.median < 1.0 else "slower"
-
-
-def _unmeasured(runtime: str, side: Side, reason: str) -> Row:
-    return Row(runtime, side.name, "not measured", reason=reason)
 
 
 def _run_finite(session: Session, feeds: Sequence[Feeds]) -> tuple[list[list[Array]], Sequence[Feeds], float]:
@@ -150,24 +142,27 @@ def _run_finite(session: Session, feeds: Sequence[Feeds]) -> tuple[list[list[Arr
     return outputs, feeds, 1.0
 
 
-def _compare(
+def _judge(
     side: Side,
     baseline: Session,
     session: Session,
     expected: Sequence[Sequence[Array]],
+    outputs: Sequence[Sequence[Array]],
     feeds: Sequence[Feeds],
     scale: float,
     runtime: str,
     *,
     seed: int,
+    tolerance: Tolerance | None,
 ) -> Equality:
     model = side.onnx if side.onnx is not None else side.module
     verdict = judge(
         baseline.output_names,
         expected,
-        [session.run(sample) for sample in feeds],
+        outputs,
         computed_in=(None if model is None else coarsest_float(model), session.compute_dtype),
         inputs_differ=inputs_differ(feeds),
+        tolerance=tolerance,
     )
     return Equality(
         verdict.status,
@@ -178,4 +173,5 @@ def _compare(
         scale,
         runtime,
         library_versions(),
+        tolerance,
     )

@@ -1,150 +1,112 @@
-"""What every report says, in words and numbers; the renderers only lay it out.
-
-All text that comes from a model, a path or an error goes through :func:`clean`: names are chosen by
-whoever made the file.
-"""
+"""What every report says, in words; the renderers only lay it out."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from convbn.bench.report.cases import Comparison, Summary, case_label, comparisons, measured, summaries
+from convbn.bench.report.text import clean, percent, plural, seconds_text, shape_text
+
 __all__ = [
     "batchnorm_sentence",
-    "clean",
     "environment_lines",
     "equality_entries",
     "fold_groups",
-    "into_text",
-    "measured",
-    "number",
+    "gate_lines",
     "option_lines",
-    "ratio_text",
-    "seconds_text",
+    "sentence",
     "sentences",
-    "shape_text",
+    "summary_sentence",
     "title_of",
+    "total_batchnorms",
 ]
-
-_NAME_LIMIT = 120
-#: Categories that draw nothing or move what is drawn: controls, bidi overrides, surrogates, separators.
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
-def clean(text: object, limit: int = _NAME_LIMIT) -> str:
-    """Text that can be shown: invisible characters become ``⟨U+202E⟩``, the middle of long text ``…``.
-
-    Args:
-        text: anything; None becomes an empty text.
-        limit: most characters of the result.
-
-    Returns:
-        One line without control characters and bidirectional overrides. It still has to be escaped for
-        the format it goes to.
-    """
-    raw = "" if text is None else str(text)
-    if len(raw) > limit:
-        half = limit // 2
-        raw = f"{raw[:half]}…{raw[len(raw) - half :]}"
-    raw = " ".join(raw.split())
-    shown = "".join(
-        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _INVISIBLE else char for char in raw
-    )
-    return shown if len(shown) <= limit * 2 else f"{shown[: limit * 2]}…"
-
-
-def seconds_text(value: float) -> str:
-    """A time with three or four significant digits and its unit, as in ``1.234 ms``."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale:
-            scaled = value / scale
-            digits = 3 if scaled < 10 else 2 if scaled < 100 else 1
-            return f"{scaled:.{digits}f} {unit}"
-    return f"{value * 1e9:.0f} ns"
-
-
-def number(value: float | None) -> str:
-    """A measured error in two significant digits; ``–`` where there is none."""
-    return "–" if value is None else f"{value:.2g}"
-
-
-def ratio_text(ratio: Mapping[str, Any]) -> str:
-    """A time ratio, never without its interval: ``0.787 [0.781, 0.793]``."""
-    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as ``1×3×224×224``."""
-    return "×".join(str(size) for size in shape) or "scalar"
 
 
 def title_of(result: Mapping[str, Any]) -> str:
     """The title, or what was compared."""
     if result.get("title"):
         return clean(result["title"])
-    return " against ".join(clean(model["name"], 60) for model in reversed(result["models"][:2]))
+    sides = result["cases"][0]["sides"]
+    against = " against ".join(clean(side["name"], 60) for side in reversed(sides[:2]))
+    return against if len(result["cases"]) == 1 else f"{plural(len(result['cases']), 'model')}: {against}"
 
 
-def measured(row: Mapping[str, Any]) -> bool:
-    """Whether a row holds times."""
-    return bool(row["status"] == "measured")
+def sentences(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The verdict: runtime and sentence. Of one case each comparison, of several what they come to."""
+    if len(result["cases"]) == 1:
+        for found in comparisons(result):
+            yield found.row["runtime"], sentence(found)
+    else:
+        for summary in summaries(result):
+            yield summary.runtime, summary_sentence(summary)
 
 
-def sentences(result: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """One sentence for each side but the baseline in each runtime.
-
-    Args:
-        result: by the published schema.
-
-    Yields:
-        The row and its sentence. Where nothing at all was measured in a runtime, the baseline's row
-        stands for all of them.
-    """
-    base = clean(result["models"][0]["name"])
-    for runtime in result["runtimes"]:
-        rows = [row for row in result["rows"] if row["runtime"] == runtime["runtime"]]
-        if not measured(rows[0]):
-            yield rows[0], f"Nothing was measured: {clean(rows[0]['reason'], 400)}."
-            continue
-        if len(rows) == 1:
-            median = seconds_text(rows[0]["latency_seconds"]["median"])
-            yield rows[0], f"{base} takes {median} (median); there was nothing to compare it with."
-        for row in rows[1:]:
-            yield row, _sentence(row, base)
-
-
-def _sentence(row: Mapping[str, Any], base: str) -> str:
+def sentence(found: Comparison) -> str:
+    """One comparison in a sentence."""
+    row, base = found.row, clean(found.baseline["side"])
     name = clean(row["side"])
+    if row is found.baseline:
+        if not measured(row):
+            return f"Nothing was measured: {clean(row['reason'], 400)}."
+        median = seconds_text(row["latency_seconds"]["median"])
+        return f"{base} takes {median} (median); there was nothing to compare it with."
     if not measured(row):
         return f"{name} was not measured: {clean(row['reason'], 400)}."
-    ratio = row["ratio"]
-    if row["verdict"] == "no difference detected":
+    return _told(row["ratio"], row["verdict"], name, base)
+
+
+def summary_sentence(summary: Summary) -> str:
+    """What several models come to, in a sentence."""
+    name, base = clean(summary.side), clean(summary.base)
+    if summary.overall is None or summary.verdict is None:
+        if summary.reason is None:
+            return f"There was nothing to compare {base} with."
+        what = "Nothing" if summary.side == summary.base else name
+        return f"{what} was {'' if what == 'Nothing' else 'not '}measured: {clean(summary.reason, 400)}."
+    told = _told(summary.overall, summary.verdict, name, base, mean="the geometric mean over models")
+    return f"{told} {summary.counts}."
+
+
+def _told(ratio: Mapping[str, Any], verdict: str, name: str, base: str, *, mean: str | None = None) -> str:
+    what = f"{mean}, " if mean else ""
+    if verdict == "no difference detected":
         return (
             f"No difference detected between {name} and {base}: time ratio {ratio['median']:.3f}, "
-            f"{_percent(ratio['confidence'])} interval {ratio['low']:.3f} to {ratio['high']:.3f}."
+            f"{what}{percent(ratio['confidence'])} interval {ratio['low']:.3f} to {ratio['high']:.3f}."
         )
     gain = [abs(1.0 - value) * 100 for value in (ratio["median"], ratio["low"], ratio["high"])]
-    less = "less" if row["verdict"] == "faster" else "more"
+    less = "less" if verdict == "faster" else "more"
     low, high = sorted(gain[1:])
     return (
         f"{name} takes {gain[0]:.1f} % {less} time than {base} "
-        f"({_percent(ratio['confidence'])} interval {low:.1f} to {high:.1f} %)."
+        f"({what}{percent(ratio['confidence'])} interval {low:.1f} to {high:.1f} %)."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:g} %"
 
 
 def batchnorm_sentence(fold: Mapping[str, Any]) -> str:
     """How many BatchNorms and nodes there were and are."""
     norms, nodes = fold["batchnorm"], fold["nodes"]
+    merged = f"{plural(len(fold['merged']), 'further merge')}; " if fold["merged"] else ""
     return (
-        f"{norms['before'] - norms['after']} of {norms['before']} BatchNorms folded, {norms['after']} kept; "
-        f"{nodes['before']} nodes became {nodes['after']}."
+        f"{norms['before'] - norms['after']} of {plural(norms['before'], 'BatchNorm')} folded, "
+        f"{norms['after']} kept; {merged}{nodes['before']:,} nodes became {nodes['after']:,}."
     )
+
+
+def total_batchnorms(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The folds of all cases as one; None if nothing was folded.
+
+    The same model under several conditions counts once.
+    """
+    folds = list({case["name"]: case["fold"] for case in result["cases"] if case["fold"]}.values())
+    if not folds:
+        return None
+    return {
+        key: {when: sum(fold[key][when] for fold in folds) for when in ("before", "after")}
+        for key in ("batchnorm", "nodes")
+    } | {key: [entry for fold in folds for entry in fold[key]] for key in ("folded", "kept", "merged")}
 
 
 def fold_groups(fold: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
@@ -156,18 +118,13 @@ def fold_groups(fold: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
     ]
 
 
-def into_text(into: str | Sequence[str]) -> str:
-    """The nodes that took a BatchNorm in."""
-    return clean(into if isinstance(into, str) else ", ".join(into), 200)
-
-
-def equality_entries(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each comparison of outputs with what was compared where."""
-    fold = result.get("fold") or {}
+def equality_entries(case: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each comparison of outputs in a case with what was compared where."""
+    fold = case.get("fold") or {}
     verify = fold.get("verify") or {}
     if verify.get("outputs"):
         yield f"the fold itself ({clean(verify.get('runtime'))})", verify
-    for row in result["rows"]:
+    for row in case["rows"]:
         if row["equality"] is not None:
             yield f"{clean(row['side'])} in {clean(row['runtime'])}", row["equality"]
 
@@ -188,15 +145,50 @@ def environment_lines(environment: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 def option_lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What has to be the same to measure the same again, as label and value."""
-    for model in result["models"]:
-        if model["sha256"]:
-            yield f"SHA-256 of {clean(model['path'] or model['name'])}", clean(model["sha256"])
-    for spec in result["inputs"]:
-        yield f"Input {clean(spec['name'])}", f"{clean(spec['dtype'], 20)} {shape_text(spec['shape'])}"
+    told: set[tuple[str, str]] = set()
+    several = len(result["cases"]) > 1
+    for case in result["cases"]:
+        for line in _case_lines(case, case_label(result, case) if several else ""):
+            if line not in told:
+                told.add(line)
+                yield line
+    threads = sorted({case["threads"] for case in result["cases"]}, key=lambda count: count or 0)
+    yield (
+        "Threads",
+        _listed("each runtime's default" if count is None else str(count) for count in threads),
+    )
+    yield "Precision", _listed(sorted({clean(case["precision"], 20) for case in result["cases"]}))
     options = result["options"]
-    threads = options["threads"]
     yield "Seed", str(options["seed"])
-    yield "Threads", "each runtime's default" if threads is None else str(threads)
     yield "Blocks", f"at least {options['min_blocks']} of {seconds_text(options['block_seconds'])}"
     budget, warm = seconds_text(options["budget_seconds"]), seconds_text(options["warmup_seconds"])
     yield "Budget", f"{budget} a runtime, warm-up up to {warm} a session"
+    if any(row["gpu"] for case in result["cases"] for row in case["rows"]):
+        yield "L2 cache", clean(options["l2"], 20)
+
+
+def _case_lines(case: Mapping[str, Any], label: str) -> Iterator[tuple[str, str]]:
+    for side in case["sides"]:
+        if side["sha256"]:
+            yield f"SHA-256 of {clean(side['path'] or side['name'])}", clean(side["sha256"])
+    shapes = [
+        f"{clean(spec['name'])}: {clean(spec['dtype'], 20)} {shape_text(spec['shape'])}"
+        for spec in case["inputs"]
+    ]
+    if shapes:
+        yield (f"Inputs of {label}" if label else "Inputs"), _listed(shapes)
+
+
+def _listed(items: Sequence[str] | Iterator[str]) -> str:
+    return ", ".join(items)
+
+
+def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every gate that did not simply pass, in a sentence, and how many passed."""
+    told = [
+        f"gate {clean(gate['status'], 20)}: {clean(gate['sentence'], 600)}"
+        for gate in gates
+        if gate["status"] != "passed" or "second run" in gate["sentence"]
+    ]
+    passed = sum(gate["status"] == "passed" for gate in gates)
+    return [*told, f"{plural(passed, 'gate')} passed"] if gates else told

@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from convbn.bench.report.cases import case_label, measured
 from convbn.bench.report.facts import (
     batchnorm_sentence,
-    clean,
     equality_entries,
     fold_groups,
-    measured,
-    ratio_text,
-    seconds_text,
+    gate_lines,
     sentences,
     title_of,
+    total_batchnorms,
 )
+from convbn.bench.report.text import clean, number, ratio_text, seconds_text
 
-__all__ = ["render"]
+__all__ = ["aligned", "render", "wrap"]
 
 _WIDTH = 100
 _NAME = 36
-_HEAD = ("runtime", "model", "median", "p95", "time / baseline [interval]", "n")
+_HEAD = ("runtime", "side", "median", "p95", "time / baseline [interval]", "n")
+_MOST_OPEN = 12
 
 
-def render(result: Mapping[str, Any]) -> str:
+def render(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]] = ()) -> str:
     """Lay the result out as text.
 
     Args:
         result: by the published schema (``BenchResult.to_dict()``).
+        gates: outcomes (``convbn.bench.gates``) to show with it.
 
     Returns:
         Lines without colour or control characters, ending in a newline.
     """
     lines = [title_of(result), ""]
-    for row, sentence in sentences(result):
-        lines += _wrap(f"{clean(row['runtime'], _NAME)}: {sentence}")
-    lines += ["", *_table(result["rows"]), ""]
-    for runtime in result["runtimes"]:
-        lines += _runtime_notes(runtime, result["rows"])
-    if result.get("fold"):
-        lines += ["", *_fold(result["fold"])]
-    for what, equality in equality_entries(result):
-        lines += _wrap(f"outputs of {what}: {equality['status']} – {clean(equality['reason'], 300)}")
+    for runtime, sentence in sentences(result):
+        lines += wrap(f"{clean(runtime, _NAME)}: {sentence}")
+    for case in result["cases"]:
+        label = [case_label(result, case)] if len(result["cases"]) > 1 else []
+        lines += ["", *label, *_table(case["rows"])]
+    lines += ["", *_notes(result)]
+    total = total_batchnorms(result)
+    if total:
+        lines += ["", *_fold(total)]
+    lines += _outputs(result)
     for fact in result.get("extra") or ():
-        lines += _wrap(f"{clean(fact['label'])}: {clean(fact['value'])}")
+        lines += wrap(f"{clean(fact['label'])}: {clean(fact['value'])}")
+    for told in gate_lines(gates):
+        lines += wrap(told)
     environment = result["environment"]
-    lines += ["", *_wrap(f"{clean(environment['cpu'] or 'unknown CPU')}, {clean(environment['os'])}")]
+    lines += ["", *wrap(f"{clean(environment['cpu'] or 'unknown CPU')}, {clean(environment['os'])}")]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -63,30 +68,49 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells.append(
             (*names, seconds_text(times["median"]), seconds_text(times["p95"]), ratio, str(times["n"]))
         )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEAD))]
+    return aligned(cells, left=2)
+
+
+def aligned(cells: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """A table with a line below its head; the first ``left`` columns are text, the others numbers."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in cells
     ]
     return [lines[0], "  ".join("─" * width for width in widths), *lines[1:]]
 
 
-def _runtime_notes(runtime: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    name = clean(runtime["runtime"], _NAME)
-    lines: list[str] = []
-    if runtime["control"] is not None:
-        lines += _wrap(
-            f"{name}: the baseline against itself gives {ratio_text(runtime['control'])}, "
-            f"so effects below {runtime['noise_floor'] * 100:.1f} % are not called differences"
-        )
-    if any(row["warm"] is False for row in rows if row["runtime"] == runtime["runtime"]):
-        lines += _wrap(f"{name}: times were still moving when the warm-up ended; the machine may be busy")
-    if runtime["note"]:
-        lines += _wrap(f"{name}: {clean(runtime['note'], 400)}")
-    return lines
+def _notes(result: Mapping[str, Any]) -> Iterator[str]:
+    """What each runtime calls a difference, once a runtime."""
+    told: set[str] = set()
+    for case in result["cases"]:
+        for control in case["runtimes"]:
+            name = clean(control["runtime"], _NAME)
+            moving = any(row["warm"] is False for row in case["rows"] if row["runtime"] == control["runtime"])
+            if control["control"] is not None and len(result["cases"]) == 1:
+                yield from wrap(
+                    f"{name}: the baseline against itself gives {ratio_text(control['control'])}, "
+                    f"so effects below {control['noise_floor'] * 100:.1f} % are not called differences"
+                )
+            if moving:
+                where = f" ({case_label(result, case)})" if len(result["cases"]) > 1 else ""
+                yield from wrap(
+                    f"{name}{where}: times were still moving when the warm-up ended; the machine may be busy"
+                )
+            if control["note"] and name not in told:
+                yield from wrap(f"{name}: {clean(control['note'], 400)}")
+            told.add(name)
+    if len(result["cases"]) > 1:
+        floors = [c["noise_floor"] for case in result["cases"] for c in case["runtimes"] if c["control"]]
+        if floors:
+            yield from wrap(
+                f"effects below the noise floor are not called differences; it is {min(floors) * 100:.1f} % "
+                f"to {max(floors) * 100:.1f} % here"
+            )
 
 
 def _fold(fold: Mapping[str, Any]) -> list[str]:
@@ -96,5 +120,22 @@ def _fold(fold: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _wrap(text: str) -> list[str]:
+def _outputs(result: Mapping[str, Any]) -> list[str]:
+    found = [
+        (case_label(result, case), what, entry)
+        for case in result["cases"]
+        for what, entry in equality_entries(case)
+    ]
+    if len(found) > _MOST_OPEN and all(entry["status"] == "equal" for _, _, entry in found):
+        worst = max((o["rel_error"] or 0.0 for _, _, e in found for o in e["outputs"]), default=0.0)
+        return wrap(f"outputs: equal in all {len(found)} comparisons, largest relative error {number(worst)}")
+    lines = []
+    for label, what, entry in found:
+        where = f"{label}, {what}" if len(result["cases"]) > 1 else what
+        lines += wrap(f"outputs of {where}: {entry['status']} – {clean(entry['reason'], 300)}")
+    return lines
+
+
+def wrap(text: str) -> list[str]:
+    """A paragraph as lines, continued with an indent."""
     return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)

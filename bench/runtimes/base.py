@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from convbn.bench.inputs import Array, Feeds
+from convbn.bench.nvml import L2, GpuMode
+from convbn.errors import ConvBNError
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["Session", "SessionOptions", "Side"]
+__all__ = ["Device", "Prepared", "Session", "SessionOptions", "Side"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,23 @@ class Side:
         onnx: the ONNX model, or the path of its file.
         module: the PyTorch module or exported program.
         example_inputs: positional inputs of ``module``.
+        engines: files of TensorRT engines, by the name of the runtime that runs them; or why there is none.
+        build_seconds: what building each of these took, if they were built just now.
+        path: the file it came from, where ``onnx`` is not that file's path itself.
+        sha256: of that file.
+        self_fused: the runtime is to optimise this side as it likes, whatever its level; runtimes without
+            a level to choose have no such side.
     """
 
     name: str
     onnx: onnx.ModelProto | str | Path | None = field(default=None, repr=False)
     module: torch.nn.Module | torch.export.ExportedProgram | None = field(default=None, repr=False)
     example_inputs: tuple[Any, ...] | None = field(default=None, repr=False)
+    engines: Mapping[str, Path | ConvBNError] = field(default_factory=dict, repr=False)
+    build_seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    path: str | None = None
+    sha256: str | None = None
+    self_fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,9 +53,45 @@ class SessionOptions:
 
     Attributes:
         threads: threads inside one operator; None leaves the runtime's own default.
+        l2: whether a GPU's L2 cache is left as the inference before left it, or overwritten before each.
     """
 
     threads: int | None = None
+    l2: L2 = "warm"
+
+
+@dataclass(frozen=True)
+class Device:
+    """The GPU a session runs on.
+
+    Attributes:
+        name: as CUDA gives it.
+        bus_id: its place on the PCI bus, ``0000:3b:00.0``.
+        mode: how inferences are started.
+        l2: what is done with its L2 cache.
+    """
+
+    name: str
+    bus_id: str
+    mode: GpuMode
+    l2: L2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with its inputs in place.
+
+    Attributes:
+        call: exactly one inference, no conversion or copy of inputs or outputs inside; the device has
+            finished when it returns.
+        device_times: seconds of each of n inferences by the device's own clock; None where the host's clock
+            around ``call`` is the clock to go by.
+        device: the GPU; None on a CPU.
+    """
+
+    call: Callable[[], None]
+    device_times: Callable[[int], list[float]] | None = None
+    device: Device | None = None
 
 
 class Session(Protocol):
@@ -72,15 +121,17 @@ class Session(Protocol):
         """
         ...
 
-    def prepare(self, feeds: Feeds) -> Callable[[], None]:
+    def prepare(self, feeds: Feeds) -> Prepared:
         """Put the inputs where the runtime reads them.
 
         Args:
             feeds: as in :meth:`run`.
 
         Returns:
-            The call that is timed: exactly one inference, no conversion or copy of inputs or outputs
-            inside, and the device has finished when it returns.
+            What is timed.
+
+        Raises:
+            SessionError: the runtime cannot run the model on these inputs.
         """
         ...
 

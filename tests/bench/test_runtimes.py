@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,16 @@ import torch
 
 from convbn.bench.errors import ModelFormMissingError, RuntimeMissingError, SessionError
 from convbn.bench.runtimes.base import SessionOptions, Side
-from convbn.bench.runtimes.registry import check_runtime, open_session, runtime_names
+from convbn.bench.runtimes.onnxruntime_providers import require_provider
+from convbn.bench.runtimes.registry import (
+    check_runtime,
+    device_of,
+    form_of,
+    load_library,
+    open_session,
+    runtime_names,
+    self_fused_name,
+)
 from convbn.errors import NotSupportedError, UsageError
 
 ConvModel = Callable[..., onnx.ModelProto]
@@ -33,7 +43,9 @@ def test_the_registry_imports_no_runtime() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnxruntime')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert set(runtime_names()) == {"onnxruntime-cpu", "onnxruntime-cuda", "torch-cpu", "torch-cuda"}
+    assert {"onnxruntime-tensorrt", "torch-compile-cpu", "torch-cudagraph", "tensorrt", "tensorrt-rtx"} < set(
+        runtime_names()
+    )
 
 
 @pytest.mark.parametrize("level", ["", "@off", "@basic", "@all"])
@@ -42,7 +54,7 @@ def test_onnxruntime_runs_and_prepares(conv_model: ConvModel, level: str) -> Non
         f"onnxruntime-cpu{level}", Side("a", onnx=conv_model()), SessionOptions(threads=1)
     ) as session:
         outputs = session.run(FEEDS)
-        session.prepare(FEEDS)()
+        session.prepare(FEEDS).call()
     assert session.output_names == ("y",)
     assert outputs[0].shape == (2, 4, 8, 8)
 
@@ -95,7 +107,7 @@ def test_torch_runs_in_eval_mode_and_restores_threads_and_flags() -> None:
     with open_session("torch-cpu", Side("a", module=module), SessionOptions(threads=1)) as session:
         assert torch.get_num_threads() == 1
         first, second = session.run(FEEDS)[0], session.run(FEEDS)[0]
-        session.prepare(FEEDS)()
+        session.prepare(FEEDS).call()
     assert np.array_equal(first, second)
     assert np.allclose(first, FEEDS["x"], atol=1e-4)  # mean 0, variance 1: the identity
     assert torch.get_num_threads() == threads
@@ -113,3 +125,143 @@ def test_torch_outputs_keep_their_structure_in_their_names() -> None:
         assert session.output_names == ("output['logits']", "output['boxes'][0]", "output['half']")
     assert outputs[2].dtype.name == "bfloat16"
     assert np.allclose(outputs[2].astype(np.float32), FEEDS["x"], rtol=0.01)
+
+
+def test_arrays_that_were_pickled_run_as_well(conv_model: ConvModel) -> None:
+    feeds = pickle.loads(pickle.dumps(FEEDS))  # noqa: S301  # our own bytes
+    for name, side in (
+        ("torch-cpu", Side("a", module=torch.nn.Conv2d(3, 1, 1))),
+        ("onnxruntime-cpu", Side("a", onnx=conv_model())),
+    ):
+        with open_session(name, side, SessionOptions(threads=1)) as session:
+            session.run(feeds)
+
+
+GPU_RUNTIMES = [name for name in runtime_names() if device_of(name) == "cuda"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
+@pytest.mark.parametrize("name", GPU_RUNTIMES)
+def test_every_gpu_runtime_says_what_it_lacks_and_how_to_get_it(name: str, conv_model: ConvModel) -> None:
+    side = Side("a", onnx=conv_model(), module=torch.nn.ReLU(), engines={name: Path("gone.engine")})
+    for action in (lambda: load_library(name), lambda: open_session(name, side)):
+        with pytest.raises(RuntimeMissingError, match=r"NVIDIA|CUDA|not installed") as caught:
+            action()
+        assert caught.value.hint
+
+
+def test_a_runtime_optimises_by_itself_only_where_it_can_be_told_not_to() -> None:
+    assert self_fused_name("onnxruntime-cuda@off") == "onnxruntime-cuda@all"
+    assert self_fused_name("onnxruntime-cpu@basic") == "onnxruntime-cpu@all"
+    for name in ("onnxruntime-cpu", "onnxruntime-cpu@all", "torch-cpu", "tensorrt@graph"):
+        assert self_fused_name(name) is None
+    assert (form_of("tensorrt@enqueue"), form_of("torch-cudagraph")) == ("engine", "torch")
+
+
+def test_an_engine_that_was_not_built_says_why(conv_model: ConvModel) -> None:
+    with pytest.raises(ModelFormMissingError, match="convbn export"):
+        open_session("tensorrt-rtx", Side("a", onnx=conv_model()))
+    side = Side("a", engines={"tensorrt-rtx": UsageError("no such operator")})
+    with pytest.raises(UsageError, match="no such operator"):
+        open_session("tensorrt-rtx@enqueue", side)
+
+
+def test_work_that_another_provider_does_is_refused(conv_model: ConvModel) -> None:
+    # The CPU provider stands for the one that took a node it was not asked to take.
+    with open_session("onnxruntime-cpu@off", Side("a", onnx=conv_model())) as session:
+        inner = session._session  # type: ignore[attr-defined]
+        require_provider(inner, "CPUExecutionProvider", "a")
+        with pytest.raises(RuntimeMissingError, match="without CUDAExecutionProvider"):
+            require_provider(inner, "CUDAExecutionProvider", "a")
+
+        class Claims:
+            """Says that CUDA was loaded, as onnxruntime does also when CUDA took no node."""
+
+            def get_providers(self) -> list[str]:
+                return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+            def get_provider_graph_assignment_info(self) -> object:
+                return inner.get_provider_graph_assignment_info()
+
+        with pytest.raises(RuntimeMissingError, match=r"leaves 1 nodes to another provider \(Conv\)"):
+            require_provider(Claims(), "CUDAExecutionProvider", "a")
+
+
+def needs_compiler() -> None:
+    try:
+        load_library("torch-compile-cpu")
+    except RuntimeMissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_compiled_modules_compute_the_same_and_give_everything_back() -> None:
+    needs_compiler()
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).train()
+    with open_session("torch-cpu", Side("a", module=module)) as session:
+        expected = session.run(FEEDS)[0]
+    with open_session("torch-compile-cpu", Side("a", module=module), SessionOptions(threads=1)) as session:
+        found = session.run(FEEDS)[0]
+        session.prepare(FEEDS).call()
+        from torch._dynamo.utils import counters
+
+        assert counters["stats"]["unique_graphs"] >= 1  # it was compiled and did not fall back
+    assert np.allclose(expected, found, atol=1e-5)
+    assert all(part.training for part in module.modules())
+    assert not torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_an_error_and_not_eager() -> None:
+    needs_compiler()
+
+    @torch.library.custom_op("convbn_tests::nothing", mutates_args=())
+    def nothing(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()  # without a fake implementation it cannot be traced
+
+    class Opaque(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nothing(x) + 1
+
+    with (
+        open_session("torch-compile-cpu", Side("mine", module=Opaque())) as session,
+        pytest.raises(SessionError, match=r"^mine: torch cannot run"),
+    ):
+        session.run(FEEDS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("l2", ["warm", "flushed"])
+@pytest.mark.parametrize("name", ["torch-cuda", "torch-cudagraph", "torch-compile-cuda"])
+def test_torch_on_a_gpu_is_timed_by_events(name: str, l2: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64)).eval()
+    with open_session("torch-cpu", Side("a", module=module)) as session:
+        expected = session.run(FEEDS)[0]
+    with open_session(name, Side("a", module=module), SessionOptions(l2=l2)) as session:  # type: ignore[arg-type]  # one of two
+        assert np.allclose(session.run(FEEDS)[0], expected, atol=1e-2)  # TF32
+        prepared = session.prepare(FEEDS)
+        prepared.call()
+        assert prepared.device_times is not None
+        times = prepared.device_times(20)
+    assert len(times) == 20
+    assert 0 < min(times) < 0.1
+    assert prepared.device is not None
+    assert prepared.device.mode == ("graph" if name == "torch-cudagraph" else "enqueue")
+    assert prepared.device.bus_id
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["onnxruntime-cuda@off", "onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_onnxruntime_on_a_gpu_is_timed_by_events(name: str, conv_model: ConvModel) -> None:
+    try:
+        load_library(name)
+    except RuntimeMissingError as error:
+        pytest.skip(str(error))
+    with open_session("onnxruntime-cpu", Side("a", onnx=conv_model())) as session:
+        expected = session.run(FEEDS)[0]
+    with open_session(name, Side("a", onnx=conv_model())) as session:
+        assert np.allclose(session.run(FEEDS)[0], expected, atol=1e-2)  # TF32
+        prepared = session.prepare(FEEDS)
+        assert prepared.device_times is not None
+        assert 0 < min(prepared.device_times(20)) < 0.1

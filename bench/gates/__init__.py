@@ -1,0 +1,1 @@
+"""Gates: conditions under which a result fails, judged without crying wolf."""

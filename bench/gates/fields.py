@@ -1,0 +1,169 @@
+"""What a condition can speak of: each field's unit, and how it is read from a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from convbn.bench.compare import Change
+from convbn.bench.report.cases import Comparison
+
+__all__ = ["FIELDS", "UNITS", "Field", "Subject", "Value"]
+
+Value = float | str | None
+Unit = Literal["", "time", "size", "word"]
+
+#: Factor to the base unit (seconds, bytes) by unit.
+UNITS: Mapping[Unit, Mapping[str, float]] = {
+    "": {},
+    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9},
+    "size": {
+        "B": 1.0,
+        "kB": 1e3,
+        "MB": 1e6,
+        "GB": 1e9,
+        "KiB": 1024.0,
+        "MiB": 1024.0**2,
+        "GiB": 1024.0**3,
+    },
+    "word": {},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a condition is judged on: a comparison, and how it changed since the baseline result."""
+
+    comparison: Comparison
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """A name in a condition.
+
+    Attributes:
+        read: its value; None where it was not measured.
+        what: in words, for the help.
+        unit: of its values.
+        timed: whether another run may give another value, so that a failure has to be confirmed.
+        whole: whether it is the same for every row of a case, so that it is judged once.
+    """
+
+    read: Callable[[Subject], Value]
+    what: str
+    unit: Unit = ""
+    timed: bool = True
+    whole: bool = False
+
+
+def _ratio(subject: Subject) -> Value:
+    row = subject.comparison.row
+    if row["ratio"] is None:
+        return None
+    return 1.0 if row["verdict"] == "no difference detected" else float(row["ratio"]["median"])
+
+
+def _ratio_part(key: str) -> Callable[[Subject], Value]:
+    return lambda subject: _of(subject.comparison.row["ratio"], key)
+
+
+def _change(subject: Subject) -> Value:
+    change = subject.change
+    if change is None or change.ratio is None:
+        return None
+    return 1.0 if change.verdict == "no difference detected" else change.ratio.median
+
+
+def _change_part(key: str) -> Callable[[Subject], Value]:
+    def read(subject: Subject) -> Value:
+        ratio = subject.change and subject.change.ratio
+        return float(getattr(ratio, key)) if ratio else None
+
+    return read
+
+
+def _latency(key: str) -> Callable[[Subject], Value]:
+    return lambda subject: _of(subject.comparison.row["latency_seconds"], key)
+
+
+def _row(key: str) -> Callable[[Subject], Value]:
+    return lambda subject: _of(subject.comparison.row, key)
+
+
+def _fold(group: str, key: str) -> Callable[[Subject], Value]:
+    def read(subject: Subject) -> Value:
+        fold = subject.comparison.case["fold"]
+        return None if fold is None else _of(fold[group], key)
+
+    return read
+
+
+def _folded(subject: Subject) -> Value:
+    fold = subject.comparison.case["fold"]
+    return None if fold is None else float(fold["batchnorm"]["before"] - fold["batchnorm"]["after"])
+
+
+def _size(subject: Subject) -> Value:
+    found = subject.comparison
+    return _bytes(found, found.row["side"])
+
+
+def _size_ratio(subject: Subject) -> Value:
+    found = subject.comparison
+    size, base = _bytes(found, found.row["side"]), _bytes(found, found.baseline["side"])
+    return None if size is None or not base else size / base
+
+
+def _memory_ratio(subject: Subject) -> Value:
+    found = subject.comparison
+    memory, base = found.row["peak_memory_bytes"], found.baseline["peak_memory_bytes"]
+    return None if memory is None or not base else float(memory / base)
+
+
+def _error(subject: Subject) -> Value:
+    equality = subject.comparison.row["equality"]
+    errors = [output["rel_error"] for output in equality["outputs"]] if equality else []
+    return None if not errors or None in errors else float(max(errors))
+
+
+def _verdict(subject: Subject) -> Value:
+    verdict = subject.comparison.row["verdict"]
+    return "same" if verdict == "no difference detected" else verdict
+
+
+def _bytes(found: Comparison, side: str) -> float | None:
+    return next((_of(one, "bytes") for one in found.case["sides"] if one["name"] == side), None)
+
+
+def _of(values: Mapping[str, Any] | None, key: str) -> float | None:
+    value = None if values is None else values[key]
+    return None if value is None else float(value)
+
+
+FIELDS: Mapping[str, Field] = {
+    "ratio": Field(_ratio, "time / baseline time; 1 where no difference was detected"),
+    "ratio.median": Field(_ratio_part("median"), "the same as measured, difference or not"),
+    "ratio.low": Field(_ratio_part("low"), "lower end of its interval"),
+    "ratio.high": Field(_ratio_part("high"), "upper end of its interval"),
+    "change": Field(_change, "ratio to --baseline's result; 1 where no difference was detected"),
+    "change.low": Field(_change_part("low"), "lower end of its interval"),
+    "change.high": Field(_change_part("high"), "upper end of its interval"),
+    "latency.median": Field(_latency("median"), "time of an inference", "time"),
+    "latency.mean": Field(_latency("mean"), "its mean", "time"),
+    "latency.p90": Field(_latency("p90"), "its 90th percentile", "time"),
+    "latency.p95": Field(_latency("p95"), "its 95th percentile", "time"),
+    "latency.p99": Field(_latency("p99"), "its 99th percentile", "time"),
+    "throughput": Field(_row("throughput_per_second"), "samples a second"),
+    "memory": Field(_row("peak_memory_bytes"), "peak memory", "size"),
+    "memory.ratio": Field(_memory_ratio, "peak memory / the baseline's"),
+    "load": Field(_row("load_seconds"), "time from the model to a session that is ready", "time"),
+    "verdict": Field(_verdict, "faster, slower or same", "word"),
+    "error": Field(_error, "largest relative error of the outputs", timed=False),
+    "size": Field(_size, "size of the model", "size", timed=False),
+    "size.ratio": Field(_size_ratio, "size / the baseline's", timed=False),
+    "batchnorm.left": Field(_fold("batchnorm", "after"), "BatchNorms that stay", timed=False, whole=True),
+    "batchnorm.folded": Field(_folded, "BatchNorms that went", timed=False, whole=True),
+    "nodes": Field(_fold("nodes", "after"), "operators after the fold", timed=False, whole=True),
+}

@@ -1,0 +1,105 @@
+"""What changed between two results, as text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from convbn.bench.compare import Change, ComparedResults
+from convbn.bench.report.markdown import COMMENT_BYTES, escaped, fitted
+from convbn.bench.report.terminal import aligned, wrap
+from convbn.bench.report.text import clean, plural, ratio_text, seconds_text
+
+__all__ = ["markdown", "terminal", "verdict_sentences"]
+
+_HEAD = ("case", "runtime", "side", "before", "after", "after / before [interval]", "result")
+
+
+def verdict_sentences(compared: ComparedResults) -> Iterator[str]:
+    """The answer first: how many sides got faster or slower, and whether the machine drifted."""
+    judged = [one for one in compared.changes if one.ratio is not None and not one.yardstick]
+    counts = [
+        f"{sum(one.verdict == verdict for one in judged)} {word}"
+        for verdict, word in (
+            ("slower", "slower"),
+            ("faster", "faster"),
+            ("no difference detected", "without a detected difference"),
+        )
+    ]
+    yield f"{plural(len(judged), 'comparison')}: {', '.join(counts)}."
+    if compared.machine:
+        differences = "; ".join(compared.machine)
+        yield f"These are different machines, so the times do not say which model is faster: {differences}."
+    yardsticks = [one for one in compared.changes if one.yardstick and one.ratio is not None]
+    drifts = [one.ratio.median for one in yardsticks if one.ratio and one.verdict != "no difference detected"]
+    if drifts:
+        worst = max(drifts, key=lambda value: abs(value - 1.0))
+        yield (
+            f"The baseline models, the same files in both, take up to {abs(worst - 1) * 100:.1f} % "
+            f"{'more' if worst > 1 else 'less'} time than before: that much the machine or its software drifted. "
+            "Sides are compared through them."
+        )
+    elif yardsticks:
+        yield "The baseline models, the same files in both, show no drift; sides are compared through them."
+    if any(one.basis == "time" and one.ratio is not None and not one.yardstick for one in compared.changes):
+        yield (
+            "Where the baseline model is not the same file, times of two sessions are compared as they are; "
+            "drift of the machine is not in these intervals."
+        )
+    if compared.software:
+        yield f"Software changed: {'; '.join(compared.software)}."
+    for verdict, word in (
+        ("only before", "only the old result has"),
+        ("only after", "only the new result has"),
+    ):
+        count = sum(one.verdict == verdict for one in compared.changes)
+        if count:
+            yield f"{word.capitalize()} times for {plural(count, 'row')}."
+
+
+def terminal(compared: ComparedResults) -> str:
+    """Lay the changes out as text.
+
+    Args:
+        compared: what changed.
+
+    Returns:
+        Lines without control characters, ending in a newline.
+    """
+    lines = [line for sentence in verdict_sentences(compared) for line in wrap(sentence)]
+    cells = [_HEAD, *(tuple(_cells(change)) for change in compared.changes)]
+    return "\n".join([*lines, "", *aligned(cells, left=3)]) + "\n"
+
+
+def markdown(compared: ComparedResults, *, most_bytes: int = COMMENT_BYTES) -> str:
+    """Lay the changes out as Markdown.
+
+    Args:
+        compared: what changed.
+        most_bytes: length of the text in UTF-8.
+
+    Returns:
+        Markdown in which names are text.
+    """
+    head = [f"| {' | '.join(_HEAD)} |", "|---|---|---|--:|--:|--:|---|"]
+    rows = [f"| {' | '.join(escaped(cell, 80) for cell in _cells(change))} |" for change in compared.changes]
+    told = [f"- {escaped(sentence, 800)}" for sentence in verdict_sentences(compared)]
+    return fitted(
+        [("the verdict", ["### What changed", "", *told]), ("the table", [*head, *rows])], most_bytes
+    )
+
+
+def _cells(change: Change) -> Sequence[str]:
+    before, after = ("–" if value is None else seconds_text(value) for value in (change.before, change.after))
+    ratio = "–" if change.ratio is None else ratio_text(change.ratio.to_dict())
+    verdict = f"{change.verdict} (yardstick)" if change.yardstick else change.verdict
+    if change.basis == "time" and change.ratio is not None and not change.yardstick:
+        verdict += " (unpaired)"
+    return (
+        clean(change.case, 40),
+        clean(change.runtime, 36),
+        clean(change.side, 36),
+        before,
+        after,
+        ratio,
+        verdict,
+    )

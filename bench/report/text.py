@@ -1,0 +1,99 @@
+"""Values as text: names that may be hostile, times, sizes, ratios.
+
+All text that comes from a model, a path or an error goes through :func:`clean`: names are chosen by
+whoever made the file.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "bytes_text",
+    "clean",
+    "into_text",
+    "number",
+    "percent",
+    "plural",
+    "ratio_text",
+    "seconds_text",
+    "shape_text",
+]
+
+_NAME_LIMIT = 120
+#: Categories that draw nothing or move what is drawn: controls, bidi overrides, surrogates, separators.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def clean(text: object, limit: int = _NAME_LIMIT) -> str:
+    """Text that can be shown: invisible characters become ``⟨U+202E⟩``, the middle of long text ``…``.
+
+    Args:
+        text: anything; None becomes an empty text.
+        limit: most characters of the result.
+
+    Returns:
+        One line without control characters and bidirectional overrides. It still has to be escaped for
+        the format it goes to.
+    """
+    raw = "" if text is None else str(text)
+    if len(raw) > limit:
+        half = limit // 2
+        raw = f"{raw[:half]}…{raw[len(raw) - half :]}"
+    raw = " ".join(raw.split())
+    shown = "".join(
+        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _INVISIBLE else char for char in raw
+    )
+    return shown if len(shown) <= limit * 2 else f"{shown[: limit * 2]}…"
+
+
+def seconds_text(value: float) -> str:
+    """A time with three or four significant digits and its unit, as in ``1.234 ms``."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= scale:
+            scaled = value / scale
+            digits = 3 if scaled < 10 else 2 if scaled < 100 else 1
+            return f"{scaled:.{digits}f} {unit}"
+    return f"{value * 1e9:.0f} ns"
+
+
+def bytes_text(value: float | None) -> str:
+    """A size in decimal units, as in ``46.8 MB``; ``–`` where it is not known."""
+    if value is None:
+        return "–"
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def number(value: float | None) -> str:
+    """A measured error in two significant digits; ``–`` where there is none."""
+    return "–" if value is None else f"{value:.2g}"
+
+
+def percent(share: float) -> str:
+    """A share as ``95 %``."""
+    return f"{share * 100:g} %"
+
+
+def ratio_text(ratio: Mapping[str, Any]) -> str:
+    """A time ratio, never without its interval: ``0.787 [0.781, 0.793]``."""
+    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as ``1×3×224×224``."""
+    return "×".join(str(size) for size in shape) or "scalar"
+
+
+def into_text(into: str | Sequence[str]) -> str:
+    """The nodes that took a BatchNorm in."""
+    return clean(into if isinstance(into, str) else ", ".join(into), 200)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: ``1 model``, ``12 models``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,90 @@
+"""PyTorch on a CUDA GPU: streams, events, captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from convbn.bench.nvml import L2, GpuMode
+from convbn.bench.runtimes.base import Device, Prepared
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["on_cuda"]
+
+_RUNS_BEFORE_CAPTURE = 3
+
+
+def on_cuda(launch: Callable[[], None], *, graph: bool, l2: L2) -> Prepared:
+    """Inferences on a stream of their own, timed by its events.
+
+    Args:
+        launch: one inference in PyTorch, on the current stream.
+        graph: capture it once and replay it.
+        l2: whether the L2 cache is flushed before each inference.
+
+    Returns:
+        What is timed; any error of PyTorch passes through.
+    """
+    import torch
+
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch annotates it only in part
+    stream.wait_stream(torch.cuda.current_stream())
+    if graph:
+        launch = _captured(launch, stream)
+    flush = _flusher() if l2 == "flushed" else None
+
+    def call() -> None:
+        with torch.cuda.stream(stream):
+            launch()
+        stream.synchronize()
+
+    def times(n: int) -> list[float]:
+        event: Callable[..., Any] = torch.cuda.Event
+        events = [[event(enable_timing=True) for _ in range(2)] for _ in range(n)]
+        with torch.cuda.stream(stream):
+            for start, end in events:
+                if flush is not None:
+                    flush()
+                start.record(stream)
+                launch()
+                end.record(stream)
+        stream.synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in events]
+
+    call()
+    return Prepared(call, times, _device("graph" if graph else "enqueue", l2))
+
+
+def _captured(launch: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
+    """What replays an inference that was captured on a stream, after runs that let cuDNN choose kernels."""
+    import torch
+
+    with torch.cuda.stream(stream):
+        for _ in range(_RUNS_BEFORE_CAPTURE):
+            launch()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        launch()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def _flusher() -> Callable[[], None]:
+    import torch
+
+    size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    scratch = torch.empty(2 * max(int(size), 1), dtype=torch.uint8, device="cuda")
+
+    def flush() -> None:
+        scratch.zero_()
+
+    return flush
+
+
+def _device(mode: GpuMode, l2: L2) -> Device:
+    from convbn.bench.runtimes.cuda_driver import CudaDriver
+
+    return CudaDriver().device(mode, l2)
