@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test check lint types format demo cost forms coverage-report contract dist clean
+.PHONY: help setup test check lint types format demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,18 @@ demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, 
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved
 	$(BIN)/python tests/performance/fuse_cost.py
 
+torch-cost: $(STAMP)  ## CPU and memory of folding a module against torch.fx's fuse, interleaved
+	OMP_NUM_THREADS=1 $(BIN)/python tests/performance/torch_cost.py
+
+bench-table: $(STAMP)  ## twelve networks on the CPU, unfused, fused by the runtime, fused by convbn, into docs/bench
+	$(BIN)/python tests/performance/bench_table.py docs/bench
+
+claim: $(STAMP)  ## a ResNet and a VGG in eager PyTorch, unfused against folded, into docs/claim.md
+	$(BIN)/python tests/performance/claim.py docs/claim.md docs/bench/claim.json
+
+gpu-bench: $(STAMP)  ## everything that needs a GPU; without one, rows that say so
+	$(BIN)/python tests/performance/gpu_bench.py $(BUILD)/gpu
+
 forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left in their place
 	$(BIN)/python tests/performance/forms.py
 
@@ -56,6 +68,15 @@ coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers 
 
 contract: $(STAMP)  ## hold every call of TensorRT against its bindings, 10.12 to 11.4 (downloads small wheels)
 	$(BIN)/python tests/contract/run.py $(BUILD)/contract
+
+precision-table: $(STAMP)  ## accuracy of the digits network in fp32, fp16, bf16 and int8, into docs/precision.md
+	$(BIN)/python examples/digits/precisions.py docs/precision.md
+
+engines-report: $(STAMP)  ## Scale layers, sizes and build times of three networks in three precisions
+	$(BIN)/python tests/performance/engines.py docs/engines.md docs/engines.json
+
+report-picture: $(STAMP)  ## docs/img/report.png, the picture of docs/bench/table.json as a page, light and dark
+	PYTHONPATH=tests $(BIN)/python tests/performance/report_picture.py docs/bench/table.json docs/img/report.png
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from convbn.errors import UsageError
 from convbn.fuse.frontends.frontend import Capture
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import MERGES
+from convbn.fuse.plan.chains import CHAIN
+from convbn.fuse.plan.evaluation import OF_CONSTANTS
+from convbn.fuse.plan.plan import Kept
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.plan.ways import WAYS
+from convbn.fuse.refusal import Reason
 from convbn.fuse.report import Before, Report, Seconds
 from convbn.fuse.rules.registry import RULES
+from convbn.fuse.view.dataflow import View
+
+if TYPE_CHECKING:
+    from convbn.fuse.frontends.torch.keys import StateBefore
 
 __all__ = ["Folding", "fold", "kind_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """A folded model, of the kind that came in, and the report of the fold."""
+    """A folded model, of the kind that came in, and the report of the fold.
+
+    Attributes:
+        model: the model.
+        report: what was folded where, and what stays.
+        computed: with ``read``: what gives the values of folded weights, by the location that stands for
+            them in the model.
+    """
 
     model: Any
     report: Report
+    computed: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
 
 def kind_of(model: object) -> str | None:
@@ -47,6 +66,7 @@ def fold(
     *,
     options: FuseOptions | None = None,
     owned: bool = False,
+    read: Callable[[Any], bytes] | None = None,
 ) -> Folding:
     """Fold every BatchNorm of ``model`` that can be folded exactly.
 
@@ -56,6 +76,8 @@ def fold(
         example_inputs: positional inputs of a module; shapes are taken from them.
         options: which rules may be used.
         owned: an ONNX model may be edited in place, which saves a copy of its weights.
+        read: gives the raw bytes of an ONNX model's external tensors, so that it can be folded without
+            holding its weights; the folded ones are then computed when they are written.
 
     Raises:
         UsageError: the object is none of these, or a rule in the options does not exist.
@@ -69,13 +91,14 @@ def fold(
             f"cannot fold a {type(model).__module__}.{type(model).__qualname__}",
             hint="give a torch module, an ExportedProgram, an ONNX model, a graphsurgeon Graph or a path",
         )
-    captured = _capture(model, kind, example_inputs, owned=owned)
+    captured = _capture(model, kind, example_inputs, options, owned=owned, read=read)
     start = time.perf_counter()
     before = sum(1 for _ in captured.view.batchnorms()) + len(captured.unreachable)
     plan = make_plan(captured.view, options)
+    state = _state_before(model, kind)
     applied = captured.apply(plan.edits)
     seconds = Seconds(capture=captured.seconds, fold=time.perf_counter() - start)
-    kept = (*plan.kept, *captured.unreachable)
+    kept = (*_with_locks(plan.kept, captured.view), *captured.unreachable)
     return Folding(
         applied.model,
         Report(
@@ -89,15 +112,36 @@ def fold(
             how=captured.how,
             seconds=seconds,
             notes=tuple(captured.notes),
+            keys=() if state is None else state.keys(applied.model, plan.folded),
         ),
+        applied.computed,
     )
 
 
-def _capture(model: Any, kind: str, example_inputs: tuple[Any, ...] | None, *, owned: bool) -> Capture:
+def _with_locks(kept: Sequence[Kept], view: View) -> Iterator[Kept]:
+    """The refusals, with the lock named where a value is out of reach for the very reason of the lock."""
+    locks = {node.name: node.locks.get("bypass") for node in view.batchnorms()}
+    for item in kept:
+        lock = locks.get(item.name)
+        if lock is not None and item.reason is Reason.OBSERVED:
+            yield Kept(item.name, lock.reason, lock.detail)
+        else:
+            yield item
+
+
+def _capture(
+    model: Any,
+    kind: str,
+    example_inputs: tuple[Any, ...] | None,
+    options: FuseOptions,
+    *,
+    owned: bool,
+    read: Callable[[Any], bytes] | None,
+) -> Capture:
     if kind == "onnx":
         from convbn.fuse.frontends.onnx.capture import capture_model
 
-        return capture_model(model, owned=owned)
+        return capture_model(model, owned=owned, freeze=options.freeze, read=read)
     if kind == "onnx-graphsurgeon":
         from convbn.fuse.frontends.onnx.capture import capture_graph
 
@@ -111,8 +155,16 @@ def _capture(model: Any, kind: str, example_inputs: tuple[Any, ...] | None, *, o
     return capture_program(model)
 
 
+def _state_before(model: Any, kind: str) -> StateBefore | None:
+    if not kind.startswith("torch."):
+        return None
+    from convbn.fuse.frontends.torch.keys import StateBefore
+
+    return StateBefore(model)
+
+
 def _check_rules(options: FuseOptions) -> None:
-    known = {rule.full_name for rule in RULES} | {*WAYS, *MERGES}
+    known = {rule.full_name for rule in RULES} | {*WAYS, *MERGES, CHAIN, OF_CONSTANTS}
     for name in (*options.only, *options.skip):
         if name not in known:
             raise UsageError(f"there is no rule '{name}'", hint=f"the rules are {', '.join(sorted(known))}")

@@ -13,7 +13,7 @@ from typing import Any
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.plan import Folded, Kept, Merged
 
-__all__ = ["SCHEMA_VERSION", "Before", "Report", "Seconds"]
+__all__ = ["SCHEMA_VERSION", "Before", "Key", "Report", "Seconds"]
 
 SCHEMA_VERSION = "1"
 
@@ -46,6 +46,27 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """What became of one key of a state dict.
+
+    Attributes:
+        old: the key in the original's state dict; None for one that came.
+        new: the key in the result's state dict; None for one that went.
+        status: ``"same"`` or ``"changed"`` numbers, ``"gone"`` or ``"new"``.
+        into: the layers that took in the BatchNorm whose key went.
+    """
+
+    old: str | None
+    new: str | None
+    status: str
+    into: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"old": self.old, "new": self.new, "status": self.status, "into": list(self.into)}
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a fold did, or would do.
 
@@ -64,6 +85,7 @@ class Report:
         path: the file it came from, if any.
         sha256: of that file.
         notes: what was done to the input before it could be read, in sentences.
+        keys: what became of each key of the state dict; nothing for ONNX models.
     """
 
     kind: str
@@ -81,6 +103,7 @@ class Report:
     path: str | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, by the published schema."""
@@ -96,6 +119,7 @@ class Report:
             "kept": [{"name": k.name, "reason": str(k.reason), "detail": k.detail} for k in self.kept],
             "merged": [{"names": list(m.names), "into": m.into, "rule": m.rule} for m in self.merged],
             "options": self.options.to_dict(),
+            "keys": [key.to_dict() for key in self.keys],
             "how": self.how,
             "verify": dict(self.verify),
             "seconds": self.seconds.to_dict(),

@@ -6,9 +6,11 @@ formula holds, states through locks which edits it cannot make, and makes the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from numpy.typing import NDArray
 
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.view.dataflow import View
@@ -24,10 +26,13 @@ class Applied:
     Attributes:
         model: of the kind that was captured; never the captured object itself.
         nodes: number of operator calls in it.
+        computed: what gives the values of tensors that are computed when they are written, by the location
+            that stands for them in the model.
     """
 
     model: Any
     nodes: int
+    computed: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,19 +20,38 @@ from convbn.errors import (
 )
 
 if TYPE_CHECKING:
-    from convbn.api import FuseResult, bench, build_engine, export_onnx, fuse, inspect, verify
-    from convbn.bench.protocol import ProtocolOptions as BenchOptions
+    from convbn.api import (
+        FuseResult,
+        bench,
+        build_engine,
+        export_onnx,
+        fuse,
+        inspect,
+        load_fused,
+        save_fused,
+        verify,
+    )
+    from convbn.bench.options import ProtocolOptions as BenchOptions
+    from convbn.export.engines.engine_report import inspect_engine
+    from convbn.export.engines.options import EngineOptions
+    from convbn.export.engines.runner import EngineRunner
+    from convbn.fuse.frontends.torch.registered import register_batchnorm
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
+    from convbn.grid import Grid as BenchGrid
+    from convbn.onnx_pass import fuse_file
 else:
     # Both are packages that can be called (docs/decisions/0002-callable-rooms.md).
     from convbn import bench, fuse
 
 __all__ = [
     "BadInputError",
+    "BenchGrid",
     "BenchOptions",
     "CheckFailedError",
     "ConvBNError",
+    "EngineOptions",
+    "EngineRunner",
     "FileAccessError",
     "FuseOptions",
     "FuseResult",
@@ -43,20 +62,33 @@ __all__ = [
     "build_engine",
     "export_onnx",
     "fuse",
+    "fuse_file",
     "inspect",
+    "inspect_engine",
+    "load_fused",
+    "register_batchnorm",
+    "save_fused",
     "verify",
 ]
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "BenchOptions": ("convbn.bench.protocol", "ProtocolOptions"),
+    "BenchGrid": ("convbn.grid", "Grid"),
+    "BenchOptions": ("convbn.bench.options", "ProtocolOptions"),
+    "EngineOptions": ("convbn.export.engines.options", "EngineOptions"),
+    "EngineRunner": ("convbn.export.engines.runner", "EngineRunner"),
     "FuseOptions": ("convbn.fuse.options", "FuseOptions"),
     "FuseResult": ("convbn.api", "FuseResult"),
     "Report": ("convbn.fuse.report", "Report"),
     "build_engine": ("convbn.api", "build_engine"),
     "export_onnx": ("convbn.api", "export_onnx"),
+    "fuse_file": ("convbn.onnx_pass", "fuse_file"),
     "inspect": ("convbn.api", "inspect"),
+    "inspect_engine": ("convbn.export.engines.engine_report", "inspect_engine"),
+    "load_fused": ("convbn.api", "load_fused"),
+    "register_batchnorm": ("convbn.fuse.frontends.torch.registered", "register_batchnorm"),
+    "save_fused": ("convbn.api", "save_fused"),
     "verify": ("convbn.api", "verify"),
 }
 

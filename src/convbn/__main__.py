@@ -13,4 +13,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        # Where `python -m` puts the current folder: nothing is imported from there unless --allow-cwd says so.
+        del sys.path[0]
     sys.exit(main())

@@ -7,20 +7,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import CheckFailedError
+from convbn.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
     from convbn.bench.equality import Equality
-    from convbn.bench.protocol import ProtocolOptions
+    from convbn.bench.options import ProtocolOptions
     from convbn.bench.result import BenchResult
     from convbn.export.engines.build import EngineArtifact
-    from convbn.export.shapes import ShapeRange
+    from convbn.export.engines.options import EngineOptions
+    from convbn.export.precision.options import PrecisionOptions
+    from convbn.export.shapes import Profile
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
+    from convbn.fused_files import Architecture
+    from convbn.grid import Grid
 
-__all__ = ["FuseResult", "bench", "build_engine", "export_onnx", "fuse", "inspect", "verify"]
+__all__ = [
+    "FuseResult",
+    "bench",
+    "build_engine",
+    "export_onnx",
+    "fuse",
+    "inspect",
+    "load_fused",
+    "save_fused",
+    "verify",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +60,25 @@ def fuse(
     *,
     options: FuseOptions | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    arch: Architecture | None = None,
+    trust: bool = False,
+    inplace: bool = False,
 ) -> FuseResult:
     """Fold every BatchNorm that can be folded exactly: ``W' = W·γ/√(σ²+ε)``, ``b' = (b − μ)·γ/√(σ²+ε) + β``.
 
     Args:
         model: a ``torch.nn.Module``, a ``torch.export.ExportedProgram``, an ``onnx.ModelProto``, an
-            ``onnx_graphsurgeon.Graph`` or the path of an ONNX file. It is left untouched.
+            ``onnx_graphsurgeon.Graph``, or the path of an ONNX file or checkpoint. It is left untouched. The
+            result of an ONNX path holds all weights, those from other files too; for models that should
+            not be held in memory there is :func:`convbn.fuse_file`.
         example_inputs: a module's positional inputs, or the only one. They give the shapes that some
             folds must know, and without them a module's result cannot be verified.
         options: rules to use, and whether to verify.
         input_shapes: full shapes by input name, for ONNX models with open dimensions.
+        arch: the architecture of a checkpoint, as for :func:`load_fused`.
+        trust: run the code that a pickle, ``.pt2`` or TorchScript file brings (docs/checkpoints.md).
+        inplace: fold the given ``torch.nn.Module`` itself, once the fold of a copy has been verified. Its
+            parameters stay the same objects.
 
     Returns:
         The folded model and its report.
@@ -66,18 +90,29 @@ def fuse(
 
     Source: Ioffe and Szegedy 2015; the folding identities are listed in docs/algebra.md.
     """
-    from convbn.fuse.fold import fold
+    from convbn.fuse.fold import fold, kind_of
     from convbn.fuse.options import FuseOptions
 
     options = options or FuseOptions()
     examples = _as_tuple(example_inputs)
-    origin = _Origin.of(model)
-    folding = fold(origin.model, examples, options=options, owned=False)
-    report = replace(folding.report, path=origin.path, sha256=origin.sha256)
+    if inplace and kind_of(model) != "torch.nn.Module":
+        raise UsageError("only a torch module can be folded in place", hint="leave out inplace=True")
+    origin = _Origin.of(model, arch, trust=trust)
+    # A file is compared with as it lies there, so its model need not be kept beside the folded one.
+    in_file = origin.path is not None and kind_of(origin.model) == "onnx"
+    folding = fold(origin.model, examples, options=options, owned=in_file)
+    report = origin.named(folding.report)
     if options.verify:
+        reference = origin.path if in_file else origin.model
         report = verified(
-            report, origin.model, folding.model, example_inputs=examples, input_shapes=input_shapes
+            report, reference, folding.model, example_inputs=examples, input_shapes=input_shapes
         )
+    if inplace:
+        from convbn.fuse.frontends.torch.copies import checked
+        from convbn.fuse.frontends.torch.module_edit import adopt
+
+        adopt(checked(model), folding.model)
+        return FuseResult(model, report)
     return FuseResult(folding.model, report)
 
 
@@ -86,6 +121,8 @@ def inspect(
     example_inputs: Sequence[Any] | Any | None = None,
     *,
     options: FuseOptions | None = None,
+    arch: Architecture | None = None,
+    trust: bool = False,
 ) -> Report:
     """What :func:`fuse` would do: its report, with nothing verified and nothing kept.
 
@@ -93,17 +130,72 @@ def inspect(
         model: as for :func:`fuse`.
         example_inputs: as for :func:`fuse`.
         options: which rules would be used.
+        arch: as for :func:`fuse`.
+        trust: as for :func:`fuse`.
     """
     from convbn.fuse.fold import fold
 
-    origin = _Origin.of(model)
+    origin = _Origin.of(model, arch, trust=trust)
     folding = fold(origin.model, _as_tuple(example_inputs), options=options, owned=origin.path is not None)
     return replace(
-        folding.report,
-        path=origin.path,
-        sha256=origin.sha256,
+        origin.named(folding.report),
         verify={"status": "not run", "reason": "inspect changes nothing, so there is nothing to compare"},
     )
+
+
+def save_fused(
+    original: Any,
+    result: FuseResult,
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a folded module as safetensors, with what the fold did to its structure in the header.
+
+    Args:
+        original: the module that was folded.
+        result: of :func:`fuse`.
+        path: the target.
+        arch: a name of the architecture to keep in the file; it is never followed.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        UsageError: the result is no module.
+        NotSupportedError: what the fold did cannot be described.
+        FileAccessError: the target cannot be written.
+    """
+    from convbn.fused_files import save_fused as save
+
+    if result.report.kind != "torch.nn.Module":
+        raise UsageError(f"a folded {result.report.kind} is no module", hint="save it in its own format")
+    save(original, result.model, result.report, path, arch=arch, overwrite=overwrite)
+
+
+def load_fused(path: str | os.PathLike[str], arch: Architecture, **arguments: Any) -> torch.nn.Module:
+    """Rebuild a folded module from what ``convbn fuse -o OUT.safetensors`` or :func:`save_fused` wrote.
+
+    Nothing is traced or computed: the architecture is built, given the structure of the fold and loaded
+    strictly, bit for bit, in the stored dtypes.
+
+    Args:
+        path: the file.
+        arch: the architecture that was folded: a name (``torchvision:resnet50``, ``timm:NAME``,
+            ``hf-hub:ORG/NAME``, ``package.module:callable``), a callable, or a module, which is left as it
+            is. The name in the file is not followed: a file does not choose which code runs.
+        arguments: of the architecture.
+
+    Returns:
+        The folded module in eval mode.
+
+    Raises:
+        BadInputError: the file is no folded checkpoint or damaged, or the architecture is another one.
+        NotSupportedError: the file is of another version.
+        FileAccessError: the file cannot be read.
+    """
+    from convbn.fused_files import load_fused as load
+
+    return load(path, arch, arguments)
 
 
 def verify(
@@ -114,6 +206,8 @@ def verify(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     inputs: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
+    precision: str | None = None,
+    tolerance: float | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare their outputs.
 
@@ -124,13 +218,20 @@ def verify(
         input_shapes: full shapes by input name, for models with open dimensions.
         inputs: arrays by name, one mapping a sample; seeded random ones without.
         seed: of the random inputs.
+        precision: of the candidate, if it is another than the reference's: ``fp32``, ``fp16``, ``bf16`` or
+            ``int8``. It decides how far the outputs may be apart (docs/precision.md).
+        tolerance: relative error that is allowed instead.
 
     Returns:
         The answer; ``bool(answer.equal)`` says whether equality was shown. See
         :func:`convbn.bench.equality.compare` for the bound.
     """
     from convbn.bench.equality import compare
+    from convbn.bench.precision import tolerance_of
 
+    allowed = None
+    if precision is not None or tolerance is not None:
+        allowed = tolerance_of(precision or "fp32", tolerance)
     return compare(
         _runnable(reference),
         _runnable(candidate),
@@ -138,6 +239,7 @@ def verify(
         shapes=input_shapes,
         seed=seed,
         example_inputs=_as_tuple(example_inputs),
+        tolerance=allowed,
     )
 
 
@@ -187,15 +289,57 @@ def build_engine(
     backend: str = "auto",
     precision: str = "as-is",
     tf32: bool = True,
-    shapes: Mapping[str | None, ShapeRange] | None = None,
+    shapes: Profile | Sequence[Profile] | None = None,
+    options: EngineOptions | None = None,
     unfused_model: onnx.ModelProto | str | os.PathLike[str] | None = None,
     fold_summary: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], object] | None = None,
+    calibration: Any = None,
+    precision_options: PrecisionOptions | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    conversion: Mapping[str, Any] | None = None,
 ) -> EngineArtifact:
-    """Build a TensorRT engine and its sidecar ``<out>.json``; see :mod:`convbn.export.engines`."""
+    """Build a TensorRT engine and its sidecar ``<out>.json``; see :mod:`convbn.export.engines`.
+
+    A float32 model is brought into the precision that is asked for and compared with itself before anything
+    is built. It should be folded: quantisation comes after folding.
+
+    Args:
+        model: a model, or the path of one.
+        out: where the engine goes.
+        backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
+        precision: ``as-is``, ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        tf32: whether float32 convolutions may round their inputs to TF32 on the GPU.
+        shapes: ranges of the dynamic inputs.
+        options: what else is wanted of the build.
+        unfused_model: the model before it was folded; its Scale layers are counted.
+        fold_summary: recorded in the sidecar.
+        overwrite: whether existing files may be replaced.
+        progress: called with phase, steps done and steps in all; False cancels.
+        calibration: a path, or samples: mappings of arrays by input name, or arrays for the only input.
+        precision_options: how the precision is reached.
+        verify: compare the outputs of the converted model with those of the given one, in onnxruntime.
+        tolerance: how far they may be apart, in place of the precision's own bound.
+        conversion: the record of a conversion that was made already; then none is made here.
+    """
     from convbn.export.engines.build import build_engine as build
 
+    if conversion is None and precision in ("fp16", "bf16", "int8"):
+        from convbn.converting import Conversion, converted
+        from convbn.export.engines.sidecar import check_engine_target
+        from convbn.export.onnx_files import load_model
+
+        check_engine_target(out, overwrite=overwrite)
+        proto = load_model(model) if isinstance(model, str | os.PathLike) else model
+        wanted = Conversion(
+            precision, precision_options, calibration=calibration, verify=verify, tolerance=tolerance
+        )
+        result = converted(proto, wanted)
+        model, conversion = (result.model if result.changed else model), result.record
+    elif conversion is None and calibration is not None:
+        raise UsageError(f"calibration data is for fp16, bf16 and int8, not for precision {precision}")
     return build(
         model,
         out,
@@ -203,8 +347,10 @@ def build_engine(
         precision=precision,
         tf32=tf32,
         shapes=shapes,
+        options=options,
         unfused_model=unfused_model,
         fold_summary=fold_summary,
+        conversion=conversion,
         overwrite=overwrite,
         progress=progress,
     )
@@ -217,6 +363,9 @@ def bench(
     example_inputs: Sequence[Any] | Any | None = None,
     options: ProtocolOptions | None = None,
     fuse_options: FuseOptions | None = None,
+    each: bool = False,
+    grid: Grid | None = None,
+    progress: Callable[[str], object] | None = None,
 ) -> BenchResult:
     """Measure a model against its folded self, or against others that compute the same.
 
@@ -224,25 +373,55 @@ def bench(
         model: the baseline: an ONNX model or path, a module or an exported program.
         others: what to measure against it; without any, ``model`` is folded for it.
         runtimes: names of :func:`convbn.bench.runtimes.registry.runtime_names`; without any, those that
-            can run on this machine's CPU.
+            can run on this machine.
         example_inputs: a module's positional inputs, or the only one.
         options: of the measuring protocol.
         fuse_options: of the fold.
+        each: ``others`` are models of their own: measure every one against its folded self.
+        grid: batch sizes, precisions and numbers of threads to measure at.
+        progress: is told in one line what happens next.
 
     Returns:
-        Raw samples, statistics and verdicts; sides whose outputs differ are not timed.
+        Raw samples, statistics and verdicts, case by case; sides whose outputs differ are not timed.
     """
-    from convbn.bench.protocol import measure
-    from convbn.sides import default_runtimes, folded_side, onnx_wanted, original_side, other_side
+    from convbn.bench.options import ProtocolOptions
+    from convbn.bench.protocol import measure_all
+    from convbn.grid import Entry, Grid, contests
+    from convbn.sides import Subject, default_runtimes
 
+    options = options or ProtocolOptions()
+    grid = grid or Grid()
     examples = _as_tuple(example_inputs)
-    original = original_side(_runnable(model), examples, onnx_wanted=onnx_wanted(runtimes))
-    chosen = tuple(runtimes) if runtimes else default_runtimes(original)
-    if others:
-        sides = [other_side(_runnable(other), i, examples) for i, other in enumerate(others, start=2)]
-        return measure((original, *sides), chosen, options=options)
-    folded, report = folded_side(original, fuse_options)
-    return measure((original, folded), chosen, options=options, fold=report.to_dict())
+
+    def opener(given: Any) -> Callable[[], Subject]:
+        return lambda: Subject(_runnable(given), examples, options.input_shapes)
+
+    named = [(_name_of(given, i), opener(given)) for i, given in enumerate((model, *others), start=1)]
+    if each:
+        entries = [Entry(name, opened) for name, opened in named]
+    else:
+        entries = [Entry(named[0][0], named[0][1], tuple(named[1:]))]
+    cases = contests(
+        entries,
+        grid,
+        runtimes=runtimes,
+        fuse_options=fuse_options,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    return measure_all(
+        cases,
+        tuple(runtimes) if runtimes else lambda case: default_runtimes(case.sides[0]),
+        options=options,
+        contests_ahead=len(entries) * grid.size,
+        progress=progress,
+    )
+
+
+def _name_of(model: Any, number: int) -> str:
+    if isinstance(model, str | os.PathLike):
+        return os.path.basename(os.fspath(model))
+    return f"model {number}" if number > 1 else "model"
 
 
 def verified(
@@ -290,14 +469,24 @@ class _Origin:
     path: str | None = None
     sha256: str | None = None
 
-    @classmethod
-    def of(cls, model: Any) -> _Origin:
-        if not isinstance(model, str | os.PathLike):
-            return cls(model)
-        from convbn.export.onnx_files import read_model
+    notes: tuple[str, ...] = ()
 
-        loaded = read_model(model)
-        return cls(loaded.model, os.fspath(model), loaded.sha256)
+    @classmethod
+    def of(cls, model: Any, arch: Architecture | None, *, trust: bool) -> _Origin:
+        if not isinstance(model, str | os.PathLike):
+            if arch is not None or trust:
+                raise UsageError("arch and trust are for files, and this is a model")
+            return cls(model)
+        from convbn.sources import SourceOptions, open_source
+
+        path = os.fspath(model)
+        source = open_source(path, SourceOptions(arch=arch, trust=trust))
+        return cls(source.model, path, source.sha256, source.notes)
+
+    def named(self, report: Report) -> Report:
+        """The report, with the file it came from."""
+        notes = (*self.notes, *report.notes)
+        return replace(report, path=self.path, sha256=self.sha256, notes=notes)
 
 
 def _runnable(model: Any) -> Any:

@@ -7,13 +7,15 @@ Only this module and :mod:`convbn.errors` are imported before the arguments are 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
-from convbn.errors import ConvBNError, NotSupportedError
+from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError, NotSupportedError
 
 __all__ = ["EXIT_INTERRUPTED", "main", "parser"]
 
@@ -21,15 +23,41 @@ EXIT_INTERRUPTED = 130
 EXIT_BUG = 70
 """EX_SOFTWARE of sysexits.h: not the user's doing."""
 
+_COLLECT_AFTER = 100_000
+"""Objects, where Python's default is some hundreds."""
+
 _EXITS = """exit codes: 0 ok, 1 a check or gate failed, 2 usage, 3 bad input, 4 not supported here,
 5 a file could not be read or written, 70 a bug in convbn, 130 interrupted"""
 
-_ARCH_HELP = "architecture of a checkpoint: torchvision:NAME, timm:NAME or package.module:callable"
+_ARCH_HELP = (
+    "architecture of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
+)
+
+
+class _Help(argparse.HelpFormatter):
+    """One line an option, where its name and its meaning fit into one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=27)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        """What must be given; the options stand below, once is enough."""
+        words = [
+            f"{one.option_strings[0]} {one.metavar}" for one in actions if one.required and one.option_strings
+        ]
+        words += [
+            f"[{one.metavar} ...]" if one.nargs == "*" else str(one.metavar)
+            for one in actions
+            if not one.option_strings
+        ]
+        super().add_usage(usage or " ".join(["%(prog)s [options]", *words]), actions, groups, prefix)
 
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
+    from convbn.commands.precision_options import add_precision_arguments
+    from convbn.commands.report_options import add_history_verbs, add_report_arguments
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -47,6 +75,23 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="shape of an input, x:1x3x224x224; for checkpoints and for open dimensions",
     )
+    source.add_argument(
+        "--allow-cwd", action="store_true", help="let --arch be imported from the current folder"
+    )
+    source.add_argument("--checkpoint-key", metavar="KEY", help="where in a checkpoint the weights lie")
+    source.add_argument(
+        "--trust-checkpoint", action="store_true", help="run the code in a pickle, .pt2 or TorchScript file"
+    )
+    source.add_argument(
+        "--max-pickle-mib", type=int, default=8, metavar="N", help="largest pickle to look at (default 8)"
+    )
+    source.add_argument(
+        "--max-unpacked-mib",
+        type=int,
+        default=256,
+        metavar="N",
+        help="how much an archive may grow by (default 256)",
+    )
     source.add_argument("--seed", type=int, default=0, help="of random inputs (default 0)")
 
     rules = argparse.ArgumentParser(add_help=False)
@@ -54,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "--only", metavar="RULE", action="append", default=[], help="use this rule and no other"
     )
     rules.add_argument("--skip", metavar="RULE", action="append", default=[], help="do not use this rule")
+    rules.add_argument("--freeze", action="store_true", help="make constants of inputs that have a value")
 
     target = argparse.ArgumentParser(add_help=False)
     target.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
@@ -73,19 +119,36 @@ def parser() -> argparse.ArgumentParser:
     verbs = main_parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return verbs.add_parser(name, help=summary, description=summary, parents=[*parents, common])
+        return verbs.add_parser(
+            name, help=summary, description=summary, parents=[*parents, common], formatter_class=_Help
+        )
 
     inspect = verb(
         "inspect", "say what a fold would do, and why each remaining BatchNorm stays", source, rules, json
     )
-    inspect.add_argument("input", metavar="IN", help="ONNX file or checkpoint")
+    inspect.add_argument("input", metavar="IN", help="ONNX file, .pt2, checkpoint with --arch, or engine")
+    inspect.add_argument(
+        "--trust-engine", action="store_true", help="load an engine to list its layers, which runs its code"
+    )
 
     fuse = verb("fuse", "fold a model and write it, if its outputs are equal", source, rules, target, json)
-    fuse.add_argument("input", metavar="IN", help="ONNX file, or checkpoint with --arch")
+    fuse.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
+    fuse.add_argument(
+        "--external-data",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="weights in a file of their own beside OUT; auto: as IN has them, and beyond 2 GiB",
+    )
 
     verify = verb("verify", "compare two models on the same random inputs", source, json)
     verify.add_argument("reference", metavar="A")
     verify.add_argument("candidate", metavar="B")
+    verify.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16", "int8"),
+        help="of B: allow the error that this precision brings (docs/precision.md)",
+    )
+    verify.add_argument("--tolerance", type=float, metavar="X", help="allow a relative error of X instead")
 
     export = verb(
         "export",
@@ -95,45 +158,103 @@ def parser() -> argparse.ArgumentParser:
         target,
         json,
     )
-    export.add_argument("input", metavar="IN", help="ONNX file, or checkpoint with --arch")
+    export.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
     export.add_argument("--no-fuse", action="store_true", help="export the model as it is")
     export.add_argument("--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto")
-    export.add_argument("--precision", choices=("as-is", "fp32", "fp16", "bf16", "int8"), default="as-is")
     export.add_argument("--no-tf32", action="store_true", help="keep TensorFloat-32 out of FP32 layers")
+    export.add_argument("--opset", type=int, metavar="N", help="version of ONNX's default operator set")
     export.add_argument(
-        "--shapes",
-        metavar="NAME=MIN:OPT:MAX",
-        action="append",
-        default=[],
-        help="range of a dynamic input, x=1x3x224x224:8x3x224x224:32x3x224x224",
+        "--dynamic-batch", action="store_true", help="leave dimension 0 of a checkpoint's inputs free"
     )
-    export.add_argument("--calibration", metavar="PATH", help="data for int8 (not built yet)")
+    export.add_argument("--triton", metavar="DIR", help="also put OUT into a Triton model repository")
+    _engine_arguments(export)
+    add_precision_arguments(export)
 
     bench = verb("bench", "measure the original against the folded model, or against OTHER", source, json)
-    bench.add_argument("input", metavar="IN", help="ONNX file, or checkpoint with --arch")
-    bench.add_argument("others", metavar="OTHER", nargs="*", help="further ONNX files to measure against IN")
-    bench.add_argument("--runtime", metavar="NAME,...", help="runtimes to measure on (see convbn doctor)")
-    bench.add_argument("--threads", type=int, help="threads of each runtime (default: its own choice)")
-    bench.add_argument("--budget", type=float, metavar="SECONDS", help="time to measure each runtime for")
-    bench.add_argument("--markdown", metavar="FILE", help="write the table as Markdown; - for stdout")
-    bench.add_argument("--html", metavar="FILE", help="write the report as one offline HTML page")
-    bench.add_argument("--force", action="store_true", help="replace existing files")
+    bench.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
+    bench.add_argument("others", metavar="OTHER", nargs="*", help="files to measure against IN")
+    _measuring_arguments(bench)
+    add_report_arguments(bench)
+
+    add_history_verbs(
+        verb("report", "reports and gates from a stored result of bench", json),
+        verb("compare", "what changed between two stored results of bench", json),
+        verb("history", "a page of all results in a folder"),
+    )
 
     verb("doctor", "say which optional parts are present, and how to get the others", json)
     return main_parser
 
 
+def _measuring_arguments(bench: argparse.ArgumentParser) -> None:
+    what = bench.add_argument_group("what is measured")
+    what.add_argument(
+        "--each", action="store_true", help="measure IN and every OTHER against its folded self"
+    )
+    what.add_argument("--runtime", metavar="NAME,...", help="runtimes to measure in (see convbn doctor)")
+    what.add_argument("--batch", metavar="N,...", help="batch sizes, as in 1,8,32")
+    what.add_argument("--precision", metavar="P,...", help="fp32, fp16, bf16, int8: convert every side first")
+    what.add_argument("--threads", metavar="N,...", help="threads of each runtime (default: its own choice)")
+    how = bench.add_argument_group("how it is measured")
+    how.add_argument("--budget", type=float, metavar="SECONDS", help="time for each runtime of each case")
+    how.add_argument("--total-budget", type=float, metavar="SECONDS", help="time for everything")
+    how.add_argument("--blocks", type=int, metavar="N", help="paired blocks after which there are enough")
+    how.add_argument(
+        "--flush-l2", action="store_true", help="overwrite a GPU's L2 cache before each inference"
+    )
+    how.add_argument("--no-memory", action="store_true", help="do not measure memory, in a process a side")
+
+
+def _engine_arguments(export: argparse.ArgumentParser) -> None:
+    engines = export.add_argument_group("engines (which backend honours what: docs/tensorrt.md)")
+    add = engines.add_argument
+    add(
+        "--shapes",
+        metavar="NAME=MIN:OPT:MAX",
+        action="append",
+        default=[],
+        help="x=1x3x9x9:4x3x9x9:8x3x9x9; ';' or again: next profile",
+    )
+    add("--workspace", metavar="SIZE", help="most scratch memory of a layer, 4GiB")
+    add("--optimization-level", type=int, metavar="0-5", help="how long to search for faster kernels")
+    add(
+        "--compute-capability",
+        metavar="X.Y,...",
+        action="append",
+        default=[],
+        help="GPUs to build for, 8.6,8.9; or current",
+    )
+    add(
+        "--hardware-compatibility",
+        choices=("ampere+", "same-compute-capability"),
+        help="run on more GPUs than the one at hand",
+    )
+    add("--version-compatible", action="store_true", help="let later versions of TensorRT load the engine")
+    add("--strip-weights", action="store_true", help="leave out weights that a refit brings back")
+    add("--refit", action="store_true", help="let weights be exchanged later")
+    add("--timing-cache", metavar="FOLDER", help="kernel timings of earlier builds, or auto")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(_without_bench(arguments))
+    # What a command makes lives until it ends: looking for cycles as often as by default finds nothing.
+    gc.set_threshold(_COLLECT_AFTER)
     try:
-        if getattr(options, "calibration", None):
-            raise NotSupportedError("--calibration is for int8, which is not built yet")
+        if options.verb == "export":
+            from convbn.commands.precision_options import check_precision
+
+            check_precision(options)
         command = import_module(f"convbn.commands.{options.verb}")
         code = int(command.run(options))
         sys.stdout.flush()
     except ConvBNError as error:
+        if error.source is None and isinstance(error, BadInputError | CheckFailedError):
+            error.source = getattr(options, "input", None)
         return _fail(f"convbn: {_one_line(error)}", error.exit_code, debug=options.debug)
+    except MemoryError as error:
+        text = f"convbn: {options.input}: there is not enough memory for it: {_one_line(error)}"
+        return _fail(text.rstrip(": "), FileAccessError.exit_code, debug=options.debug)
     except KeyboardInterrupt:
         return _fail("convbn: interrupted", EXIT_INTERRUPTED, debug=options.debug)
     except BrokenPipeError:
@@ -148,6 +269,14 @@ def main(arguments: Sequence[str]) -> int:
         text = f"convbn: internal error: {type(error).__name__}: {_one_line(error)}; --debug shows where"
         return _fail(text, EXIT_BUG, debug=options.debug)
     return code
+
+
+def _without_bench(arguments: Sequence[str]) -> Sequence[str]:
+    """``bench compare`` and ``bench history`` are verbs of their own; a model of that name is ``./compare``."""
+    nested = (
+        len(arguments) > 1 and arguments[0] == "bench" and arguments[1] in ("compare", "history", "report")
+    )
+    return arguments[1:] if nested else arguments
 
 
 def _missing(error: Exception) -> ConvBNError | None:

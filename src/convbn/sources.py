@@ -1,37 +1,47 @@
-"""What a command's IN is: an ONNX file, or a checkpoint together with the architecture it belongs to."""
+"""What a command's IN is: an ONNX file, a program, or a checkpoint with the architecture it belongs to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import BadInputError, NotSupportedError, UsageError
+from convbn.errors import NotSupportedError, UsageError
+from convbn.export.limits import Limits
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["Source", "SourceOptions", "open_source"]
+    from convbn.export.onnx_files import OpenModel
+    from convbn.fused_files import Architecture
 
-_NO_ARCHITECTURE = "name the architecture with --arch torchvision:NAME, timm:NAME or package.module:callable"
+__all__ = ["Source", "SourceOptions", "open_source"]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How to make a model of a checkpoint.
+    """How to make a model of a file.
 
     Attributes:
-        arch: the architecture's spec, for checkpoints.
+        arch: for checkpoints, the architecture: its spec, what builds it, or a module.
         arch_args: its arguments, ``k=v``.
         input_shapes: shapes as typed, ``x:1x3x224x224``.
         seed: of the example inputs.
+        trust: run the code that a checkpoint, ``.pt2`` or TorchScript archive brings.
+        allow_cwd: let ``arch`` be imported from the current folder.
+        key: where in a training checkpoint the weights lie.
+        limits: caps on what a file may make its reader hold.
     """
 
-    arch: str | None = None
+    arch: Architecture | None = None
     arch_args: tuple[str, ...] = ()
     input_shapes: tuple[str, ...] = ()
     seed: int = 0
+    trust: bool = False
+    allow_cwd: bool = False
+    key: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +50,23 @@ class Source:
 
     Attributes:
         path: the file.
-        sha256: of the file.
+        sha256: of the file, if it was asked for.
         onnx: the model, if it is an ONNX file.
+        opened: the same with its files, if its weights were left in them.
         module: the module, if it is a checkpoint.
-        example_inputs: of the module, by the given shapes.
+        program: the program, if it is a ``.pt2`` archive.
+        example_inputs: of the module or program, by the given shapes.
         shapes: the given shapes by input name.
         notes: what was done to the checkpoint before it fitted.
         input_names: names given to a module's inputs, if each has one.
     """
 
     path: str
-    sha256: str
+    sha256: str | None
     onnx: onnx.ModelProto | None = None
+    opened: OpenModel | None = None
     module: torch.nn.Module | None = None
+    program: torch.export.ExportedProgram | None = None
     example_inputs: tuple[Any, ...] | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
@@ -60,8 +74,13 @@ class Source:
 
     @property
     def model(self) -> Any:
-        """The module or the ONNX model, whichever it is."""
-        return self.module if self.onnx is None else self.onnx
+        """The module, program or ONNX model, whichever it is."""
+        return next((form for form in (self.onnx, self.program) if form is not None), self.module)
+
+    @property
+    def runnable(self) -> Any:
+        """What can be run: the model, or its path if the weights were left in files."""
+        return self.model if self.opened is None else self.path
 
     def needed_inputs(self) -> tuple[Any, ...]:
         """The example inputs of a module that is to be captured.
@@ -78,83 +97,45 @@ class Source:
         return self.example_inputs
 
 
-def open_source(path: str, options: SourceOptions) -> Source:
-    """Open ``path``, telling its kind by its content.
+def open_source(path: str, options: SourceOptions, *, light: bool = False, hashed: bool = True) -> Source:
+    """Open ``path``, telling its kind by its content; ``hf-hub:ORG/NAME`` is opened as its weights.
+
+    Args:
+        path: the file.
+        options: how to make a model of it.
+        light: leave an ONNX model's large weights in the files they lie in.
+        hashed: hash the file; only a light ONNX model can go without.
 
     Raises:
         ConvBNError: it cannot be read, is of a kind that is not supported here, or options are missing.
     """
+    from convbn import checkpoint_sources as checkpoints
+    from convbn.export.hub import HUB
     from convbn.export.kinds import ArtifactKind, sniff
 
-    kind = sniff(path)
+    if path.startswith(HUB):
+        return checkpoints.open_hub(path, options)
+    kind = sniff(path, max_pickle_mib=options.limits.pickle_mib)
     if kind is ArtifactKind.ONNX:
-        return _open_onnx(path, options)
-    if kind in (ArtifactKind.STATE_DICT, ArtifactKind.SAFETENSORS, ArtifactKind.PICKLED):
-        return _open_checkpoint(path, options)
+        return _open_onnx(path, options, light=light, hashed=hashed)
+    if kind is ArtifactKind.PT2:
+        return checkpoints.open_program(path, options)
     if kind is ArtifactKind.ENGINE:
         raise NotSupportedError("is a TensorRT engine, which cannot be read back into a model", source=path)
-    raise NotSupportedError(
-        f"is a {kind.value} file, whose loading runs code, and loading it with trust is not built yet",
-        source=path,
-        hint="save the state dict instead and name the architecture with --arch",
-    )
+    return checkpoints.open_checkpoint(path, kind, options)
 
 
-def _open_onnx(path: str, options: SourceOptions) -> Source:
-    from convbn.export.onnx_files import read_model
+def _open_onnx(path: str, options: SourceOptions, *, light: bool, hashed: bool) -> Source:
+    from convbn.export.onnx_files import OpenModel, open_model, read_model
 
     if options.arch is not None:
         raise UsageError("--arch is for checkpoints, and this is an ONNX file", source=path)
-    loaded = read_model(path)
+    loaded = open_model(path, hashed=hashed) if light else read_model(path)
     inputs = [v.name for v in loaded.model.graph.input]
     stored = {t.name for t in loaded.model.graph.initializer}
     shapes = _named_shapes(options, [name for name in inputs if name not in stored])
-    return Source(path, loaded.sha256, onnx=loaded.model, shapes=shapes or None)
-
-
-def _open_checkpoint(path: str, options: SourceOptions) -> Source:
-    if options.arch is None:
-        raise UsageError(
-            "is a checkpoint, which holds weights and no architecture", source=path, hint=_NO_ARCHITECTURE
-        )
-    from convbn.export.architectures import build_module, parse_arguments
-    from convbn.export.checkpoints import apply_state, load_state
-    from convbn.export.files import sha256_file
-
-    checkpoint = load_state(path)
-    module = build_module(options.arch, parse_arguments(options.arch_args))
-    try:
-        apply_state(module, checkpoint)
-    except BadInputError as error:
-        raise BadInputError(error.cause, source=path, hint=error.hint) from error
-    module.eval()
-    return Source(
-        path,
-        sha256_file(path),
-        module=module,
-        example_inputs=_examples(options),
-        notes=checkpoint.notes,
-        input_names=_input_names(options),
-    )
-
-
-def _examples(options: SourceOptions) -> tuple[Any, ...] | None:
-    """Seeded normal inputs of the given shapes, in the order they were given."""
-    if not options.input_shapes:
-        return None
-    import torch
-
-    from convbn.export.shapes import parse_shape
-
-    generator = torch.Generator().manual_seed(options.seed)
-    return tuple(torch.randn(parse_shape(text)[1], generator=generator) for text in options.input_shapes)
-
-
-def _input_names(options: SourceOptions) -> tuple[str, ...] | None:
-    from convbn.export.shapes import parse_shape
-
-    names = [parse_shape(text)[0] for text in options.input_shapes]
-    return tuple(name for name in names if name is not None) if names and None not in names else None
+    opened = loaded if isinstance(loaded, OpenModel) else None
+    return Source(path, loaded.sha256, onnx=loaded.model, opened=opened, shapes=shapes or None)
 
 
 def _named_shapes(options: SourceOptions, inputs: list[str]) -> dict[str, tuple[int, ...]]:

@@ -134,22 +134,6 @@ def test_usage_errors(convbn: Any, small: Path, tmp_path: Path, arguments: tuple
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("export", "small.onnx", "-o", "out.engine", "--precision", "fp16"),
-        ("export", "small.onnx", "-o", "out.engine", "--calibration", "data.npz"),
-    ],
-)
-def test_what_is_not_built_is_refused(
-    convbn: Any, small: Path, tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
-    result = convbn(*arguments)
-    assert result.returncode == 4, result.stderr
-    assert "not built yet" in result.stderr
-    assert not (tmp_path / "out.engine").exists()
-
-
 def test_debug_shows_where(convbn: Any) -> None:
     assert "Traceback" in convbn("inspect", "missing.onnx", "--debug").stderr
 

@@ -44,16 +44,17 @@ def test_bench_writes_every_report(convbn: Any, small: Path, tmp_path: Path) -> 
     value = json.loads((tmp_path / "r.json").read_text())
     schema = json.loads((ROOT / "bench" / "bench-result.schema.json").read_text())
     jsonschema.validate(value, schema)
-    assert [row["side"] for row in value["rows"]] == ["original", "folded"]
-    assert value["fold"]["batchnorm"] == {"before": 2, "after": 1}
-    assert "onnxruntime-cpu@off" in (tmp_path / "r.md").read_text()
+    case = value["cases"][0]
+    assert [row["side"] for row in case["rows"]] == ["original", "folded", "fused by runtime"]
+    assert case["fold"]["batchnorm"] == {"before": 2, "after": 1}
+    assert "onnxruntime-cpu" in (tmp_path / "r.md").read_text()
     assert "<svg" in (tmp_path / "r.html").read_text()
 
 
 def test_bench_says_what_is_missing(convbn: Any, small: Path) -> None:
     result = convbn("bench", small, "--runtime", "torch-cpu", "--json", "-")
     assert result.returncode == 0
-    rows = json.loads(result.stdout)["rows"]
+    rows = json.loads(result.stdout)["cases"][0]["rows"]
     assert {row["status"] for row in rows} == {"not measured"}
     assert "--arch" in rows[0]["reason"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from convbn.fuse.frontends.torch.operators import window
 from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear, Op
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def layer_of(part: torch.nn.Module) -> Op | None:
     if isinstance(part, _ConvTransposeNd):
         return ConvTranspose(part.groups)
     if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return Conv(part.groups)
+        zeros = part.padding_mode == "zeros"
+        laid = window(part.stride, part.padding, part.dilation, part.kernel_size) if zeros else None
+        return Conv(part.groups, window=laid)
     if isinstance(part, nn.Linear):
         return Linear(output_axis=0)
     return None

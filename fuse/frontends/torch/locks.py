@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.torch.aten import is_marker
-from convbn.fuse.frontends.torch.drawing import Drawing, innermost, stack
+from convbn.fuse.frontends.torch.drawing import Drawing, Source, innermost, stack
 from convbn.fuse.frontends.torch.layers import plain_forward
+from convbn.fuse.frontends.torch.overwriting import Overwriting
 from convbn.fuse.frontends.torch.preparation import Prepared
 from convbn.fuse.frontends.torch.remainder import Remainders
+from convbn.fuse.frontends.torch.schema import is_marker
 from convbn.fuse.frontends.torch.surroundings import (
     kept_in_attributes,
     overlapping,
@@ -19,11 +21,10 @@ from convbn.fuse.frontends.torch.surroundings import (
 )
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Linear
+from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Elementwise, Linear
 
 if TYPE_CHECKING:
     import torch
-    import torch.fx
 
 __all__ = ["Site", "add_locks"]
 
@@ -36,67 +37,121 @@ class Site:
         parameters: by slot, the qualified name of the tensor there, or of the one to add.
         path: the module that a BatchNorm is; None where it is none.
         remainder: names of the module's children that stay when the BatchNorm goes, in calling order.
+        quiet: paths of modules that must no longer work in place then.
     """
 
     parameters: Mapping[int, str] = field(default_factory=dict)
     path: str | None = None
     remainder: tuple[str, ...] = ()
+    quiet: tuple[str, ...] = ()
 
 
-def add_locks(prepared: Prepared, drawing: Drawing, graph: torch.fx.Graph) -> None:
+def add_locks(prepared: Prepared, drawing: Drawing, source: Source) -> None:
     """Lock every edit that the module does not allow, and give each node its :class:`Site`."""
-    _Locksmith(prepared, drawing, graph).work()
+    _Locksmith(prepared, drawing, source).work()
+
+
+def _slots(node: Node) -> tuple[int, ...]:
+    """The slots of a node in which a rule may put another constant."""
+    if isinstance(node.op, BatchNorm):
+        return (1, 2, 3, 4)
+    if isinstance(node.op, Conv | ConvTranspose | Linear):
+        return (WEIGHT, BIAS)
+    if isinstance(node.op, Elementwise):
+        return tuple(slot for slot, value in enumerate(node.inputs) if value is not None and value.constant)
+    return ()
+
+
+def _between(before: list[str], behind: list[str]) -> set[str]:
+    """The forwards that see what the code in one place hands to the code in another one."""
+    return (set(before) ^ set(behind)) | set([path for path in before if path in behind][-1:] or [""])
 
 
 class _Locksmith:
-    def __init__(self, prepared: Prepared, drawing: Drawing, graph: torch.fx.Graph) -> None:
+    def __init__(self, prepared: Prepared, drawing: Drawing, source: Source) -> None:
         self._prepared = prepared
         self._module = prepared.module
+        self._parts: dict[str, torch.nn.Module] = dict(prepared.module.named_modules(remove_duplicate=False))
         self._drawing = drawing
-        self._graph = graph
+        self._source = source
+        self._graph = source.graph
         self._tensors: dict[str, Any] = {
             **dict(self._module.named_parameters(remove_duplicate=False)),
             **dict(self._module.named_buffers(remove_duplicate=False)),
         }
+        self._on_trial: dict[Node, dict[int, str]] = {}
+        for (node, slot), name in drawing.on_trial.items():
+            self._on_trial.setdefault(node, {})[slot] = name
         self._seen = self._seen_by_hooks()
         self._stored = stored_tensors(self._module)
         self._patched = patched_forwards(self._module)
         self._listed = kept_in_attributes(self._module)
-        read = (value for node in drawing.view.nodes for value in node.inputs if value is not None)
+        read = [value for node in drawing.view.nodes for value in node.inputs if value is not None]
+        # In whatever shape it is read, and as a bias that is not there yet.
+        self._uses = Counter([*(value.name for value in read), *drawing.on_trial.values()])
         used = {value.name: self._tensors[value.name] for value in read if value.name in self._tensors}
         self._overlapping = overlapping(used)
 
     def work(self) -> None:
-        layers = [n for n in self._drawing.view.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
-        norms = [n for n in self._drawing.view.nodes if isinstance(n.op, BatchNorm)]
-        calls: dict[int, int] = {}
-        for node in norms:
-            key = id(self._submodule(innermost(node.handle)))
-            calls[key] = calls.get(key, 0) + 1
+        nodes = self._drawing.view.nodes
+        norms = [node for node in nodes if isinstance(node.op, BatchNorm)]
+        calls = Counter(id(self._submodule(innermost(node.handle))) for node in norms)
         remainders = Remainders(self._graph, self._prepared)
+        overwriting = Overwriting(self._graph, self._source, {node.handle for node in norms})
+        self._observe()
         sites = {}
-        for node in layers:
-            self._lock_parameters(node, (WEIGHT, BIAS))
+        for node in nodes:
+            self._lock_parameters(node, _slots(node))
             sites[node] = Site(self._parameters(node))
+            if not isinstance(node.op, BatchNorm):
+                node.locks["bypass"] = Refusal(
+                    Reason.NOT_A_MODULE, f"{node.label} is part of a forward's code, which stays"
+                )
         for node in norms:
-            self._lock_parameters(node, (1, 2))
             path = innermost(node.handle)
-            several = calls[id(self._submodule(path))]
             remainder = remainders.of(node.handle)
-            refusal = self._why_it_must_stay(node, path, several, remainder)
+            refusal = self._why_it_must_stay(node, path, calls[id(self._submodule(path))], remainder)
+            kept = () if isinstance(remainder, Refusal) else remainder
+            quiet: tuple[str, ...] | Refusal = ()
+            if refusal is None:
+                inner = {f"{path}.{name}" for name in kept}
+                quiet = overwriting.modules_behind(node.handle, self._parts, inner)
+                refusal = quiet if isinstance(quiet, Refusal) else None
             if refusal is not None:
                 node.locks["bypass"] = refusal
-            kept = () if isinstance(remainder, Refusal) else remainder
-            sites[node] = Site(self._parameters(node), path, kept)
+            sites[node] = Site(
+                self._parameters(node), path, kept, () if isinstance(quiet, Refusal) else quiet
+            )
         for node, site in sites.items():
             node.handle = site
 
+    def _observe(self) -> None:
+        """Let no map pass a value that a hook sees, or that a forward may keep."""
+        for node in self._drawing.view.nodes:
+            for value in node.outputs:
+                keeper = self._kept_by(value)
+                if id(value) in self._seen:
+                    value.observed = f"seen by a hook of '{self._seen[id(value)]}'"
+                elif keeper is not None:
+                    value.observed = f"perhaps kept in '{self._stored[keeper]}' of '{keeper or 'the model'}'"
+
+    def _kept_by(self, value: Value) -> str | None:
+        """The forward that can see a value and keeps some tensor in an attribute."""
+        producer = value.producer
+        if producer is None or not self._stored:
+            return None
+        before = stack(producer.handle)
+        frames: set[str] = set()
+        for reader in value.readers or ():
+            frames |= _between(before, stack(reader.node.handle))
+        return min(frames & {*self._stored}, default=None)
+
     def _submodule(self, path: str) -> torch.nn.Module:
-        return self._module.get_submodule(path)
+        return self._parts[path]
 
     def _parameters(self, node: Node) -> dict[int, str]:
         """The qualified names of a node's tensors, by slot; also of those that are there on trial."""
-        names = {slot: name for (other, slot), name in self._drawing.on_trial.items() if other is node}
+        names = dict(self._on_trial.get(node, {}))
         for slot, value in enumerate(node.inputs):
             if slot and value is not None and value.name in self._tensors:
                 names[slot] = value.name
@@ -109,6 +164,8 @@ class _Locksmith:
         unknown = self._not_looked_into(node)
         for slot in slots:
             value = node.input(slot)
+            if slot in node.locks:
+                continue
             if value is not None and value.constant is None:
                 self._name_parametrization(value, path, slot)
             if patched is not None:
@@ -119,6 +176,8 @@ class _Locksmith:
                 node.locks[slot] = unknown
             elif slot not in names:
                 node.locks[slot] = self._no_parameter(node, slot, value)
+            elif self._uses[names[slot]] > (1 if value is None else len(value.readers)):
+                node.locks[slot] = self._used_again(node, names[slot])
             elif names[slot] in self._overlapping:
                 node.locks[slot] = Refusal(
                     Reason.PARAMETER_SHARED,
@@ -133,6 +192,13 @@ class _Locksmith:
                     Reason.CALLED_SEVERAL_TIMES,
                     f"'{path}' uses '{names[slot]}' {len(value.readers)} times in one run",
                 )
+
+    def _used_again(self, node: Node, name: str) -> Refusal:
+        """What is read in several shapes, or would be a bias of several calls."""
+        return Refusal(
+            Reason.CALLED_SEVERAL_TIMES,
+            f"'{name}' of {node.label} would be used {self._uses[name]} times in one run",
+        )
 
     def _not_looked_into(self, node: Node) -> Refusal | None:
         """Why a traced layer whose forward is not its class's own cannot be edited."""
@@ -159,6 +225,10 @@ class _Locksmith:
     def _no_parameter(self, node: Node, slot: int, value: Value | None) -> Refusal:
         if value is None:
             return Refusal(Reason.NO_BIAS, f"the forward behind {node.label} does not read a bias")
+        if isinstance(node.op, Elementwise):
+            return Refusal(
+                Reason.NOT_A_MODULE, f"the constant of {node.label} is part of a forward's code, which stays"
+            )
         return Refusal(
             Reason.PARAMETRIZED, f"'{value.name}' of {node.label} is no parameter or buffer of a module"
         )
@@ -185,17 +255,12 @@ class _Locksmith:
                 Reason.NOT_A_MODULE,
                 f"'{path}' is also kept in {self._listed[id(part)]}, outside the module tree",
             )
-        if data is None or data.producer is None:
+        producer = None if data is None else data.producer
+        if producer is None:
             return None
-        before, here = stack(data.producer.handle), stack(node.handle)
-        frames = set(before) ^ set(here)
-        frames.update([*(p for p in before if p in here)][-1:] or [""])
-        for frame in sorted(frames & {*self._stored, *self._patched}):
-            if frame in self._stored:
-                return Refusal(
-                    Reason.OBSERVED,
-                    f"the forward of '{frame or 'the model'}' keeps a tensor in '{self._stored[frame]}'",
-                )
+        here = stack(node.handle)
+        frames = _between(stack(producer.handle), here)
+        for frame in sorted(frames & self._patched):
             if frame in here:
                 return Refusal(Reason.HOOKED, f"the forward of '{frame}' is replaced on the object itself")
         return None

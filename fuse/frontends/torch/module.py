@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError, UsageError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.copies import checked, duplicate, first_line
-from convbn.fuse.frontends.torch.drawing import Drawing, innermost
+from convbn.fuse.frontends.torch.drawing import Drawing, Source, draw, innermost
 from convbn.fuse.frontends.torch.locks import add_locks
 from convbn.fuse.frontends.torch.module_edit import edit_module
 from convbn.fuse.frontends.torch.preparation import Prepared, prepare
-from convbn.fuse.frontends.torch.program import draw_program, hidden_batchnorms
-from convbn.fuse.frontends.torch.traced import draw_traced, trace
+from convbn.fuse.frontends.torch.program import hidden_batchnorms, program_source
+from convbn.fuse.frontends.torch.recorded import RECORDED, own_buffers, record, recorded_source
+from convbn.fuse.frontends.torch.traced import trace, traced_source
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Bypass, Edit
@@ -61,19 +63,12 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
             hint="write (x,) for one input",
         )
     inner = checked(module)
-    prepared = prepare(duplicate(inner, share=True))
-    paths = _first_names(prepared.module)
-    unreachable: list[Kept] = []
-    if example_inputs is None:
-        graph = trace(prepared.module)
-        drawing = draw_traced(prepared, graph, paths=paths)
-    else:
-        program = _export(prepared.module, example_inputs)
-        graph = program.graph
-        drawing = draw_program(program, absent=prepared.trials, cloneable=False, paths=paths)
-        unreachable.extend(hidden_batchnorms(program))
+    taken = _traced(inner) if example_inputs is None else _exported(inner, example_inputs)
+    prepared, source, how = taken.prepared, taken.source, taken.how
+    unreachable = list(taken.unreachable)
+    drawing = draw(source)
     unreachable.extend(_unreached(prepared, drawing, {kept.name for kept in unreachable}))
-    add_locks(prepared, drawing, graph)
+    add_locks(prepared, drawing, source)
 
     def apply(edits: Sequence[Edit]) -> Applied:
         gone = sum(isinstance(edit, Bypass) for edit in edits)
@@ -84,25 +79,54 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
         nodes=drawing.nodes,
         apply=apply,
         unreachable=unreachable,
-        how=_TRACED if example_inputs is None else _EXPORTED,
+        how=how,
         seconds=time.perf_counter() - begun,
     )
 
 
-def _export(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What one way of capturing gave."""
+
+    prepared: Prepared
+    source: Source
+    how: str
+    unreachable: tuple[Kept, ...] = ()
+
+
+def _traced(module: torch.nn.Module) -> _Taken:
+    prepared = prepare(duplicate(module, share=True))
+    graph = trace(prepared.module)
+    return _Taken(prepared, traced_source(prepared, graph, paths=_first_names(prepared.module)), _TRACED)
+
+
+def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Taken:
+    """By torch.export; where that fails by tracing, and where that fails too from one run."""
     import torch
 
+    prepared = prepare(duplicate(module, share=True))
     try:
         # A region under no_grad is part of the main graph when gradients are off anyway.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about this copy, which nobody else sees
-            return torch.export.export(module, example_inputs, strict=False)
+            program = torch.export.export(prepared.module, example_inputs, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
-        raise BadInputError(
-            f"torch.export could not capture its forward ({first_line(error)})",
-            source=type(module).__name__,
-            hint="run it on the example inputs first, or export it yourself and fold the program",
-        ) from error
+        return _otherwise(module, example_inputs, first_line(error))
+    paths = _first_names(prepared.module)
+    source = program_source(program, absent=prepared.trials, graph_form=False, paths=paths)
+    return _Taken(prepared, source, _EXPORTED, tuple(hidden_batchnorms(program)))
+
+
+def _otherwise(module: torch.nn.Module, example_inputs: tuple[Any, ...], cause: str) -> _Taken:
+    try:
+        taken = _traced(module)
+    except BadInputError:
+        prepared = prepare(duplicate(module, share=True))
+        own_buffers(prepared.module)
+        graph = record(prepared.module, example_inputs)
+        source = recorded_source(prepared, graph, absent=prepared.trials, paths=_first_names(prepared.module))
+        return _Taken(prepared, source, RECORDED.format(cause=cause))
+    return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")
 
 
 def _first_names(module: torch.nn.Module) -> dict[str, str]:

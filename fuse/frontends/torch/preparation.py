@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from convbn.fuse.frontends.torch.registered import layout_of, read_as_batchnorm
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,8 +42,14 @@ class Prepared:
 
 def is_hooked(part: torch.nn.Module) -> bool:
     """Whether somebody looks at, or changes, what goes into a module or comes out of it."""
-    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    return any(hooks)
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    # These compute a weight before the module runs and look at no data.
+    weights = (BasePruningMethod, SpectralNorm, WeightNorm)
+    before = [hook for hook in part._forward_pre_hooks.values() if not isinstance(hook, weights)]
+    return bool(before or part._forward_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
 def is_batchnorm_like(part: torch.nn.Module) -> bool:
@@ -54,8 +62,10 @@ def is_batchnorm_like(part: torch.nn.Module) -> bool:
 def prepare(module: torch.nn.Module) -> Prepared:
     """Put trial biases and markers on ``module``, which must be a copy."""
     hooked = frozenset(path for path, part in module.named_modules() if is_hooked(part))
+    own = {id(part) for part in module.modules() if layout_of(part) is not None}
+    read_as_batchnorm(module)
     prepared = Prepared(module, frozenset(_add_trials(module)), hooked)
-    norms = [part for part in module.modules() if is_batchnorm_like(part)]
+    norms = [part for part in module.modules() if is_batchnorm_like(part) or id(part) in own]
     wanted = {id(part) for norm in norms for part in (norm, *norm.children())}
     for path, part in list(module.named_modules()):
         part._backward_hooks.clear()  # they change no number, and cannot be captured

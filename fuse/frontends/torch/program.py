@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.aten import map_aten, written_nodes
-from convbn.fuse.frontends.torch.drawing import Drawing, Source, draw, innermost
+from convbn.fuse.frontends.torch.computed import computed_in, reshaped_in
+from convbn.fuse.frontends.torch.drawing import Source, draw, innermost
+from convbn.fuse.frontends.torch.functional import functional_graph, writers
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.edits import Edit
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     import torch.fx
     from torch.export import ExportedProgram
 
-__all__ = ["capture_program", "draw_program", "hidden_batchnorms", "state_names", "state_of"]
+__all__ = ["capture_program", "hidden_batchnorms", "program_source", "state_names", "state_of"]
 
 
 def capture_program(program: ExportedProgram) -> Capture:
@@ -42,44 +45,77 @@ def capture_program(program: ExportedProgram) -> Capture:
             f"{type(program).__name__} is not an ExportedProgram", hint="make one with torch.export.export"
         )
     begun = time.perf_counter()
-    drawing = draw_program(program)
+    source, module, pure = _functional(program)
+    drawing = draw(program_source(source, module.graph, pure=pure))
 
     def apply(edits: Sequence[Edit]) -> Applied:
         from convbn.fuse.frontends.torch.program_edit import edit_program
 
-        edited = edit_program(program, edits)
-        return Applied(edited, draw_program(edited).nodes)
+        edited = edit_program(source, module, edits)
+        return Applied(edited, draw(program_source(edited)).nodes)
 
     return Capture(
         view=drawing.view,
         nodes=drawing.nodes,
         apply=apply,
         unreachable=hidden_batchnorms(program),
-        how="Read from the exported program's own graph: proven for every input that it accepts.",
+        how=_HOW if pure else f"{_HOW} It writes to tensors in place in a way that keeps most folds out.",
         seconds=time.perf_counter() - begun,
     )
 
 
-def draw_program(program: ExportedProgram, **facts: Any) -> Drawing:
-    """The drawing of a program's main graph; ``facts`` are further fields of :class:`Source`."""
-    names = state_names(program)
+_HOW = "Read from the exported program's own graph: proven for every input that it accepts."
+
+
+def _functional(program: ExportedProgram) -> tuple[ExportedProgram, torch.fx.GraphModule, bool]:
+    """The program, a graph of it in which nothing is written in place, and whether there is such a graph."""
+    own = state_names(program)
+    if not writers(program.graph, set(own)):
+        return program, program.graph_module, True
+    module = functional_graph(program.graph_module, {node.name for node in own})
+    if module is not None:
+        return program, module, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about PyTorch's own way through the program
+            lowered = program.run_decompositions({})
+    except Exception:  # whatever the tracer meets in the user's program; folds that need no more are left
+        return program, program.graph_module, False
+    return lowered, lowered.graph_module, not writers(lowered.graph, set(state_names(lowered)))
+
+
+def program_source(program: ExportedProgram, graph: torch.fx.Graph | None = None, **facts: Any) -> Source:
+    """A program's main graph and what is known about it.
+
+    Args:
+        program: with the tensors.
+        graph: the one to draw, if it is not the program's own; with the same placeholders.
+        facts: further fields of :class:`Source`.
+    """
+    graph = program.graph if graph is None else graph
+    names = state_names(program, graph)
     signature = program.graph_signature
-    written = {names[node] for node in written_nodes(program.graph) if node in names}
+    written = {names[node] for node in written_nodes(graph) if node in names}
     written |= set(signature.buffers_to_mutate.values())
     written |= set(getattr(signature, "parameters_to_mutate", {}).values())
     refused = {
         name: Refusal(Reason.WEIGHT_NOT_CONSTANT, f"'{name}' is written to while the model runs")
         for name in written
     }
-    return draw(Source(program.graph, state_of(program), names, map_aten, refused=refused, **facts))
+    state = state_of(program)
+    if facts.get("graph_form", True):
+        facts["computed"] = computed_in({node: state[name] for node, name in names.items()})
+    else:
+        facts["computed"] = reshaped_in
+    return Source(graph, state, names, map_aten, refused=refused, **facts)
 
 
-def state_names(program: ExportedProgram) -> dict[torch.fx.Node, str]:
+def state_names(program: ExportedProgram, graph: torch.fx.Graph | None = None) -> dict[torch.fx.Node, str]:
     """The placeholders that stand for a parameter, buffer or constant, and its name."""
     from torch.export.graph_signature import InputKind
 
     lifted = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-    placeholders = program.graph.find_nodes(op="placeholder")
+    placeholders = (program.graph if graph is None else graph).find_nodes(op="placeholder")
     specs = program.graph_signature.input_specs
     return {
         node: str(spec.target)
@@ -103,9 +139,7 @@ def hidden_batchnorms(program: ExportedProgram) -> list[Kept]:
             mapped = map_aten(node)
             if mapped is None or not isinstance(mapped.op, BatchNorm):
                 continue
-            given = (
-                names.get(slot.name, "") for slot in mapped.slots[1:] if not isinstance(slot, str | None)
-            )
+            given = (names.get(slot.name, "") for slot in mapped.slots[1:] if isinstance(slot, type(node)))
             owner = next((name.rpartition(".")[0] for name in given if name), "")
             name = innermost(node) or owner or f"{where}.{node.name}"
             detail = f"it stands in the sub-graph '{where}' of a branch, a loop or a grad or autocast region"

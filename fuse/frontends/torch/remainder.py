@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.torch.aten import is_marker, only_metadata
 from convbn.fuse.frontends.torch.drawing import innermost
 from convbn.fuse.frontends.torch.layers import plain_forward
 from convbn.fuse.frontends.torch.preparation import Prepared
+from convbn.fuse.frontends.torch.schema import is_marker, only_metadata
 from convbn.fuse.frontends.torch.traced import only_shape
 from convbn.fuse.refusal import Reason, Refusal
 
@@ -31,6 +31,7 @@ class Remainders:
 
     def __init__(self, graph: torch.fx.Graph, prepared: Prepared) -> None:
         self._prepared = prepared
+        self._parts = dict(prepared.module.named_modules(remove_duplicate=False))
         self._looks_only: set[torch.fx.Node] = set()
         self._own: dict[str, list[torch.fx.Node]] = {}
         for node in graph.nodes:
@@ -44,7 +45,7 @@ class Remainders:
     def of(self, node: torch.fx.Node) -> tuple[str, ...] | Refusal:
         """Names of the children that remain when the BatchNorm behind ``node`` goes, in calling order."""
         if node.op == "call_module":
-            part = self._prepared.module.get_submodule(str(node.target))
+            part = self._parts[str(node.target)]
             if plain_forward(part):
                 return ()
             what = f"'{node.target}' ({type(part).__name__})"
@@ -63,8 +64,7 @@ class Remainders:
 
     def _chain(self, path: str, node: torch.fx.Node, end: torch.fx.Node) -> tuple[str, ...] | None:
         """The children that hand ``node`` on to ``end``, None where anything else happens to it."""
-        module = self._prepared.module
-        names = {id(child): name for name, child in module.get_submodule(path).named_children()}
+        names = {id(child): name for name, child in self._parts[path].named_children()}
         remaining: list[str] = []
         current = node
         while True:
@@ -74,7 +74,7 @@ class Remainders:
             if users[0] is end:
                 return tuple(remaining)
             child = innermost(users[0])
-            name = names.get(id(module.get_submodule(child)))
+            name = names.get(id(self._parts[child]))
             left = self._left(child, users[0])
             if name is None or name in remaining or left is None:
                 return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MethodType
+from types import MethodType, NoneType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,17 +47,24 @@ def patched_forwards(module: torch.nn.Module) -> set[str]:
     return found
 
 
+_PLAIN = (int, float, str, NoneType)
+_OWN = ("_modules", "_parameters", "_buffers")
+
+
 def stored_tensors(module: torch.nn.Module) -> dict[str, str]:
     """Modules whose forward put a tensor into an attribute during the capture, and the attribute."""
     import torch.fx
     from torch._subclasses.fake_tensor import FakeTensor
 
     found: dict[str, str] = {}
+    traces = (FakeTensor, torch.fx.Proxy)
     for path, part in module.named_modules():
         for name, attribute in vars(part).items():
+            if isinstance(attribute, _PLAIN):
+                continue
             held = attribute.values() if isinstance(attribute, dict) else attribute
             items = held if isinstance(attribute, dict | list | tuple) else (attribute,)
-            if any(isinstance(item, FakeTensor | torch.fx.Proxy) for item in items):
+            if any(isinstance(item, traces) for item in items):
                 found[path] = name
     return found
 
@@ -80,6 +87,6 @@ def kept_in_attributes(module: torch.nn.Module) -> dict[int, str]:
 
     for path, part in module.named_modules():
         for name, attribute in vars(part).items():
-            if name not in ("_modules", "_parameters", "_buffers"):
+            if name not in _OWN and not isinstance(attribute, _PLAIN):
                 search(attribute, f"'{name}' of '{path or 'the model'}'", 3)
     return found

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["to_array", "to_tensor", "why_not_constant"]
+__all__ = ["number", "seen_as_tensor", "to_array", "to_tensor", "why_not_constant"]
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+@cache
+def _floats() -> frozenset[Any]:
+    import torch
+
+    return frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 def why_not_constant(name: str, tensor: object) -> Refusal | None:
@@ -28,7 +35,7 @@ def why_not_constant(name: str, tensor: object) -> Refusal | None:
         what = f"a {kind.__name__}, not a plain tensor"
     elif tensor.is_meta:
         what = "on the meta device and holds no numbers"
-    elif tensor.layout != torch.strided or str(tensor.dtype).removeprefix("torch.") not in _FLOATS:
+    elif tensor.layout != torch.strided or tensor.dtype not in _floats():
         what = f"stored as {tensor.dtype} ({tensor.layout}), not as a dense float"
     elif any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         what = "an expanded tensor, whose elements share their memory"
@@ -51,17 +58,37 @@ def to_array(tensor: torch.Tensor) -> NDArray[Any]:
     return bits.view(ml_dtypes.bfloat16)
 
 
+def seen_as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """The numbers of an array as a tensor in the same memory, if they are not strewn about."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def to_tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """A new tensor with the numbers of ``array``, on the device and in the memory format of ``like``."""
     import torch
 
-    if array.dtype.name == "bfloat16":
-        source = torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
-    else:
-        source = torch.from_numpy(np.ascontiguousarray(array))
+    source = seen_as_tensor(array)
     plain = like.detach()
     if tuple(array.shape) == tuple(plain.shape):
         tensor = torch.empty_like(plain, dtype=source.dtype, memory_format=torch.preserve_format)
     else:
         tensor = torch.empty(array.shape, dtype=source.dtype, device=plain.device)
     return tensor.copy_(source)
+
+
+def number(value: float, like: object) -> Constant:
+    """A number in the code as a constant of the dtype of what it meets; PyTorch computes with it unrounded."""
+    import ml_dtypes
+
+    name = str(getattr(like, "dtype", "float64")).removeprefix("torch.")
+    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    return Constant(
+        (),
+        lambda: np.asarray(value, dtype),
+        exact=lambda: np.asarray(value, np.float64),
+        dtype=dtype,
+    )

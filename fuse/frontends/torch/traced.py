@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.torch.aten import Mapped, only_metadata, passes_through
 from convbn.fuse.frontends.torch.copies import first_line
-from convbn.fuse.frontends.torch.drawing import Drawing, Source, draw
-from convbn.fuse.frontends.torch.layers import batchnorm_of, layer_of, plain_forward
+from convbn.fuse.frontends.torch.drawing import Source
+from convbn.fuse.frontends.torch.layers import layer_of, plain_forward
 from convbn.fuse.frontends.torch.preparation import Prepared, is_batchnorm_like
+from convbn.fuse.frontends.torch.schema import only_metadata, passes_through, schema_of, shown_by
+from convbn.fuse.frontends.torch.traced_calls import named_call, writes_in_place
+from convbn.fuse.frontends.torch.traced_nodes import TracedCalls
+from convbn.fuse.frontends.torch.traced_shapes import TracedShapes
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.ops import BatchNorm, Other
 
 if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["draw_traced", "only_shape", "trace"]
+Parts = Mapping[str, "torch.nn.Module"]
+
+__all__ = ["only_shape", "trace", "traced_source"]
 
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -34,21 +38,38 @@ def trace(module: torch.nn.Module) -> torch.fx.Graph:
     """
     import torch.fx
 
+    names = {id(t): name for name, t in (*module.named_buffers(), *module.named_parameters())}
+
     class Tracer(torch.fx.Tracer):
-        """Stops at layers whose forward is known, and at BatchNorms that cannot be traced."""
+        """Stops at layers whose forward is known; ``wary``, also at BatchNorms that cannot be traced."""
 
         # Otherwise tracing itself would update the counters of the module at hand.
         proxy_buffer_attributes = True
+        wary = False
 
         def is_leaf_module(self, part: torch.nn.Module, path: str) -> bool:
             if layer_of(part) is not None or plain_forward(part):
                 return True
             if is_batchnorm_like(part):
-                return "forward" not in vars(part) and not _traceable(part)
+                return self.wary and "forward" not in vars(part) and not _traceable(part)
             return super().is_leaf_module(part, path)
 
+        def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+            # As the base class does it, which goes through all names to find one.
+            name = names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+            if name is None:
+                return super().getattr(attr, attr_val, parameter_proxy_cache)
+            if name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+            return parameter_proxy_cache[name]
+
     try:
-        return Tracer().trace(module)
+        try:
+            return Tracer().trace(module)
+        except Exception:  # the user's code may raise anything; the second try says what is wrong
+            tracer = Tracer()
+            tracer.wary = True
+            return tracer.trace(module)
     except Exception as error:  # whatever the user's forward raises when run on proxies
         raise BadInputError(
             f"its forward cannot be traced without inputs ({first_line(error)})",
@@ -70,19 +91,19 @@ def _traceable(part: torch.nn.Module) -> bool:
     return True
 
 
-def draw_traced(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> Drawing:
-    """The drawing of a traced graph; ``facts`` are further fields of :class:`Source`."""
+def traced_source(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> Source:
+    """A traced graph and what is known about it; ``facts`` are further fields of :class:`Source`."""
     module = prepared.module
+    parts = dict(module.named_modules(remove_duplicate=False))
     state: dict[str, Any] = {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     refused: dict[str, Refusal] = {}
     names: dict[torch.fx.Node, str] = {}
-    mapper = _mapper(module, state)
     for node in graph.nodes:
         if node.op == "call_module":
-            part = module.get_submodule(str(node.target))
+            part = parts[str(node.target)]
             for name in _TENSORS if layer_of(part) is not None or is_batchnorm_like(part) else ():
                 full = f"{node.target}.{name}"
                 if full not in state and getattr(part, name, None) is not None:
@@ -94,63 +115,31 @@ def draw_traced(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> Draw
                     )
         elif node.op == "get_attr" and str(node.target) in state:
             names[node] = str(node.target)
-            if any(mapper(user) is None and not only_shape(user) for user in node.users):
-                refused[names[node]] = Refusal(
-                    Reason.WEIGHT_NOT_CONSTANT,
-                    f"the forward uses '{node.target}' too, perhaps to write to it (example inputs tell)",
-                )
-    source = Source(
+    shapes = TracedShapes(parts, graph, state, names)
+    mapper = cache(TracedCalls(parts, state, shapes))
+    identity = cache(lambda node: _identity(parts, node))
+    writes = cache(lambda node: writes_in_place(node, parts))
+    for node, name in names.items():
+        if any(mapper(user) is None and not only_shape(user) for user in node.users):
+            refused[name] = Refusal(
+                Reason.WEIGHT_NOT_CONSTANT,
+                f"the forward uses '{name}' too, perhaps to write to it (example inputs tell)",
+            )
+    return Source(
         graph,
         state,
         names,
         mapper,
         refused=refused,
         absent=prepared.trials,
-        cloneable=False,
+        graph_form=False,
         metadata=only_shape,
-        handed_on=lambda node: _identity(module, node),
-        ranks=_ranks(module, graph),
+        handed_on=identity,
+        writes=writes,
+        shows=cache(lambda node: _shows(parts, node, identity(node), writes(node))),
+        shape=shapes.of,
         **facts,
     )
-    return draw(source)
-
-
-def _mapper(module: torch.nn.Module, state: dict[str, Any]) -> Callable[[torch.fx.Node], Mapped | None]:
-    import torch.nn.functional as functional
-
-    def known(path: str, names: tuple[str, ...]) -> tuple[str | None, ...]:
-        full = (f"{path}.{name}" for name in names)
-        return tuple(name if state.get(name) is not None else None for name in full)
-
-    def read(node: torch.fx.Node) -> Mapped | None:
-        if node.op == "call_function" and node.target is functional.batch_norm:
-            return _functional(node)
-        if node.op != "call_module":
-            return None
-        path = str(node.target)
-        part = module.get_submodule(path)
-        layer = layer_of(part)
-        if node.args == tuple(node.all_input_nodes) and len(node.args) == 1:  # its data and nothing else
-            if layer is not None:
-                return Mapped(layer, (*node.all_input_nodes, *known(path, _TENSORS[:2])))
-            if is_batchnorm_like(part):
-                return Mapped(batchnorm_of(part), (*node.all_input_nodes, *known(path, _TENSORS)))
-        # A module that is not looked into reads all its parameters.
-        inside = (f"{path}.{name}" for name, _ in part.named_parameters())
-        return Mapped(Other(type(part).__name__), (*node.all_input_nodes, *inside))
-
-    return read
-
-
-def _functional(node: torch.fx.Node) -> Mapped:
-    order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given: dict[str, Any] = {"training": False, "eps": 1e-5}
-    given.update(zip(order, node.args, strict=False))
-    given.update(node.kwargs)
-    slots = (given.get(name) for name in ("input", "weight", "bias", "running_mean", "running_var"))
-    # A flag that is computed while the model runs may be either; the fold needs it to be False.
-    op = BatchNorm(float(given["eps"]), training=given["training"] is not False)
-    return Mapped(op, tuple(value if isinstance(value, type(node)) else None for value in slots))
 
 
 def only_shape(node: torch.fx.Node) -> bool:
@@ -162,39 +151,81 @@ def only_shape(node: torch.fx.Node) -> bool:
     return only_metadata(node)
 
 
-def _identity(module: torch.nn.Module, node: torch.fx.Node) -> torch.fx.Node | None:
+def _identity(parts: Parts, node: torch.fx.Node) -> torch.fx.Node | None:
     """The input of a module that hands it on as it is, such as a dropout outside training."""
     from torch import nn
     from torch.nn.modules.dropout import _DropoutNd
 
-    if node.op != "call_module":
-        return passes_through(node)
-    part = module.get_submodule(str(node.target))
-    idle = type(part) is nn.Identity or (isinstance(part, _DropoutNd) and not part.training)
-    source = node.args[0] if idle and len(node.args) == 1 else None
+    source: Any = None
+    if node.op == "call_module":
+        part = parts[str(node.target)]
+        idle = type(part) is nn.Identity or (isinstance(part, _DropoutNd) and not part.training)
+        source = node.args[0] if idle and len(node.args) == 1 else None
+    elif node.op == "call_method" and node.target == "detach":
+        source = node.args[0]
+    else:
+        named = named_call(node)
+        if named is None or named[0] != "dropout":
+            return passes_through(node)
+        source = named[1].get("self")
     return source if isinstance(source, type(node)) else None
 
 
-def _ranks(module: torch.nn.Module, graph: torch.fx.Graph) -> dict[torch.fx.Node, int]:
-    """Ranks that a run would refuse to differ from: by a BatchNorm's own check, or by an assertion."""
-    import torch
-    from torch import nn
+def _shows(
+    parts: Parts, node: torch.fx.Node, handed_on: torch.fx.Node | None, written: list[torch.fx.Node]
+) -> torch.fx.Node | None:
+    """The tensor in whose memory the result of a call may lie: unknown calls may give back what they get."""
+    if handed_on is not None or node.op not in ("call_module", "call_function", "call_method"):
+        return handed_on
+    if written:
+        return written[0]
+    if node.op == "call_module":
+        part = parts[str(node.target)]
+        fresh = layer_of(part) is not None or is_batchnorm_like(part) or type(part).__name__ in _FRESH_MODULES
+        return None if fresh else next(iter(node.all_input_nodes), None)
+    name = str(getattr(node.target, "__name__", node.target))
+    if schema_of(node) is not None:
+        return shown_by(node)
+    return None if name in _FRESH else next(iter(node.all_input_nodes), None)
 
-    ranks: dict[torch.fx.Node, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            part = module.get_submodule(str(node.target))
-            for base, rank in ((nn.BatchNorm2d, 4), (nn.BatchNorm3d, 5)):
-                checks = type(part)._check_input_dim if isinstance(part, base) else None
-                if checks is base._check_input_dim and plain_forward(part):
-                    ranks.update((read, rank) for read in (node, *node.all_input_nodes[:1]))
-        elif node.op == "call_function" and node.target is torch._assert:
-            asserted = node.args[0]
-            if not isinstance(asserted, type(node)) or asserted.target is not operator.eq:
-                continue
-            left, right = asserted.args
-            if isinstance(left, type(node)) and isinstance(right, int) and left.target is getattr:
-                value, attribute = left.args
-                if attribute == "ndim" and isinstance(value, type(node)):
-                    ranks[value] = right
-    return ranks
+
+_FRESH_MODULES = (
+    "ReLU",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "AvgPool2d",
+    "Sigmoid",
+    "SiLU",
+    "GELU",
+    "Hardswish",
+)
+_FRESH = (
+    *(
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "div",
+        "cat",
+        "concat",
+        "relu",
+        "batch_norm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+    ),
+    *(
+        "linear",
+        "matmul",
+        "max_pool2d",
+        "avg_pool2d",
+        "sigmoid",
+        "silu",
+        "gelu",
+        "softmax",
+        "hardswish",
+        "clone",
+    ),
+)
+"""Calls that give a tensor of their own unless they are told to work in place; of others it is not assumed."""

@@ -117,7 +117,7 @@ def _mend(module: str, hint: str) -> str:
 def _runtimes() -> Iterator[Part]:
     """Each runtime, tried on the smallest model there is."""
     try:
-        from convbn.bench.runtimes.registry import open_session, runtime_names
+        from convbn.bench.runtimes.registry import form_of, load_library, open_session, runtime_names
 
         side, feed = _smallest()
     except ImportError as error:
@@ -125,14 +125,20 @@ def _runtimes() -> Iterator[Part]:
             "runtimes", None, False, True, f"cannot be tried without {error.name}", "pip install convbn"
         )
         return
-    for name in runtime_names():
-        if side.module is None and name.startswith("torch"):
+    for runtime in runtime_names():
+        # The backends that build engines bear the same names.
+        name = f"{runtime} engines" if form_of(runtime) == "engine" else runtime
+        if side.module is None and form_of(runtime) == "torch":
             yield Part(
                 name, None, False, False, "torch does not work here, see above", "pip install 'convbn[torch]'"
             )
             continue
         try:
-            with open_session(name, side) as session:
+            load_library(runtime)
+            if name != runtime:
+                yield Part(name, None, True, False, "runs engines built for this machine")
+                continue
+            with open_session(runtime, side) as session:
                 session.run(feed)
         except ConvBNError as error:
             yield Part(name, None, False, False, error.cause, error.hint)

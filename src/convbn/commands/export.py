@@ -1,25 +1,23 @@
-"""``convbn export``: fold, prove, and write a TensorRT engine or an ONNX file."""
+"""``convbn export``: fold, prove, and write a TensorRT engine, an ONNX file or a PyTorch program."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from convbn.api import build_engine
-from convbn.commands.shared import (
-    as_onnx,
-    console_of,
-    fuse_options,
-    output_kind,
-    proven,
-    source_options,
-    write_json,
-)
+from convbn.commands.engine_options import engine_options, refuse_engine_options
+from convbn.commands.precision_options import conversion_of, say_conversion
+from convbn.commands.progress import BuildProgress
+from convbn.commands.shared import console_of, fuse_options, output_kind, proven, source_options, write_json
 from convbn.console import Console, printable
-from convbn.errors import NotSupportedError, UsageError
+from convbn.errors import UsageError
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
-from convbn.sources import open_source
+from convbn.sources import Source, open_source
 
 __all__ = ["run"]
 
@@ -31,65 +29,204 @@ def run(options: argparse.Namespace) -> int:
     from convbn.export.files import check_target
 
     console = console_of(options)
-    kind = output_kind(options.output, (".onnx", *_ENGINE_SUFFIXES))
-    if options.precision not in ("as-is", "fp32"):
-        raise NotSupportedError(f"--precision {options.precision} is not built yet", hint="fp32 is")
-    if kind == ".onnx" and (options.shapes or options.backend != "auto"):
-        raise UsageError("--shapes and --backend are for engines", source=options.output)
-    if options.no_fuse and options.json is not None:
-        raise UsageError("--json writes the report of a fold, and --no-fuse makes none")
+    kind = output_kind(options.output, (".onnx", ".pt2", *_ENGINE_SUFFIXES))
+    _check(options, kind)
     check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
         source = open_source(options.input, source_options(options))
-        unfused = as_onnx(source)
+        unfused = _captured(source, options, kind)
     model, report = unfused, None
     if not options.no_fuse:
         with console.phase("folding"):
             folding = fold(unfused, options=fuse_options(options, verify=not options.no_verify))
         model, report = folding.model, proven(folding, source, console)
         console.report(report)
-    if kind == ".onnx":
-        from convbn.export.onnx_files import save_model
+    model, conversion = _converted(model, source, options, console)
+    if kind == ".pt2":
+        from convbn.export.torch_files import save_program
 
-        save_model(model, options.output, overwrite=options.force)
+        save_program(model, source.example_inputs or (), options.output, overwrite=options.force)
         console.say(f"written: {printable(options.output)}")
+    elif kind == ".onnx":
+        _write_onnx(model, source, report, conversion, options, console)
     else:
-        _build(model, unfused, report, options, console)
+        # As it came, the file itself is what the engine is made of: its hash and name go into the sidecar.
+        as_it_came = model is source.onnx
+        _build(source.path if as_it_came else model, unfused, report, conversion, options, console)
     if report is not None:
-        write_json(options.json, report.to_dict())
+        added = {} if conversion is None else {"precision": dict(conversion)}
+        write_json(options.json, report.to_dict() | added)
     return 0
 
 
-def _build(
-    model: Any, unfused: Any, report: Report | None, options: argparse.Namespace, console: Console
+def _converted(
+    model: Any, source: Source, options: argparse.Namespace, console: Console
+) -> tuple[Any, Mapping[str, Any] | None]:
+    """The model in the precision that was asked for, and the record of it; None where none was."""
+    if options.precision == "as-is":
+        return model, None
+    from convbn.converting import Original, converted
+
+    with console.phase(f"converting to {options.precision}"):
+        original = Original(source.model, source.example_inputs, source.shapes, source.path)
+        result = converted(model, conversion_of(options), original)
+    say_conversion(result.record, console)
+    return result.model, result.record
+
+
+def _check(options: argparse.Namespace, kind: str) -> None:
+    """Refuse what makes no sense together, before any work is done."""
+    if kind in _ENGINE_SUFFIXES:
+        _check_engine(options)
+    else:
+        refuse_engine_options(options)
+    if kind == ".pt2":
+        for shown, given in (("--opset", options.opset), ("--triton", options.triton)):
+            if given is not None:
+                raise UsageError(f"{shown} is not for PyTorch programs", source=options.output)
+        if options.dynamic_batch:
+            raise UsageError("--dynamic-batch is for ONNX and engines", source=options.output)
+    if options.no_fuse and options.json is not None:
+        raise UsageError("--json writes the report of a fold, and --no-fuse makes none")
+    if options.triton is not None:
+        from convbn.export.triton import check_repository
+
+        check_repository(options.triton, Path(options.output).stem, overwrite=options.force)
+
+
+def _check_engine(options: argparse.Namespace) -> None:
+    from convbn.export.engines.configuration import require_honoured
+    from convbn.export.engines.gpus import list_gpus
+    from convbn.export.engines.registry import choose_backend
+    from convbn.export.shapes import parse_profiles
+
+    wanted = engine_options(options)
+    parse_profiles(options.shapes)
+    backend = choose_backend(options.backend)
+    require_honoured(backend, wanted, gpu=bool(list_gpus()))
+    if options.triton is not None:
+        from convbn.export.triton import require_served
+
+        require_served(backend.name)
+
+
+def _captured(source: Source, options: argparse.Namespace, kind: str) -> Any:
+    """The form that is folded and written, exactly as it came."""
+    if source.onnx is not None:
+        if kind == ".pt2":
+            raise UsageError("an ONNX file cannot become a PyTorch program", source=source.path)
+        if options.dynamic_batch:
+            hint = "export the checkpoint with it"
+            raise UsageError("--dynamic-batch is for checkpoints", source=source.path, hint=hint)
+        if options.opset is None:
+            return source.onnx
+        from convbn.export.provenance import in_opset
+
+        return in_opset(source.onnx, options.opset)
+    from convbn.export.torch_files import export_onnx, export_program
+
+    if kind == ".pt2":
+        return source.program or export_program(source.model, source.needed_inputs())
+    return export_onnx(
+        source.model,
+        source.needed_inputs(),
+        input_names=source.input_names,
+        dynamic_batch=options.dynamic_batch,
+        opset=options.opset,
+    )
+
+
+def _write_onnx(
+    model: Any,
+    source: Source,
+    report: Report | None,
+    conversion: Mapping[str, Any] | None,
+    options: argparse.Namespace,
+    console: Console,
 ) -> None:
-    from convbn.export.shapes import parse_shapes
+    from convbn import __version__
+    from convbn.export.onnx_files import save_model
+    from convbn.export.provenance import add_provenance
+
+    facts = {"version": __version__, "source": Path(source.path).name}
+    if source.sha256 is not None:
+        facts["source_sha256"] = source.sha256
+    if report is not None:
+        facts["batchnorm"] = f"{report.batchnorm.before} before, {report.batchnorm.after} after"
+        facts["verified"] = str(report.verify["status"])
+    if conversion is not None:
+        facts["precision"] = json.dumps(conversion, sort_keys=True)
+    add_provenance(model, facts)
+    described = None
+    if options.triton is not None:
+        from convbn.export.triton import onnx_model
+
+        described = onnx_model(model, max_batch=_largest_batch(options))
+    save_model(model, options.output, overwrite=options.force)
+    console.say(f"written: {printable(options.output)}")
+    if described is not None:
+
+        def write(path: Path) -> None:
+            save_model(model, path, overwrite=options.force)
+
+        _serve(described, write, options, console)
+
+
+def _largest_batch(options: argparse.Namespace) -> int:
+    from convbn.export.shapes import parse_profiles
+
+    ranges = [shapes for profile in parse_profiles(options.shapes) for shapes in profile.values()]
+    return max((shapes.max[0] for shapes in ranges), default=0)
+
+
+def _build(
+    model: Any,
+    unfused: Any,
+    report: Report | None,
+    conversion: Mapping[str, Any] | None,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    from convbn.export.shapes import parse_profiles
 
     summary = None
     if report is not None:
         full = report.to_dict()
-        summary = {key: full[key] for key in ("batchnorm", "nodes", "folded", "kept", "merged", "verify")}
-
-    def progress(phase: str, done: int, steps: int) -> None:
-        console.progress(f"building: {phase} {done}/{steps}")
-
+        keys = ("input", "batchnorm", "nodes", "folded", "kept", "merged", "verify")
+        summary = {key: full[key] for key in keys}
     artifact = build_engine(
         model,
         options.output,
         backend=options.backend,
         precision=options.precision,
         tf32=not options.no_tf32,
-        shapes=parse_shapes(options.shapes) if options.shapes else None,
+        shapes=parse_profiles(options.shapes),
+        options=engine_options(options),
         unfused_model=unfused,
         fold_summary=summary,
+        conversion=conversion,
         overwrite=options.force,
-        progress=progress,
+        progress=BuildProgress(console),
     )
     console.progress("")
     scale = artifact.sidecar["scale_layers"]
     if isinstance(scale, dict):
         console.say(f"Scale layers that TensorRT sees: {scale['before']} before, {scale['after']} after")
+    for warning in artifact.sidecar["warnings"]:  # type: ignore[attr-defined]  # a list, see the schema
+        console.say(f"note: {printable(warning)}")
     console.say(
         f"written: {printable(artifact.path)} ({artifact.size:,} bytes, "
         f"{artifact.backend} {artifact.backend_version}) and {printable(artifact.sidecar_path.name)}"
     )
+    if options.triton is not None:
+        from convbn.export.triton import copy_to, from_sidecar
+
+        _serve(from_sidecar(artifact.sidecar), copy_to(artifact.path, options.force), options, console)
+
+
+def _serve(described: Any, write: Any, options: argparse.Namespace, console: Console) -> None:
+    from convbn.export.triton import write_repository
+
+    name = Path(options.output).stem
+    folder = write_repository(options.triton, name, described, write, overwrite=options.force)
+    console.say(f"written: {printable(folder)}, a model for Triton")

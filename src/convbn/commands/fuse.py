@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from convbn.commands.shared import (
     as_onnx,
@@ -14,10 +15,14 @@ from convbn.commands.shared import (
     source_options,
     write_json,
 )
-from convbn.console import printable
+from convbn.console import Console, printable
+from convbn.errors import UsageError
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
 from convbn.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from convbn.export.onnx_files import OpenModel
 
 __all__ = ["run"]
 
@@ -29,34 +34,64 @@ def run(options: argparse.Namespace) -> int:
     console = console_of(options)
     check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
-        source = open_source(options.input, source_options(options))
-    kinds = (".onnx",) if source.module is None else (".onnx", ".pt2", ".safetensors")
-    kind = output_kind(options.output, kinds)
-    with console.phase("folding"):
-        form = _captured_form(source, kind)
-        # An ONNX model is only needed again if the result is compared with it.
-        owned = form is not source.onnx or options.no_verify
-        folding = fold(
-            form,
-            source.example_inputs if kind == ".safetensors" else None,
-            options=fuse_options(options, verify=not options.no_verify),
-            owned=owned,
+        source = open_source(
+            options.input, source_options(options), light=True, hashed=options.json is not None
         )
-    report = proven(folding, source, console)
-    with console.phase("writing"):
-        _write(folding.model, report, source, kind, options)
+    kind = output_kind(options.output, _kinds(source))
+    if source.opened is not None:
+        report = _file_to_file(source, source.opened, options, console)
+    else:
+        report = _made(source, kind, options, console)
     console.report(report)
     console.say(f"written: {printable(options.output)}")
     write_json(options.json, report.to_dict())
     return 0
 
 
+def _file_to_file(source: Source, opened: OpenModel, options: argparse.Namespace, console: Console) -> Report:
+    """ONNX to ONNX: the result is compared where it will lie, by its path."""
+    from convbn.onnx_pass import Written, fold_opened, staged_fold
+
+    with opened.files:
+        with console.phase("folding"):
+            folding = fold_opened(opened, fuse_options(options, verify=not options.no_verify))
+        target = Written(options.output, options.force, options.external_data)
+        with ExitStack() as writing:
+            with console.phase("writing"):
+                staged = writing.enter_context(staged_fold(opened, folding, target))
+            return proven(folding, source, console, candidate=staged)
+
+
+def _made(source: Source, kind: str, options: argparse.Namespace, console: Console) -> Report:
+    """A module or program, folded in the form that is written."""
+    if options.external_data != "auto" and kind != ".onnx":
+        raise UsageError("--external-data is for ONNX files", source=options.output)
+    with console.phase("folding"):
+        folding = fold(
+            _captured_form(source, kind),
+            source.example_inputs if kind == ".safetensors" else None,
+            options=fuse_options(options, verify=not options.no_verify),
+            owned=True,
+        )
+    report = proven(folding, source, console)
+    with console.phase("writing"):
+        _write(folding.model, report, source, kind, options)
+    return report
+
+
+def _kinds(source: Source) -> tuple[str, ...]:
+    """What can be written: an ONNX file is not turned back into PyTorch, nor a program into a module."""
+    if source.onnx is not None:
+        return (".onnx",)
+    return (".onnx", ".pt2") if source.program is not None else (".onnx", ".pt2", ".safetensors")
+
+
 def _captured_form(source: Source, kind: str) -> Any:
     """What is folded: the form that is written, so that every rule for it can be used."""
-    if source.module is None or kind == ".safetensors":
-        return source.model
     if kind == ".onnx":
         return as_onnx(source)
+    if source.module is None or kind == ".safetensors":
+        return source.model
     from convbn.export.torch_files import export_program
 
     return export_program(source.module, source.needed_inputs())
@@ -66,14 +101,21 @@ def _write(artefact: Any, report: Report, source: Source, kind: str, options: ar
     if kind == ".onnx":
         from convbn.export.onnx_files import save_model
 
-        save_model(artefact, options.output, overwrite=options.force)
+        save_model(artefact, options.output, overwrite=options.force, external_data=options.external_data)
         return
-    from convbn.export.torch_files import save_program, save_tensors
-
     if kind == ".pt2":
+        from convbn.export.torch_files import save_program
+
         save_program(artefact, source.example_inputs or (), options.output, overwrite=options.force)
         return
-    import json
+    from convbn.fused_files import save_fused
 
-    metadata = {"convbn": json.dumps(report.to_dict(), ensure_ascii=False), "format": "pt"}
-    save_tensors(artefact.state_dict(), metadata, options.output, overwrite=options.force)
+    save_fused(
+        source.model,
+        artefact,
+        report,
+        options.output,
+        arch=options.arch or (source.path if source.path.startswith("hf-hub:") else None),
+        arch_args=tuple(options.arch_arg),
+        overwrite=options.force,
+    )

@@ -1,11 +1,13 @@
-"""``convbn inspect``: what a fold would do."""
+"""``convbn inspect``: what a fold would do, or what is known of an engine."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 
+from convbn.commands.inspect_engine import is_engine, run_on_engine
 from convbn.commands.shared import console_of, from_source, fuse_options, source_options, write_json
+from convbn.errors import UsageError
 from convbn.fuse.fold import fold
 from convbn.sources import open_source
 
@@ -14,12 +16,22 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Plan and report; nothing is written."""
+    if is_engine(options.input):
+        return run_on_engine(options)
+    if options.trust_engine:
+        raise UsageError("--trust-engine is for engines", source=options.input)
     console = console_of(options)
     with console.phase("reading"):
-        source = open_source(options.input, source_options(options))
+        source = open_source(
+            options.input, source_options(options), light=True, hashed=options.json is not None
+        )
     with console.phase("planning"):
         folding = fold(
-            source.model, source.example_inputs, options=fuse_options(options, verify=False), owned=True
+            source.model,
+            source.example_inputs,
+            options=fuse_options(options, verify=False),
+            owned=True,
+            read=None if source.opened is None else source.opened.files.read,
         )
     nothing = {"status": "not run", "reason": "inspect writes nothing, so there is nothing to compare"}
     report = replace(from_source(folding.report, source), verify=nothing)

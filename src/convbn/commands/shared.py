@@ -34,14 +34,31 @@ __all__ = [
 
 def source_options(options: argparse.Namespace) -> SourceOptions:
     """How the command line says to open IN."""
-    return SourceOptions(options.arch, tuple(options.arch_arg), tuple(options.input_shape), options.seed)
+    from convbn.export.limits import Limits
+
+    return SourceOptions(
+        options.arch,
+        tuple(options.arch_arg),
+        tuple(options.input_shape),
+        options.seed,
+        trust=options.trust_checkpoint,
+        allow_cwd=options.allow_cwd,
+        key=options.checkpoint_key,
+        limits=Limits(options.max_pickle_mib, options.max_unpacked_mib),
+    )
 
 
 def fuse_options(options: argparse.Namespace, *, verify: bool) -> FuseOptions:
     """How the command line says to fold."""
     from convbn.fuse.options import FuseOptions
 
-    return FuseOptions(only=tuple(options.only), skip=tuple(options.skip), verify=verify, seed=options.seed)
+    return FuseOptions(
+        only=tuple(options.only),
+        skip=tuple(options.skip),
+        verify=verify,
+        seed=options.seed,
+        freeze=options.freeze,
+    )
 
 
 def console_of(options: argparse.Namespace) -> Console:
@@ -64,8 +81,15 @@ def as_onnx(source: Source) -> Any:
     return export_onnx(source.model, source.needed_inputs(), input_names=source.input_names)
 
 
-def proven(folding: Folding, source: Source, console: Console) -> Report:
-    """The report of a fold, with the file it came from and, unless told otherwise, the comparison with it."""
+def proven(folding: Folding, source: Source, console: Console, *, candidate: Any = None) -> Report:
+    """The report of a fold, with the file it came from and, unless told otherwise, the comparison with it.
+
+    Args:
+        folding: the fold.
+        source: what was folded.
+        console: is told what goes on.
+        candidate: what is compared with it, if not the folded model itself.
+    """
     from convbn.api import verified
 
     report = from_source(folding.report, source)
@@ -74,8 +98,8 @@ def proven(folding: Folding, source: Source, console: Console) -> Report:
     with console.phase("verifying"):
         return verified(
             report,
-            source.model,
-            folding.model,
+            source.runnable,
+            folding.model if candidate is None else candidate,
             example_inputs=source.example_inputs,
             input_shapes=source.shapes,
         )

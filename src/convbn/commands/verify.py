@@ -17,20 +17,31 @@ def run(options: argparse.Namespace) -> int:
 
     console = console_of(options)
     with console.phase("reading"):
-        reference = open_source(options.reference, source_options(options))
-        candidate = open_source(options.candidate, source_options(options))
+        how = source_options(options)
+        reference = open_source(options.reference, how, light=True, hashed=False)
+        candidate = open_source(options.candidate, how, light=True, hashed=False)
     with console.phase("comparing"):
         answer = verify(
-            reference.model,
-            candidate.model,
+            reference.runnable,
+            candidate.runnable,
             example_inputs=reference.example_inputs or candidate.example_inputs,
             input_shapes=reference.shapes or candidate.shapes,
             seed=options.seed,
+            precision=options.precision,
+            tolerance=options.tolerance,
         )
     console.table(
-        ("output", "relative error", "worst channel", "bound"),
+        ("output", "relative error", "worst channel", "RMS error", "cosine", "same class", "bound"),
         [
-            (o.name, _number(o.rel_error), _number(o.worst_channel_error), _number(o.bound))
+            (
+                o.name,
+                _number(o.rel_error),
+                _number(o.worst_channel_error),
+                _number(o.rms_error),
+                "-" if o.cosine is None else f"{o.cosine:.6f}",
+                "-" if o.top1_agreement is None else f"{o.top1_agreement:.1%}",
+                _number(o.bound),
+            )
             for o in answer.outputs
         ],
     )

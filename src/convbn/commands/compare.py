@@ -1,0 +1,35 @@
+"""``convbn compare``: what changed between two stored results."""
+
+from __future__ import annotations
+
+import argparse
+
+from convbn.bench.compare import check_machines, compare
+from convbn.bench.report import changes
+from convbn.bench.stored import read_result
+from convbn.commands.shared import console_of, write_json, write_text
+from convbn.errors import UsageError
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare; the exit code is 0 whatever changed, as gates are for ``bench`` and ``report``."""
+    from convbn.export.files import check_target
+
+    if options.json == "-" and options.markdown == "-":
+        raise UsageError("--json - and --markdown - both want stdout")
+    for target in (options.json, options.markdown):
+        if target not in (None, "-"):
+            check_target(target, overwrite=options.force)
+    before, after = read_result(options.before), read_result(options.after)
+    if not options.any_machine:
+        check_machines(
+            before["environment"], after["environment"], source=options.before, way="--any-machine"
+        )
+    found = compare(before, after)
+    console_of(options).say(changes.terminal(found).rstrip("\n"))
+    write_json(options.json, found.to_dict(), overwrite=options.force)
+    if options.markdown is not None:
+        write_text(options.markdown, changes.markdown(found), overwrite=options.force)
+    return 0

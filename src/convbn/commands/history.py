@@ -1,0 +1,26 @@
+"""``convbn history``: a folder of results as one page."""
+
+from __future__ import annotations
+
+import argparse
+
+from convbn.bench.history import read_history
+from convbn.bench.report import trend
+from convbn.commands.shared import write_text
+from convbn.console import Console, printable
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read the folder and write the page."""
+    from convbn.export.files import check_target
+
+    check_target(options.output, overwrite=options.force)
+    history = read_history(options.folder)
+    write_text(options.output, trend.render(history), overwrite=options.force)
+    console = Console(quiet=options.quiet)
+    for name, reason in history.left_out:
+        console.say(f"left out: {printable(name)}: {printable(reason)}")
+    console.say(f"written: {printable(options.output)}")
+    return 0

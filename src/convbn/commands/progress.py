@@ -1,0 +1,29 @@
+"""The progress of an engine build on a terminal."""
+
+from __future__ import annotations
+
+import time
+
+from convbn.console import Console
+
+__all__ = ["BuildProgress"]
+
+_CELLS = 20
+
+
+class BuildProgress:
+    """Draws a bar with the name of the phase and the seconds so far.
+
+    TensorRT nests its phases and does not say how long they take, so the bar is of the phase at hand.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._start = time.monotonic()
+
+    def __call__(self, phase: str, done: int, steps: int) -> None:
+        """Draw; called by the build for every step."""
+        full = round(_CELLS * done / steps) if steps else 0
+        seconds = time.monotonic() - self._start
+        bar = "#" * full + "." * (_CELLS - full)
+        self._console.progress(f"building [{bar}] {phase} {done}/{steps}, {seconds:.0f} s")

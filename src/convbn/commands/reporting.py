@@ -1,0 +1,178 @@
+"""From a result to its reports and gates, for the verbs that measure and those that read stored results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convbn.commands.shared import write_json, write_text
+from convbn.console import Console, printable
+from convbn.errors import CheckFailedError, FileAccessError, UsageError
+from convbn.sides import SELF_FUSED
+
+if TYPE_CHECKING:
+    from convbn.bench.gates.judge import Gate, Outcome
+
+__all__ = ["GateFailedError", "Plan", "deliver", "finish", "judged", "plan"]
+
+#: GitHub takes 1 MiB a step.
+_SUMMARY_BYTES = 1_000_000
+_LEAST_SUMMARY = 2_000
+
+
+class GateFailedError(CheckFailedError):
+    """A gate of ``--fail-if`` or ``--baseline`` failed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for, checked before anything is measured."""
+
+    gates: tuple[Gate, ...]
+    baseline: Mapping[str, Any] | None
+
+
+def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = None) -> Plan:
+    """Check options and files now, so that no measurement is lost to them later.
+
+    Args:
+        options: with those of :func:`convbn.commands.report_options.add_report_arguments`.
+        environment: that of the result; None for that of this machine.
+
+    Returns:
+        The gates and the baseline.
+
+    Raises:
+        UsageError: a condition cannot be read, or two reports want stdout.
+        ConvBNError: a target exists, or the baseline cannot be used.
+    """
+    from convbn.bench.gates.judge import gates_from
+    from convbn.export.files import check_target
+
+    if options.json == "-" and options.markdown == "-":
+        raise UsageError("--json - and --markdown - both want stdout")
+    others = ("html", "junit", "github_benchmark", "bencher", "step_summary")
+    for name in others:
+        if getattr(options, name) == "-":
+            raise UsageError(
+                "only --json and --markdown can go to stdout", source=f"--{name.replace('_', '-')} -"
+            )
+    for name in ("json", "markdown", *others[:-1]):
+        target = getattr(options, name)
+        if target not in (None, "-"):
+            check_target(target, overwrite=options.force)
+    if options.baseline_any_machine and options.baseline is None:
+        raise UsageError("--baseline-any-machine says nothing without --baseline")
+    gates = gates_from(
+        options.fail_if, baseline=options.baseline is not None, allow_missing=options.allow_not_measured
+    )
+    return Plan(gates, None if options.baseline is None else _baseline(options, environment))
+
+
+def _baseline(options: argparse.Namespace, environment: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    from convbn.bench.compare import check_machines
+    from convbn.bench.environment import describe_environment
+    from convbn.bench.stored import read_result
+
+    baseline = read_result(options.baseline)
+    if not options.baseline_any_machine:
+        here = describe_environment() if environment is None else environment
+        check_machines(baseline["environment"], here, source=options.baseline, way="--baseline-any-machine")
+    return baseline
+
+
+def judged(
+    result: Mapping[str, Any], asked: Plan, measure_again: Callable[[Sequence[str]], Mapping[str, Any]]
+) -> tuple[Outcome, ...]:
+    """Judge the gates; a failure that a second run could take back is measured again.
+
+    Args:
+        result: by the published schema.
+        asked: the gates.
+        measure_again: from the names of runtimes to a second result.
+
+    Returns:
+        What the gates said.
+    """
+    from convbn.bench.gates.judge import confirmed, judge, unconfirmed
+
+    first = judge(result, asked.gates, baseline=asked.baseline, references=(SELF_FUSED,))
+    failures = unconfirmed(first)
+    if not failures:
+        return first
+    second = measure_again(list(dict.fromkeys(outcome.runtime for outcome in failures)))
+    return confirmed(first, judge(second, asked.gates, baseline=asked.baseline, references=(SELF_FUSED,)))
+
+
+def deliver(
+    result: Mapping[str, Any], outcomes: Sequence[Outcome], options: argparse.Namespace, console: Console
+) -> None:
+    """Write every report that was asked for, and the table to the console."""
+    from convbn.bench.report import terminal
+
+    gates = [outcome.to_dict() for outcome in outcomes]
+    console.say(terminal.render(result, gates).rstrip("\n"))
+    if options.markdown is not None:
+        from convbn.bench.report import markdown
+
+        write_text(options.markdown, markdown.render(result, gates), overwrite=options.force)
+    if options.step_summary:
+        _append_summary(Path(options.step_summary), result, gates)
+    if options.junit is not None:
+        from convbn.bench.report import junit
+
+        _write(options.junit, junit.render(result, gates), options, console)
+    if options.html is not None:
+        from convbn.bench.report import html
+
+        _write(options.html, html.render(result, gates), options, console)
+    for target, shape in ((options.github_benchmark, "github"), (options.bencher, "bencher")):
+        if target is not None:
+            from convbn.bench.report import tracking
+
+            make: Callable[[Mapping[str, Any]], Any] = getattr(tracking, shape)
+            write_json(target, make(result), overwrite=options.force)
+            console.say(f"written: {printable(target)}")
+
+
+def _write(path: str, text: str, options: argparse.Namespace, console: Console) -> None:
+    write_text(path, text, overwrite=options.force)
+    console.say(f"written: {printable(path)}")
+
+
+def _append_summary(path: Path, result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> None:
+    from convbn.bench.report import markdown
+
+    try:
+        room = _SUMMARY_BYTES - (path.stat().st_size if path.exists() else 0)
+        if room < _LEAST_SUMMARY:
+            raise FileAccessError(
+                "the step summary is full", source=path, hint="give this step a summary of its own"
+            )
+        text = markdown.render(result, gates, most_bytes=room)
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise FileAccessError(
+            f"cannot append to it: {error.strerror}", source=path, hint="--step-summary takes a file"
+        ) from error
+
+
+def finish(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> int:
+    """The exit code: 1 where outputs differ.
+
+    Raises:
+        GateFailedError: a gate failed.
+    """
+    failing = [outcome for outcome in outcomes if outcome.fails]
+    if failing:
+        more = f" (and {len(failing) - 1} more)" if len(failing) > 1 else ""
+        hint = None
+        if any(outcome.status == "not judged" for outcome in failing):
+            hint = "--allow-not-measured skips what was not measured"
+        raise GateFailedError(f"{failing[0].sentence}{more}", source="gate", hint=hint)
+    rows = [row for case in result["cases"] for row in case["rows"]]
+    return int(any(row["equality"] is not None and row["equality"]["status"] == "different" for row in rows))

@@ -1,0 +1,141 @@
+"""A folded model in another precision, with the proof that it still computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convbn.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from convbn.export.precision.convert import Converted
+    from convbn.export.precision.images import Preprocess
+    from convbn.export.precision.options import PrecisionOptions
+    from convbn.export.precision.samples import Calibration
+
+__all__ = ["Conversion", "Original", "converted"]
+
+_VERIFIED_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What a converted model is compared with.
+
+    Attributes:
+        model: anything that :func:`convbn.verify` takes as a reference; None for the model before conversion.
+        example_inputs: of a module.
+        shapes: full shapes by input name, for open dimensions.
+        name: for messages.
+    """
+
+    model: Any = None
+    example_inputs: tuple[Any, ...] | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What precision is wanted, from which data, and how exact the result must be.
+
+    Attributes:
+        precision: ``as-is``, ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        options: how to reach it.
+        calibration: see :func:`convbn.export.precision.calibration.calibration_from`.
+        preprocess: of calibration images.
+        limit: use at most so many calibration samples.
+        verify: compare the outputs with the original's.
+        tolerance: in place of the precision's own.
+        seed: of random inputs.
+    """
+
+    precision: str
+    options: PrecisionOptions | None = None
+    calibration: Calibration | Iterable[Any] | str | Path | None = None
+    preprocess: Preprocess | None = None
+    limit: int | None = None
+    verify: bool = True
+    tolerance: float | None = None
+    seed: int = 0
+
+
+def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | None = None) -> Converted:
+    """Convert a model and compare it with the original.
+
+    fp16 without calibration data looks for activations out of range on one random input. The record says so.
+
+    Args:
+        model: folded; left as it is.
+        wanted: the precision.
+        original: what to compare with.
+
+    Returns:
+        The model and its record, in which ``verify`` is the outcome of the comparison.
+
+    Raises:
+        CheckFailedError: the outputs differ by more than the tolerance, or prove nothing.
+        ConvBNError: see :func:`convbn.export.precision.convert.convert`.
+    """
+    from convbn.export.precision.calibration import calibration_from
+    from convbn.export.precision.convert import convert
+
+    original = original or Original()
+    given = None
+    if wanted.calibration is not None:
+        given = calibration_from(wanted.calibration, model, preprocess=wanted.preprocess, limit=wanted.limit)
+    data = given
+    if data is None and wanted.precision == "fp16":
+        data = _random_input(model, wanted.seed, original)
+    result = convert(model, wanted.precision, calibration=data, options=wanted.options)
+    if not result.changed:
+        return result
+    outcome: dict[str, Any] = {"status": "not run", "reason": "the options say so"}
+    if wanted.verify:
+        outcome = _compared(model, result.model, wanted, original, given)
+    return replace(result, record={**result.record, "verify": outcome})
+
+
+def _random_input(model: onnx.ModelProto, seed: int, original: Original) -> Calibration:
+    from convbn.bench.feeds import model_feeds
+    from convbn.export.precision.samples import Calibration
+
+    feeds = model_feeds(
+        (model,), shapes=original.shapes, seed=seed, samples=1, example_inputs=original.example_inputs
+    )
+    return Calibration(f"random input, seed {seed}", [lambda: feeds[0]])
+
+
+def _compared(
+    model: onnx.ModelProto,
+    candidate: onnx.ModelProto,
+    wanted: Conversion,
+    original: Original,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    from convbn.bench.equality import compare
+    from convbn.bench.precision import tolerance_of
+
+    inputs = None if calibration is None else list(calibration.limited(_VERIFIED_SAMPLES).samples())
+    answer = compare(
+        model if original.model is None else original.model,
+        candidate,
+        inputs=inputs,
+        shapes=original.shapes,
+        seed=wanted.seed,
+        example_inputs=original.example_inputs,
+        tolerance=tolerance_of(wanted.precision, wanted.tolerance),
+    )
+    if not answer.equal:
+        hint = "nothing was written; calibrate with more or better data, keep nodes in float32, or set a tolerance"
+        judged = (
+            "is too far from the original" if answer.status == "different" else "was not shown to be close"
+        )
+        raise CheckFailedError(
+            f"the {wanted.precision} model {judged}: {answer.reason}", source=original.name, hint=hint
+        )
+    return answer.to_dict()

@@ -1,0 +1,181 @@
+"""Folded modules as safetensors: the tensors, and what the fold did to the module they belong to.
+
+The description lies in the header under ``convbn`` (``fuse/fused-checkpoint.schema.json``). With the
+architecture it gives the folded module back, without tracing or computing anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from convbn.errors import BadInputError, ConvBNError, NotSupportedError, UsageError
+from convbn.fuse.report import Report
+
+if TYPE_CHECKING:
+    import torch
+
+    from convbn.export.checkpoints import Checkpoint
+
+    Architecture: TypeAlias = str | torch.nn.Module | Callable[..., torch.nn.Module]
+
+__all__ = ["Architecture", "architecture", "description", "load_fused", "rebuilt", "save_fused"]
+
+FUSED_VERSION = "1"
+_KEY = "convbn"
+_WRITE_ONE = "write one with `convbn fuse CHECKPOINT --arch SPEC -o OUT.safetensors`"
+
+
+def save_fused(
+    original: torch.nn.Module,
+    folded: torch.nn.Module,
+    report: Report,
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    arch_args: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> None:
+    """Write a folded module, so that :func:`load_fused` can give it back.
+
+    Args:
+        original: what was folded.
+        folded: what the fold made of it.
+        report: of the fold. What changes from run to run, such as times, is left out: the same fold gives
+            the same bytes.
+        path: the target.
+        arch: the spec of the architecture, for whoever wonders; it is never followed.
+        arch_args: its arguments, ``k=v``.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        UsageError: ``original`` is the folded module itself.
+        NotSupportedError: what the fold did cannot be described.
+        BadInputError: the state dict holds something that safetensors cannot.
+        FileAccessError: the target cannot be written.
+    """
+    from convbn.export.torch_files import save_tensors
+    from convbn.fuse.frontends.torch.rebuild import structure_of
+
+    if original is folded:
+        raise UsageError(
+            "the module was folded in place, so nothing says what it was", hint="give one that was not folded"
+        )
+    whole = report.to_dict()
+    document = {
+        "schema_version": FUSED_VERSION,
+        **{name: whole[name] for name in ("tool", "batchnorm", "folded", "kept")},
+        "arch": arch,
+        "arch_args": list(arch_args),
+        "source_sha256": report.sha256,
+        "structure": structure_of(original, folded),
+    }
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    save_tensors(folded.state_dict(), {_KEY: text, "format": "pt"}, path, overwrite=overwrite)
+
+
+def load_fused(
+    path: str | os.PathLike[str], arch: Architecture, arguments: Mapping[str, Any]
+) -> torch.nn.Module:
+    """See :func:`convbn.api.load_fused`."""
+    from convbn.export.checkpoints import load_state
+    from convbn.export.kinds import ArtifactKind, sniff
+
+    kind = sniff(path)
+    if kind is not ArtifactKind.SAFETENSORS:
+        raise BadInputError(f"is a {kind.value}, not a folded checkpoint", source=path, hint=_WRITE_ONE)
+    checkpoint = load_state(path)
+    document = description(checkpoint, path)
+    if document is None:
+        raise BadInputError("is no folded checkpoint of convbn, only weights", source=path, hint=_WRITE_ONE)
+    return rebuilt(architecture(arch, arguments), checkpoint, document, path)
+
+
+def description(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What convbn wrote into the header of a safetensors file; None if it did not write it.
+
+    Raises:
+        BadInputError: it is malformed.
+        NotSupportedError: it is of another version.
+    """
+    text = checkpoint.metadata.get(_KEY)
+    if text is None:
+        return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError("has a description of its fold that is no JSON", source=path) from error
+    if not isinstance(document, dict):
+        raise BadInputError("has a malformed description of its fold", source=path)
+    version = document.get("schema_version")
+    if version != FUSED_VERSION or "structure" not in document:
+        raise NotSupportedError(
+            f"has a description of its fold in version {version!r}, this convbn reads {FUSED_VERSION!r}",
+            source=path,
+            hint="load it with the convbn that wrote it, or fold the original again",
+        )
+    return document
+
+
+def rebuilt(
+    module: torch.nn.Module, checkpoint: Checkpoint, document: Mapping[str, Any], path: str | os.PathLike[str]
+) -> torch.nn.Module:
+    """A copy of ``module`` in the structure and with the tensors of a folded checkpoint, in eval mode.
+
+    Raises:
+        BadInputError: the architecture is another one, or tensors are missing, unexpected or misshapen.
+    """
+    from convbn.export.checkpoints import apply_state
+    from convbn.fuse.frontends.torch.rebuild import apply_structure, tie_shared
+
+    try:
+        structured = apply_structure(module, document["structure"])
+        apply_state(structured, checkpoint, as_stored=True)
+        tie_shared(structured, document["structure"])
+        _check_complete(structured)
+    except ConvBNError as error:
+        arch = document.get("arch")
+        hint = f"it was folded from {arch}" if isinstance(arch, str) and arch else error.hint
+        raise type(error)(error.cause, source=path, hint=hint) from error
+    return structured.eval()
+
+
+def architecture(
+    arch: Architecture, arguments: Mapping[str, Any], *, allow_cwd: bool = False
+) -> torch.nn.Module:
+    """The module that an architecture is: by name, by a callable, or itself.
+
+    Raises:
+        UsageError: it is none of these, or a ready module is given arguments.
+        ConvBNError: it cannot be built.
+    """
+    if isinstance(arch, str):
+        from convbn.export.architectures import build_module
+
+        return build_module(arch, arguments, allow_cwd=allow_cwd)
+    import torch
+
+    if isinstance(arch, torch.nn.Module):
+        if arguments:
+            raise UsageError("the architecture is a module already and takes no arguments")
+        return arch
+    if not callable(arch):
+        raise UsageError(
+            f"a {type(arch).__name__} is no architecture", hint="give a name, a callable or a module"
+        )
+    module = arch(**arguments)
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"the architecture gives a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _check_complete(module: torch.nn.Module) -> None:
+    """Every tensor has numbers: a state dict does not hold the buffers that are not persistent."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise BadInputError(
+                f"'{name}' is in no state dict and the architecture was built without numbers",
+                hint="build it on a device",
+            )

@@ -1,0 +1,1 @@
+"""Broken inputs of our own making, and what convbn does with them."""

@@ -1,0 +1,159 @@
+"""The CI files: they parse, their shell parses, their commands exist, and the action's steps run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import onnx
+import pytest
+from onnx import helper
+from support.graphs import batchnorm, batchnorm_parameters, model, random
+
+from convbn.cli import parser
+
+ROOT = Path(__file__).parents[2]
+yaml = pytest.importorskip("yaml")
+FILES = ("action.yml", "examples/ci/github.yml", "examples/ci/gitlab.yml")
+
+
+def loaded(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def scripts(value: Any) -> Iterator[str]:
+    """Every shell script in a CI file."""
+    if isinstance(value, list):
+        for item in value:
+            yield from scripts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("run", "script"):
+                yield "\n".join(item) if isinstance(item, list) else item
+            else:
+                yield from scripts(item)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_shell_in_it_parses(name: str) -> None:
+    found = list(scripts(loaded(name)))
+    assert found
+    for script in found:
+        plain = re.sub(r"\$\{\{.*?\}\}", "x", script)
+        done = subprocess.run(["bash", "-n"], input=plain, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_expression_stands_inside_a_script(name: str) -> None:
+    for script in scripts(loaded(name)):
+        assert "${{" not in script  # whoever names a model would write into the shell
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_convbn_command_is_one_of_ours(name: str) -> None:
+    verbs = []
+    for script in scripts(loaded(name)):
+        for line in script.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("convbn "):
+                words = [word for word in shlex.split(line)[1:] if word != "${options[@]}"]
+                numbers = {"$THREADS": "2", "$BUDGET": "20"}
+                verbs.append(parser().parse_args([numbers.get(word, word) for word in words]).verb)
+    assert (
+        verbs
+        == {"action": ["fuse", "bench"], "github": ["verify"], "gitlab": ["fuse", "verify", "bench"]}[
+            Path(name).stem
+        ]
+    )
+
+
+def test_the_workflow_gives_the_action_what_it_takes() -> None:
+    action, workflow = loaded("action.yml"), loaded("examples/ci/github.yml")
+    steps = workflow["jobs"]["fold"]["steps"]
+    step = next(step for step in steps if "/convbn@" in step.get("uses", ""))
+    assert set(step["with"]) <= set(action["inputs"])
+    needed = {name for name, value in action["inputs"].items() if value.get("required")}
+    assert needed <= set(step["with"])
+    for name in re.findall(
+        r"steps\.convbn\.outputs\.([\w-]+)", (ROOT / "examples/ci/github.yml").read_text()
+    ):
+        assert name in action["outputs"]
+    for other in steps:
+        assert "@" in other.get("uses", "@")
+
+
+def test_every_input_of_the_action_is_used_and_documented() -> None:
+    text = (ROOT / "action.yml").read_text()
+    for name, value in loaded("action.yml")["inputs"].items():
+        assert f"inputs.{name}" in text
+        assert value["description"].endswith(".")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "y")]
+    parameters = {"w": random(6, 3, 3, 3), **batchnorm_parameters(6)}
+    onnx.save(model(nodes, {"x": [2, 3, 8, 8]}, ["y"], parameters), tmp_path / "my model.onnx")
+    return tmp_path
+
+
+def steps_of_the_action(work: Path, **inputs: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run the shell steps of the action as a runner does, but for the installation."""
+    action = loaded("action.yml")
+    values = {name: value.get("default", "") for name, value in action["inputs"].items()} | inputs
+    (work / "bin").mkdir(exist_ok=True)
+    command = work / "bin" / "convbn"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m convbn "$@"\n')
+    command.chmod(0o755)
+    done = []
+    for step in action["runs"]["steps"]:
+        if "run" not in step or "pip install" in step["run"]:
+            continue
+        environment = {
+            key: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda match: values[match[1]], text)
+            for key, text in step["env"].items()
+        }
+        done.append(
+            subprocess.run(
+                ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", step["run"]],
+                cwd=work,
+                env={
+                    **os.environ,
+                    **environment,
+                    "PATH": f"{command.parent}:{os.environ['PATH']}",
+                    "GITHUB_STEP_SUMMARY": str(work / "summary.md"),
+                },
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        )
+    return done
+
+
+def test_the_action_folds_measures_publishes_and_then_fails_by_a_gate(work: Path) -> None:
+    (work / "summary.md").write_text("before\n")
+    fast = {"model": "my model.onnx", "runtime": "onnxruntime-cpu@off", "budget": "0.5", "threads": "1"}
+    gates = "batchnorm.left > 0\nbatchnorm.folded > 0\n"
+    fuse, bench = steps_of_the_action(work, **fast, **{"fail-if": gates})
+    assert fuse.returncode == 0, fuse.stderr
+    assert not [node for node in onnx.load(work / "folded.onnx").graph.node if "Norm" in node.op_type]
+    assert bench.returncode == 1
+    assert "convbn: gate: " in bench.stderr
+    assert "batchnorm.folded is 1" in bench.stderr
+    made = {path.name for path in (work / "convbn-report").iterdir()}
+    reports = {"benchmark.json", "comment.md", "gates.xml", "report.html", "result.json"}
+    assert made == {"fuse.json", *reports}
+    suite = ElementTree.parse(work / "convbn-report" / "gates.xml").getroot()[0]  # noqa: S314 - our own
+    assert (suite.attrib["tests"], suite.attrib["failures"]) == ("2", "1")
+    summary = (work / "summary.md").read_text()
+    assert summary.startswith("before\n### ")
+    assert "gate failed" in summary
