@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.registry import rule_for
 from convbn.fuse.rules.rule import Rule, constant_at
@@ -33,12 +34,14 @@ class Draft:
         view: what the rules see; not changed.
         options: which rules may be used.
         mover: the node whose map moves. It will be gone, so nothing may pass through it or be left to it.
+        footprint: takes up every node that the attempt looks at.
     """
 
-    def __init__(self, view: View, options: FuseOptions, mover: Node) -> None:
+    def __init__(self, view: View, options: FuseOptions, mover: Node, footprint: Footprint) -> None:
         self._view = view
         self._options = options
         self._mover = mover
+        self._footprint = footprint
         self._scope = mover.scope
         self._set: dict[tuple[int, int], tuple[Node, Constant]] = {}
         self._moving: set[int] = set()
@@ -86,6 +89,7 @@ class Draft:
         """Make ``value`` the map of what it was; readers other than ``reader`` are compensated."""
         if affine.is_identity:
             return None
+        self._look_at(value)
         producer = value.producer
         if value.constant is not None or producer is None:
             return Refusal(Reason.NO_PRODUCER, f"'{value.name}' is an input or a constant of the model")
@@ -126,6 +130,7 @@ class Draft:
         """Let every reader of ``value`` apply the map instead."""
         if affine.is_identity:
             return None
+        self._look_at(value)
         if value.observed:
             return Refusal(Reason.OBSERVED, f"'{value.name}' is also {value.observed}")
         if (refusal := self._enter(value)) is not None:
@@ -182,6 +187,11 @@ class Draft:
 
     def _comes_back(self) -> Refusal:
         return Refusal(Reason.SEVERAL_READERS, f"every way for it comes back to {self._mover.label} itself")
+
+    def _look_at(self, value: Value) -> None:
+        for node in (value.producer, *(reader.node for reader in value.readers)):
+            if node is not None:
+                self._footprint[id(node)] = node
 
     def _enter(self, value: Value) -> Refusal | None:
         """A value is moved once an attempt: a way that comes back to it has no end."""

@@ -12,6 +12,7 @@ from itertools import chain
 
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
+from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.chains import merge_chains
 from convbn.fuse.plan.evaluation import OF_CONSTANTS, evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
@@ -32,16 +33,16 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
         options: which rules may be used.
     """
     plan = Plan()
-    refusals: dict[str, Refusal] = {}
+    attempts = Attempts()
     all_of_them = [node.name for node in view.batchnorms()]
     while (
-        _round(view, plan, options, refusals)
+        _round(view, plan, options, attempts)
         or (view.pure and _merge(view, plan, options))
-        or (view.pure and _round(view, plan, options, refusals, thorough=True))
+        or (view.pure and _round(view, plan, options, attempts, thorough=True))
     ):
         pass
     for node in view.batchnorms():
-        refusal = refusals[node.name]
+        refusal = attempts.refusals[node.name]
         plan.kept.append(Kept(node.name, refusal.reason, refusal.detail))
     # What only computed a weight is gone once the weight is stored.
     settled = {folded.name for folded in plan.folded} | {kept.name for kept in plan.kept}
@@ -50,14 +51,19 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
 
 
 def _round(
-    view: View, plan: Plan, options: FuseOptions, refusals: dict[str, Refusal], *, thorough: bool = False
+    view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, thorough: bool = False
 ) -> bool:
     """Try every map once; whether any went."""
     before = len(plan.edits)
     for node in _maps(view):
-        outcome = _fold(view, node, options, thorough=thorough)
+        if attempts.in_vain(node, thorough=thorough):
+            continue
+        footprint = _beside(node)
+        outcome = _fold(view, node, options, footprint, thorough=thorough)
         if isinstance(outcome, Refusal):
-            refusals[node.name] = outcome
+            # What a constant is computed from is not in the footprint.
+            known = None if node.outputs[0].constant is not None else footprint
+            attempts.note(view, node, outcome, known, thorough=thorough)
             continue
         batchnorm = isinstance(node.op, BatchNorm)  # asked now: an edit may make it an addition
         for edit in outcome.edits:
@@ -91,7 +97,15 @@ def _maps(view: View) -> Iterator[Node]:
     return iter(sorted(found, key=lambda node: node.outputs[0].constant is None))
 
 
-def _fold(view: View, node: Node, options: FuseOptions, *, thorough: bool) -> ways.Fold | Refusal:
+def _beside(node: Node) -> Footprint:
+    """The node, and what gives its inputs."""
+    sources = (value.producer for value in node.inputs if value is not None)
+    return {id(found): found for found in (node, *sources) if found is not None}
+
+
+def _fold(
+    view: View, node: Node, options: FuseOptions, seen: Footprint, *, thorough: bool
+) -> ways.Fold | Refusal:
     """The edits that make ``node`` disappear, or why there are none."""
     if isinstance(node.op, BatchNorm) and node.outputs[0].constant is not None:
         return evaluate(view, node, options)
@@ -103,15 +117,15 @@ def _fold(view: View, node: Node, options: FuseOptions, *, thorough: bool) -> wa
     if source is None or (source.producer is None and not view.pure):
         name = "" if source is None else f"'{source.name}'"
         return Refusal(Reason.NO_PRODUCER, f"its input {name} is an input or a constant of the model")
-    outcome = ways.backward(view, node, source, affine, axis, options)
+    outcome = ways.backward(view, node, source, affine, axis, options, seen)
     if isinstance(outcome, ways.Fold) or not view.pure or outcome.reason is Reason.SKIPPED:
         return outcome
-    onward = ways.forward(view, node, affine, axis, options)
+    onward = ways.forward(view, node, affine, axis, options, seen)
     if isinstance(onward, ways.Fold):
         return onward
     if thorough and isinstance(node.op, BatchNorm):
         for way in (ways.apart, ways.to_add):
-            last = way(view, node, source, affine, axis, options)
+            last = way(view, node, source, affine, axis, options, seen)
             if isinstance(last, ways.Fold):
                 return last
     return Refusal(outcome.reason, f"backward, {outcome.detail}; forward, {onward.detail}")

@@ -18,6 +18,7 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_vector
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.draft import Draft
 from convbn.fuse.plan.maps import data_slot
 from convbn.fuse.refusal import Reason, Refusal
@@ -49,25 +50,27 @@ class Fold:
 
 
 def backward(
-    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions
+    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
 ) -> Fold | Refusal:
     """Way 1: what produces the input takes the map."""
-    draft = Draft(view, options, node)
+    draft = Draft(view, options, node, seen)
     refusal = draft.produce(source, affine, axis, reader=node)
     return refusal if refusal is not None else _done(view, node, draft, draft.rule or "batchnorm-backward")
 
 
-def forward(view: View, node: Node, affine: Affine, axis: int, options: FuseOptions) -> Fold | Refusal:
+def forward(
+    view: View, node: Node, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
+) -> Fold | Refusal:
     """Way 2: everything that reads the output takes the map."""
     if not options.allows(WAYS[0]):
         return Refusal(Reason.SKIPPED, f"the rule {WAYS[0]} is switched off")
-    draft = Draft(view, options, node)
+    draft = Draft(view, options, node, seen)
     refusal = draft.consume(node.outputs[0], affine, axis)
     return refusal if refusal is not None else _done(view, node, draft, WAYS[0])
 
 
 def apart(
-    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions
+    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
 ) -> Fold | Refusal:
     """Way 3: shift and scale part."""
     if not options.allows(WAYS[1]):
@@ -77,7 +80,7 @@ def apart(
     if inverse is None:
         return Refusal(Reason.ILL_CONDITIONED, "a scale of 0 leaves nothing for a shift to stand in for")
     shift = affine.shift * inverse.scale
-    draft = Draft(view, options, node)
+    draft = Draft(view, options, node, seen)
     refusal = draft.consume(node.outputs[0], Affine.scale_by(magnitude), axis)
     if refusal is None and not _near(node, shift):
         refusal = Refusal(
@@ -88,7 +91,7 @@ def apart(
         refusal = draft.produce(source, Affine(np.sign(affine.scale), shift), axis, reader=node)
     if refusal is None:
         return _done(view, node, draft, WAYS[1])
-    draft = Draft(view, options, node)
+    draft = Draft(view, options, node, seen)
     other = draft.consume(node.outputs[0], Affine.shift_by(affine.shift), axis)
     if other is None:
         other = draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node)
@@ -105,7 +108,7 @@ def _near(node: Node, shift: np.ndarray) -> bool:
 
 
 def to_add(
-    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions
+    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
 ) -> Fold | Refusal:
     """Way 4: the scale goes, the shift stays as an addition in the node's place."""
     if not options.allows(WAYS[2]):
@@ -115,7 +118,7 @@ def to_add(
         return Refusal(Reason.AXIS_NOT_PROVEN, "the rank of its input is not known")
     if rank > _LARGEST_RANK_OF_AN_ADDITION:
         return Refusal(Reason.NO_BIAS, "an addition in its place would cost as much")
-    draft = Draft(view, options, node)
+    draft = Draft(view, options, node, seen)
     refusal = draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node)
     if refusal is not None:
         return refusal

@@ -129,6 +129,7 @@ class Node:
         locks: edits that the frontend cannot make here, by what they would change: ``"bypass"`` or
             a slot number.
         handle: the frontend's own object, which nobody else looks into.
+        changed: the view's clock when an edit last touched it or a value that it reads or gives.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Node:
     scope: str = ""
     locks: dict[str | int, Refusal] = field(default_factory=dict)
     handle: Any = None
+    changed: int = 0
 
     def input(self, slot: int) -> Value | None:
         """The value at a slot, or None where the slot is absent or left empty."""
@@ -159,12 +161,16 @@ class View:
             move in every direction.
         replaceable: nodes may change their operator. True of graphs; a PyTorch module's code stays, and only
             takes other parameters of the same shapes and bypasses.
+
+    Attributes:
+        clock: how many edits were applied so far.
     """
 
     def __init__(self, nodes: Sequence[Node], *, pure: bool = False, replaceable: bool = True) -> None:
         self.nodes = list(nodes)
         self.pure = pure
         self.replaceable = replaceable
+        self.clock = 0
 
     def batchnorms(self) -> Iterator[Node]:
         """The BatchNorm nodes, in running order."""
@@ -201,6 +207,8 @@ class View:
 
     def apply(self, edit: Edit) -> None:
         """Make the view show the model as it is after ``edit``."""
+        self.clock += 1
+        self._touch(edit.node)
         if isinstance(edit, SetConstant):
             self._set_constant(edit.node, edit.slot, edit.constant)
         elif isinstance(edit, Replace):
@@ -209,6 +217,22 @@ class View:
             self._evaluate(edit)
         else:
             self._bypass(edit.node, edit.slot)
+        self._touch(edit.node)
+
+    def _touch(self, node: Node) -> None:
+        """Mark a node, what gives its inputs, and what reads those or its outputs."""
+        node.changed = self.clock
+        for value in node.inputs:
+            if value is not None:
+                self._touch_around(value)
+        for value in node.outputs:
+            self._touch_around(value)
+
+    def _touch_around(self, value: Value) -> None:
+        if value.producer is not None:
+            value.producer.changed = self.clock
+        for reader in value.readers:
+            reader.node.changed = self.clock
 
     def _set_constant(self, node: Node, slot: int, constant: Constant) -> None:
         while len(node.inputs) <= slot:
@@ -273,6 +297,7 @@ class View:
             if any(output.readers or output.observed for output in producer.outputs):
                 continue
             gone.add(id(producer))
+            self._touch(producer)
             self.nodes.remove(producer)
             for operand in producer.inputs:
                 if operand is not None:

@@ -1,0 +1,43 @@
+"""What was tried in vain. A map is tried again only if something that the attempt looked at has changed since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.view.dataflow import Node, View
+
+__all__ = ["Attempts", "Footprint"]
+
+Footprint = dict[int, Node]
+"""The nodes that an attempt looked at, by identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    clock: int
+    thorough: bool
+    footprint: Footprint
+
+
+class Attempts:
+    """The refusals so far, and whether they still hold."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, Refusal] = {}
+        self._tried: dict[int, _Tried] = {}
+
+    def in_vain(self, node: Node, *, thorough: bool) -> bool:
+        """Whether trying again would give the same refusal."""
+        tried = self._tried.get(id(node))
+        if tried is None or (thorough and not tried.thorough):
+            return False
+        return all(seen.changed <= tried.clock for seen in tried.footprint.values())
+
+    def note(
+        self, view: View, node: Node, refusal: Refusal, footprint: Footprint | None, *, thorough: bool
+    ) -> None:
+        """Keep a refusal; without a footprint it is asked for anew each time."""
+        self.refusals[node.name] = refusal
+        if footprint is not None:
+            self._tried[id(node)] = _Tried(view.clock, thorough, footprint)
