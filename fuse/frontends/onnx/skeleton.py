@@ -69,6 +69,8 @@ def structure_problem(model: onnx.ModelProto) -> str | None:
         onnx.checker.check_model(skeleton(model))
     except onnx.checker.ValidationError as error:
         return str(error).strip().splitlines()[0].rstrip(".")
+    except UnicodeDecodeError:  # of the checker's own sentence, which quotes a name
+        return "a name is not UTF-8"
     return None
 
 

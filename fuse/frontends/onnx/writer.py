@@ -48,8 +48,10 @@ class Import:
             self._write_nodes(current, proto, nodes, imported, replaced)
             kept = _read_or_made(proto) | {value.name for value in (*proto.input, *proto.output)}
             gone = names - kept
-            _write_initializers(proto, [constant for graph, constant in created if graph is current], gone)
-            _delete(proto.value_info, gone)
+            own = [constant for graph, constant in created if graph is current]
+            _write_initializers(proto, own, gone)
+            # What is said of the shape or type of a constant that was written may be true no longer.
+            _delete(proto.value_info, gone | {constant.name for constant in own})
 
     @staticmethod
     def _write_nodes(
