@@ -13,7 +13,7 @@ from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.registry import rule_for
-from convbn.fuse.rules.rule import Rule, constant_at
+from convbn.fuse.rules.rule import Axes, Rule, constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value, View
 from convbn.fuse.view.edits import Edit, SetConstant
 from convbn.fuse.view.ops import BatchNorm
@@ -85,7 +85,7 @@ class Draft:
             self._set, self._moving = dict(kept), set(moving)
         return refusal
 
-    def produce(self, value: Value, affine: Affine, axis: int, *, reader: Node) -> Refusal | None:
+    def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
         """Make ``value`` the map of what it was; readers other than ``reader`` are compensated."""
         if affine.is_identity:
             return None
@@ -113,7 +113,7 @@ class Draft:
         finally:
             self._depth -= 1
 
-    def _backward(self, producer: Node, value: Value, affine: Affine, axis: int) -> Refusal | None:
+    def _backward(self, producer: Node, value: Value, affine: Affine, axis: Axes) -> Refusal | None:
         if producer is self._mover:
             return self._comes_back()
         rule = rule_for(producer.op)
@@ -124,7 +124,13 @@ class Draft:
             )
         if (refusal := self._allowed(rule)) is not None:
             return refusal
-        return rule.backward(self, producer, value, affine, axis)
+        if isinstance(axis, int):
+            return rule.backward(self, producer, value, affine, axis)
+        if rule.scattered is None:
+            return Refusal(
+                Reason.AXIS_NOT_PROVEN, f"{producer.label} takes no map along several axes at once"
+            )
+        return rule.scattered(self, producer, value, affine, axis)
 
     def consume(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
         """Let every reader of ``value`` apply the map instead."""
@@ -147,7 +153,7 @@ class Draft:
         return None
 
     def _compensate(
-        self, producer: Node, value: Value, affine: Affine, axis: int, reader: Node
+        self, producer: Node, value: Value, affine: Affine, axis: Axes, reader: Node
     ) -> Refusal | None:
         others = [r for r in value.readers if r.node is not reader]
         if not others:
@@ -159,7 +165,7 @@ class Draft:
         # statistics bound that for a shift alone (the planner sees to it); signs and a scale alone have no such cost.
         bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.keeps_size)
         inverse = affine.inverse() if self._view.pure and bounded else None
-        if inverse is None:
+        if inverse is None or not isinstance(axis, int):
             return Refusal(Reason.SEVERAL_READERS, cause)
         for other in others:
             refusal = self._forward(other.node, other.slot, inverse, axis)

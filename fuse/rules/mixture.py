@@ -28,6 +28,27 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     return moves.produce(values, affine, values.rank + op.axis, reader=node)
 
 
+def scattered(
+    moves: Moves, node: Node, output: Value, affine: Affine, axes: tuple[int, ...]
+) -> Refusal | None:
+    """The same map on the values; along axes that count the products, too."""
+    op = cast(Mixture, node.op)
+    values = node.input(op.values)
+    if (
+        values is None
+        or values.shape is None
+        or output.shape is None
+        or len(values.shape) != len(output.shape)
+    ):
+        return _mixed(node)
+    rank = len(output.shape)
+    for axis in axes:
+        same = values.shape[axis] is not None and values.shape[axis] == output.shape[axis]
+        if axis != rank + op.axis and not (same and axis < rank - 2):
+            return _mixed(node)
+    return moves.produce(values, affine, axes, reader=node)
+
+
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
     """The same map on the output."""
     op, data, output = cast(Mixture, node.op), node.input(slot), node.outputs[0]
@@ -42,4 +63,4 @@ def _mixed(node: Node) -> Refusal:
     return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} mixes what lies along the map's axis")
 
 
-RULE = Rule("mixture", Mixture, backward, forward, through=True)
+RULE = Rule("mixture", Mixture, backward, forward, through=True, scattered=scattered)

@@ -7,6 +7,8 @@ A map along one axis stays a map along one axis as long as that axis is not torn
   the same place (P in front) if its size D and what lies behind it, R, fill the same block: ``C·S = D·R``. Then
   every channel covers ``S/R`` entries of the new axis, forwards; backwards ``D/C`` entries that must agree.
   P may be unknown (the batch): it is the same for both, since the elements are.
+* Reshape backwards, where an axis was made of several: the map lies along all of these at once, until they are one
+  again. So a BatchNorm passes attention, which splits channels into heads and what a head has.
 * Mean over other axes, Identity, interpolation: the axis stays, or moves up by the axes that went.
 """
 
@@ -57,6 +59,35 @@ def _through_reshape(source: Shape, target: Shape, affine: Affine, axis: int) ->
     return None
 
 
+def _apart(source: Shape, target: Shape, axis: int) -> tuple[int, ...] | None:
+    """The neighbouring axes of ``target`` that an axis of ``source`` was made of."""
+    behind, size = _behind(source, axis), source[axis]
+    if behind is None or size is None:
+        return None
+    for last in range(len(target)):
+        if _behind(target, last) != behind:
+            continue
+        product = 1
+        for first in range(last, -1, -1):
+            part = target[first]
+            if part is None:
+                break
+            product *= part
+            if product == size and last > first:
+                return tuple(range(first, last + 1))
+    return None
+
+
+def _joined(shape: Shape, axes: tuple[int, ...], channels: int) -> Shape | None:
+    """The shape with these axes as one, if they are neighbours and hold all channels."""
+    if axes != tuple(range(axes[0], axes[-1] + 1)):
+        return None
+    sizes = [size for size in shape[axes[0] : axes[-1] + 1] if size is not None]
+    if len(sizes) < len(axes) or math.prod(sizes) != channels:
+        return None
+    return [*shape[: axes[0]], channels, *shape[axes[-1] + 1 :]]
+
+
 def _moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) -> tuple[Affine, int] | None:
     """The map as the other side of the node sees it; ``source`` is the side it comes from."""
     op = node.op
@@ -87,9 +118,33 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     """The same map on the input."""
     data = node.input(0)
     moved = None if data is None else _moved(node, output, data, affine, axis)
-    if data is None or moved is None:
+    if data is not None and moved is not None:
+        return moves.produce(data, moved[0], moved[1], reader=node)
+    if (
+        isinstance(node.op, Reshape)
+        and data is not None
+        and data.shape is not None
+        and output.shape is not None
+    ):
+        axes = _apart(output.shape, data.shape, axis)
+        if axes is not None and output.shape[axis] == affine.channels:
+            return moves.produce(data, affine, axes, reader=node)
+    return _torn(node)
+
+
+def scattered(
+    moves: Moves, node: Node, output: Value, affine: Affine, axes: tuple[int, ...]
+) -> Refusal | None:
+    """The same map on the input, along the axes that these come from."""
+    data = node.input(0)
+    if data is None or data.shape is None or output.shape is None:
         return _torn(node)
-    return moves.produce(data, moved[0], moved[1], reader=node)
+    if isinstance(node.op, Transpose):
+        order = node.op.order
+        return moves.produce(data, affine, tuple(order[axis] for axis in axes), reader=node)
+    whole = _joined(output.shape, axes, affine.channels)
+    moved = None if whole is None else _through_reshape(whole, data.shape, affine, axes[0])
+    return _torn(node) if moved is None else moves.produce(data, moved[0], moved[1], reader=node)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -109,7 +164,7 @@ def _torn(node: Node) -> Refusal:
 
 
 RULES = tuple(
-    Rule(name, operator, backward, forward, through=True)
+    Rule(name, operator, backward, forward, True, scattered if operator in (Transpose, Reshape) else None)
     for name, operator in (
         ("transpose", Transpose),
         ("reshape", Reshape),

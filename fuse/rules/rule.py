@@ -18,6 +18,7 @@ from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.ops import BIAS, WEIGHT, Op
 
 __all__ = [
+    "Axes",
     "Moves",
     "Rule",
     "constant_at",
@@ -40,7 +41,7 @@ class Moves(Protocol):
         """Give the node a constant; a refusal passes through."""
         ...
 
-    def produce(self, value: Value, affine: Affine, axis: int, *, reader: Node) -> Refusal | None:
+    def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
         """Make ``value`` the map of what it was, for ``reader``; its other readers must not notice."""
         ...
 
@@ -53,8 +54,12 @@ class Moves(Protocol):
         ...
 
 
+Axes = int | tuple[int, ...]
+"""Where a map lies: along an axis, or along several at once, its numbers running over the last one first."""
+
 Backward = Callable[[Moves, Node, Value, Affine, int], Refusal | None]
 Forward = Callable[[Moves, Node, int, Affine, int], Refusal | None]
+Scattered = Callable[[Moves, Node, Value, Affine, tuple[int, ...]], Refusal | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Rule:
         backward: ``(moves, node, output, map, axis)``, or None where no map can go that way.
         forward: ``(moves, node, slot, map, axis)``, or None.
         through: whether it only passes maps on.
+        scattered: backward, for a map that lies along several axes; None where none can pass.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Rule:
     backward: Backward | None = None
     forward: Forward | None = None
     through: bool = False
+    scattered: Scattered | None = None
 
     @property
     def full_name(self) -> str:

@@ -1,19 +1,52 @@
-"""Splitting and slicing: forwards, each piece's readers take the piece of the map that belongs to it.
+"""Splitting and slicing along the map's axis: each piece has its own part of the map.
 
-Backwards a map would have to be known for all pieces at once, which is asked of none of them.
+Forwards, the readers of a piece take its part. Backwards, the whole takes a map that leaves the channels of the other
+pieces as they are.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
+
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.rule import Moves, Rule
-from convbn.fuse.view.dataflow import Node
+from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import Slice, Split
 
 __all__ = ["RULES"]
+
+
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """``s·x₂ + t`` of one piece is ``split(1·x₁, s·x₂ + t)``."""
+    before = node.outputs[: [value is output for value in node.outputs].index(True)]
+    sizes = [None if value.shape is None else value.shape[axis] for value in before]
+    known = [size for size in sizes if size is not None]
+    if cast(Split, node.op).axis != axis or len(known) < len(sizes):
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"the other pieces of {node.label} would change, too")
+    return _part(moves, node, affine, axis, sum(known))
+
+
+def backward_slice(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """``s·x[a:b] + t`` is a slice of what is that from a to b and x elsewhere."""
+    op, data = cast(Slice, node.op), node.input(0)
+    if op.axis == axis or data is None:
+        return _part(moves, node, affine, axis, op.start)
+    return moves.produce(data, affine, axis, reader=node)
+
+
+def _part(moves: Moves, node: Node, affine: Affine, axis: int, start: int) -> Refusal | None:
+    """The map on the channels from ``start`` on, and nothing on the others."""
+    data = node.input(0)
+    channels = None if data is None or data.shape is None else data.shape[axis]
+    if data is None or channels is None or start + affine.channels > channels:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"how many channels {node.label} reads is not known")
+    scale, shift = np.ones(channels), np.zeros(channels)
+    scale[start : start + affine.channels] = affine.scale
+    shift[start : start + affine.channels] = affine.shift
+    return moves.produce(data, Affine(scale, shift), axis, reader=node)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -49,6 +82,6 @@ def forward_slice(moves: Moves, node: Node, slot: int, affine: Affine, axis: int
 
 
 RULES = (
-    Rule("split", Split, None, forward, through=True),
-    Rule("slice", Slice, None, forward_slice, through=True),
+    Rule("split", Split, backward, forward, through=True),
+    Rule("slice", Slice, backward_slice, forward_slice, through=True),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -112,3 +113,69 @@ def test_a_shift_does_not_change_what_the_weights_come_from() -> None:
         *TRANSPOSED,
     ]
     check(nodes, (2, 5, 8), 1)
+
+
+# --- heads ------------------------------------------------------------------------------------------
+
+
+def heads(batch: int | str, *, swapped: bool = False, both: bool = False) -> onnx.ModelProto:
+    """Attention over the pixels of an image with two heads of three channels, and a BatchNorm behind it."""
+    split = [node("Split", "qkv", "q", axis=1, num_outputs=3)]
+    split[0].output[:] = ["q", "k", "v"]
+    to_heads = [
+        node("Reshape", f"{name} {name}.shape", f"{name}.h") for name in ("q", "k", "v")
+    ]  # [N·2, 3, 16]
+    nodes = [
+        node("Conv", "x w b", "qkv"),
+        *split,
+        *to_heads,
+        node("Transpose", "q.h", "q.t", perm=[0, 2, 1]),
+        node("MatMul", "q.t k.h", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("Transpose", "v.h", "v.t", perm=[0, 2, 1]),
+        node("MatMul", "p v.t", "o"),
+        node("Transpose", "o", "o.t", perm=[0, 2, 1]),
+        node("Reshape", "o.t back", "image"),
+        batchnorm("image", "n"),
+        node("Relu", "n", "y"),
+    ]
+    if both:
+        nodes.append(node("Add", "v.t b1", "z"))
+    groups = batch if isinstance(batch, int) else 1
+    shape = np.array([3 if swapped else 2 * groups, 2 if swapped else 3, 16])
+    numbers = {
+        "w": random(18, 5, 1, 1),
+        "b": random(18, seed=1),
+        "b1": random(1, seed=2),
+        **{f"{name}.shape": shape for name in ("q", "k", "v")},
+        "back": np.array([groups, 6, 4, 4]),
+        **batchnorm_parameters(6),
+    }
+    return model(nodes, {"x": [batch, 5, 4, 4]}, ["y", "z"] if both else ["y"], numbers)
+
+
+def folded(built: onnx.ModelProto, left: int, batch: int = 1) -> None:
+    result = fold(built)
+    assert result.report.batchnorm.after == left, result.report.kept
+    feeds = {"x": random(batch, 5, 4, 4, seed=7)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+
+
+def test_a_map_passes_heads_along_two_axes_at_once() -> None:
+    folded(heads(1), 0)
+
+
+def test_it_is_the_heads_that_count_and_not_their_number() -> None:
+    folded(heads(1, swapped=True), 0)
+
+
+def test_with_a_batch_among_the_heads_it_stays() -> None:
+    folded(heads(2), 1, 2)
+
+
+def test_other_readers_of_a_map_along_two_axes_stop_it() -> None:
+    built = heads(1, both=True)
+    for tensor in built.graph.initializer:
+        if tensor.name in ("bn.beta", "bn.mean"):  # a scale alone could be compensated along one axis
+            tensor.raw_data = bytes(len(tensor.raw_data))
+    folded(built, 1)

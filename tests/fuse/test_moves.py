@@ -422,3 +422,45 @@ def test_what_is_said_of_a_constant_that_changes_its_shape_goes() -> None:
     result = check(built, 0)
     assert operators(result.model) == ["Sigmoid", "Add", "Conv"]
     assert {tuple(t.dims) for t in result.model.graph.initializer} == {(6, 1, 1), (6, 6, 3, 3)}
+
+
+# --- backward through pieces ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [0, 1, 2])
+def test_behind_a_piece_of_a_split_only_its_channels_change(piece: int) -> None:
+    pieces = ["p0", "p1", "p2"]
+    nodes = [
+        conv("x", "c", "w", pads=[1] * 4),
+        helper.make_node("Split", ["c", "sizes"], pieces, axis=1),
+        batchnorm(pieces[piece], "n"),
+        helper.make_node("Sigmoid", ["n"], ["y"]),
+        *(helper.make_node("Sigmoid", [p], [f"{p}.y"]) for i, p in enumerate(pieces) if i != piece),
+    ]
+    sizes = [3, 1, 2]
+    outputs = ["y", *(f"{p}.y" for i, p in enumerate(pieces) if i != piece)]
+    stored = {"sizes": np.array(sizes), "w": random(6, 6, 3, 3), **batchnorm_parameters(sizes[piece])}
+    check(model(nodes, X, outputs, stored), 0)
+
+
+def test_behind_a_slice_only_its_channels_change() -> None:
+    nodes = [
+        conv("x", "c", "w", pads=[1] * 4),
+        helper.make_node("Slice", ["c", "two", "five", "one"], ["s"]),
+        batchnorm("s", "n"),
+        helper.make_node("Sigmoid", ["n"], ["y"]),
+    ]
+    bounds = {"one": np.array([1]), "two": np.array([2]), "five": np.array([5])}
+    check(model(nodes, X, ["y"], {**bounds, "w": random(6, 6, 3, 3), **batchnorm_parameters(3)}), 0)
+
+
+def test_a_slice_beside_another_reader_of_those_channels_stays() -> None:
+    nodes = [
+        conv("x", "c", "w", pads=[1] * 4),
+        helper.make_node("Slice", ["c", "two", "five", "one"], ["s"]),
+        batchnorm("s", "n"),
+        helper.make_node("Sigmoid", ["n"], ["y"]),
+        helper.make_node("Sigmoid", ["c"], ["z"]),
+    ]
+    bounds = {"one": np.array([1]), "two": np.array([2]), "five": np.array([5])}
+    check(model(nodes, X, ["y", "z"], {**bounds, "w": random(6, 6, 3, 3), **batchnorm_parameters(3)}), 1)

@@ -210,11 +210,11 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "split": {
-        "backward": Case(
-            [CONV, node("Split", "a", "c z", axis=1, num_outputs=2), batchnorm("c", "y")],
-            "producer-not-foldable",
+        "backward: along another axis": Case(
+            [CONV, node("Split", "a", "c z", axis=2, num_outputs=2), BN],
+            "axis-not-proven",
+            says="other pieces",
             outputs=YZ,
-            channels=3,
             stored=W,
         ),
         "forward: one piece is an output": Case(
@@ -236,9 +236,10 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "slice": {
-        "backward": Case(
+        "backward: what it slices is an output": Case(
             [CONV, node("Slice", "a b e i", "c"), BN],
-            "producer-not-foldable",
+            "observed-elsewhere",
+            outputs=("y", "a"),
             channels=3,
             stored={**W, "b": np.int64([0]), "e": np.int64([3]), "i": np.int64([1])},
         ),

@@ -72,7 +72,7 @@ def operator_of(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> 
         return _batchnorm(node, opset)
     if odd is not None:
         return Other(node.op)
-    read = _READERS.get(node.op)
+    read = _READERS.get(node.op) if inputs else None
     return (None if read is None else read(node, opset, inputs, outputs)) or Other(node.op)
 
 
@@ -140,6 +140,8 @@ def _conv_transpose(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs)
 
 
 def _matmul(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
+    if len(inputs) != 2:
+        return None
     for weights, values, axis in ((0, 1, -1), (1, 0, -2)):
         if inputs[values] is not None and _sums_to_one(node, opset, weights, axis, inputs[weights]):
             return Mixture(values, axis)
@@ -149,7 +151,7 @@ def _matmul(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op |
 def _sums_to_one(node: gs.Node, opset: int, slot: int, axis: int, value: Value | None) -> bool:
     """Whether the operand is a softmax over ``axis`` (from the back), the one that the product sums over."""
     softmax = next(iter(node.inputs[slot].inputs), None)
-    if softmax is None or softmax.op != "Softmax" or not is_standard(softmax):
+    if softmax is None or softmax.op != "Softmax" or not is_standard(softmax) or odd_attribute(softmax):
         return False
     # Until opset 13 a softmax ran over its axis and all axes behind it, by default from axis 1.
     along = int(softmax.attrs.get("axis", -1 if opset >= 13 else 1))
@@ -192,7 +194,7 @@ def _normalization(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) 
 
 def _pad(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
     data, pads = inputs[0], _integers(node, inputs, 1, "pads")
-    if data is None or data.rank is None or pads is None:
+    if data is None or not data.rank or pads is None:
         return None
     value = inputs[2].constant if len(inputs) > 2 and inputs[2] is not None else None
     unknown = len(inputs) > 2 and inputs[2] is not None and value is None
@@ -249,7 +251,7 @@ def _global_pool(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) ->
 def _mean(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:
     data = inputs[0]
     axes = _integers(node, inputs, 1, "axes")
-    if data is None or data.rank is None or not axes:
+    if data is None or not data.rank or not axes:
         return None
     rank = data.rank
     return Mean(tuple(sorted(axis % rank for axis in axes)), rank, bool(node.attrs.get("keepdims", 1)))
@@ -274,7 +276,7 @@ def _slice(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | 
     given = len(inputs) > 4 and inputs[4] is not None
     if given and _integers(node, inputs, 4, "steps") != [1]:
         return None
-    if starts is None or stops is None or len(starts) != 1 or data is None or data.shape is None:
+    if starts is None or stops is None or len(starts) != 1 or data is None or not data.shape:
         return None
     if axes is None and len(inputs) > 3 and inputs[3] is not None:
         return None
@@ -335,7 +337,8 @@ def _integers(node: gs.Node, inputs: Inputs, slot: int, attribute: str) -> list[
     value = inputs[slot] if slot < len(inputs) else None
     if value is None or value.constant is None or math.prod(value.constant.shape) > 16:
         return None
-    return [int(n) for n in value.constant.array().reshape(-1)]
+    numbers = value.constant.array()
+    return [int(n) for n in numbers.reshape(-1)] if numbers.dtype.kind in "iu" else None
 
 
 _READERS: dict[str, Callable[[Any, int, Inputs, Outputs], Op | None]] = {

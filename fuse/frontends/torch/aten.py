@@ -11,11 +11,12 @@ from convbn.fuse.frontends.torch.schema import (
     arguments,
     operator_name,
     overload,
+    passes_through,
     schema_of,
     shown_by,
     written_by,
 )
-from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear
+from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear, Mixture, Normalization
 
 if TYPE_CHECKING:
     import torch.fx
@@ -67,12 +68,62 @@ def map_aten(node: torch.fx.Node) -> Mapped | None:
         return _linear(node, ("mat1", "mat2", "self"), Linear(1, float(alpha), float(beta)))
     if name == "aten::mm":
         return _linear(node, ("self", "mat2", None), Linear(output_axis=1))
+    if name in ("aten::matmul", "aten::bmm"):
+        mixed = _mixture(node)
+        if mixed is not None or name == "aten::bmm":
+            return mixed
     if name == "aten::matmul":
         return _linear(node, ("self", "other", None), Linear(output_axis=1))
+    if name == "aten::scaled_dot_product_attention":
+        return _attention(node)
+    if name in ("aten::layer_norm", "aten::native_layer_norm", "aten::group_norm"):
+        return _normalization(node, name)
     read = READERS.get(name.removeprefix("aten::").removesuffix("_"))
     if read is None or not _is_float(node):
         return None
     return read(Call(node, given, shape_of))
+
+
+def _mixture(node: torch.fx.Node) -> Mapped | None:
+    """A product with a softmax over what it sums: attention's mean of values."""
+    names = ("self", "other" if operator_name(node) == "aten::matmul" else "mat2")
+    operands = _nodes(node, names)
+    for weights, values, axis in ((0, 1, -1), (1, 0, -2)):
+        softmax, rank = operands[weights], _rank(operands[weights])
+        while softmax is not None and passes_through(softmax) is not None:
+            softmax = passes_through(softmax)
+        if softmax is None or rank is None or operands[values] is None:
+            continue
+        along = arguments(softmax).get("dim")
+        if operator_name(softmax) not in ("aten::softmax", "aten::_softmax") or type(along) is not int:
+            continue
+        if (along if along < 0 else along - rank) == axis:
+            return Mapped(Mixture(values, axis), operands, names)
+    return None
+
+
+def _attention(node: torch.fx.Node) -> Mapped | None:
+    """``softmax(Q·Kᵀ)·V``; with a mask a row may have no weights at all, and then their sum is not 1."""
+    given = arguments(node)
+    if given.get("attn_mask") is not None or given.get("dropout_p", 0.0) != 0:
+        return None
+    names = ("query", "value", "key")
+    return Mapped(Mixture(1, -1), _nodes(node, names), names)
+
+
+def _normalization(node: torch.fx.Node, name: str) -> Mapped | None:
+    names = ("input", "weight", "bias")
+    if name.endswith("layer_norm"):
+        shape = arguments(node)["normalized_shape"]
+        return (
+            Mapped(Normalization("LayerNorm", None), _nodes(node, names), names) if len(shape) == 1 else None
+        )
+    return Mapped(Normalization("GroupNorm", 1), _nodes(node, names), names)
+
+
+def _rank(node: torch.fx.Node | None) -> int | None:
+    shape = None if node is None else shape_of(node)
+    return None if shape is None else len(shape)
 
 
 def shape_of(node: object) -> tuple[int | None, ...] | None:

@@ -78,14 +78,12 @@ class Drawing:
         values: the value that a graph node stands for.
         on_trial: the name of the tensor that would stand in an empty slot.
         nodes: number of operator calls.
-        memory: which nodes of the graph share theirs.
     """
 
     view: View
     values: Mapping[torch.fx.Node, Value]
     on_trial: Mapping[tuple[Node, int], str]
     nodes: int
-    memory: Memory
 
 
 def stack(node: torch.fx.Node) -> list[str]:
@@ -135,7 +133,7 @@ class _Draughtsman:
         for drawn in self._nodes:
             _settle_axis(drawn)
         view = View(self._nodes, pure=self._source.pure, replaceable=self._source.graph_form)
-        return Drawing(view, self._values, self._on_trial, len(self._nodes), self._memory)
+        return Drawing(view, self._values, self._on_trial, len(self._nodes))
 
     def _skipped(self, node: torch.fx.Node) -> bool:
         """Nodes that are no computation of their own; most are another name for a value."""

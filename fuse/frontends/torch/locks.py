@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.drawing import Drawing, Source, innermost, stack
 from convbn.fuse.frontends.torch.layers import plain_forward
@@ -21,7 +21,16 @@ from convbn.fuse.frontends.torch.surroundings import (
 )
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Elementwise, Linear
+from convbn.fuse.view.ops import (
+    BIAS,
+    WEIGHT,
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Elementwise,
+    Linear,
+    Normalization,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +64,7 @@ def _slots(node: Node) -> tuple[int, ...]:
     """The slots of a node in which a rule may put another constant."""
     if isinstance(node.op, BatchNorm):
         return (1, 2, 3, 4)
-    if isinstance(node.op, Conv | ConvTranspose | Linear):
+    if isinstance(node.op, Conv | ConvTranspose | Linear | Normalization):
         return (WEIGHT, BIAS)
     if isinstance(node.op, Elementwise):
         return tuple(slot for slot, value in enumerate(node.inputs) if value is not None and value.constant)
@@ -71,14 +80,11 @@ class _Locksmith:
     def __init__(self, prepared: Prepared, drawing: Drawing, source: Source) -> None:
         self._prepared = prepared
         self._module = prepared.module
-        self._parts: dict[str, torch.nn.Module] = dict(prepared.module.named_modules(remove_duplicate=False))
+        self._parts = prepared.parts
         self._drawing = drawing
         self._source = source
         self._graph = source.graph
-        self._tensors: dict[str, Any] = {
-            **dict(self._module.named_parameters(remove_duplicate=False)),
-            **dict(self._module.named_buffers(remove_duplicate=False)),
-        }
+        self._tensors = prepared.tensors
         self._on_trial: dict[Node, dict[int, str]] = {}
         for (node, slot), name in drawing.on_trial.items():
             self._on_trial.setdefault(node, {})[slot] = name

@@ -16,7 +16,13 @@ from convbn.fuse.frontends.torch.locks import add_locks
 from convbn.fuse.frontends.torch.module_edit import edit_module
 from convbn.fuse.frontends.torch.preparation import Prepared, prepare
 from convbn.fuse.frontends.torch.program import hidden_batchnorms, program_source
-from convbn.fuse.frontends.torch.recorded import RECORDED, own_buffers, record, recorded_source
+from convbn.fuse.frontends.torch.recorded import (
+    RECORDED,
+    own_buffers,
+    own_inputs,
+    record,
+    recorded_source,
+)
 from convbn.fuse.frontends.torch.traced import trace, traced_source
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
@@ -96,8 +102,8 @@ class _Taken:
 
 def _traced(module: torch.nn.Module) -> _Taken:
     prepared = prepare(duplicate(module, share=True))
-    graph = trace(prepared.module)
-    return _Taken(prepared, traced_source(prepared, graph, paths=_first_names(prepared.module)), _TRACED)
+    graph = trace(prepared)
+    return _Taken(prepared, traced_source(prepared, graph, paths=_first_names(prepared)), _TRACED)
 
 
 def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Taken:
@@ -112,27 +118,46 @@ def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Take
             program = torch.export.export(prepared.module, example_inputs, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
         return _otherwise(module, example_inputs, first_line(error))
-    paths = _first_names(prepared.module)
+    paths = _first_names(prepared)
     source = program_source(program, absent=prepared.trials, graph_form=False, paths=paths)
     return _Taken(prepared, source, _EXPORTED, tuple(hidden_batchnorms(program)))
 
 
 def _otherwise(module: torch.nn.Module, example_inputs: tuple[Any, ...], cause: str) -> _Taken:
+    _check_run(module, example_inputs)
     try:
         taken = _traced(module)
     except BadInputError:
-        prepared = prepare(duplicate(module, share=True))
-        own_buffers(prepared.module)
+        copied = duplicate(module, share=True)
+        own_buffers(copied)
+        prepared = prepare(copied)
         graph = record(prepared.module, example_inputs)
-        source = recorded_source(prepared, graph, absent=prepared.trials, paths=_first_names(prepared.module))
+        source = recorded_source(prepared, graph, absent=prepared.trials, paths=_first_names(prepared))
         return _Taken(prepared, source, RECORDED.format(cause=cause))
     return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")
 
 
-def _first_names(module: torch.nn.Module) -> dict[str, str]:
+def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """Tell a forward that no tracer takes from one that does not run on these inputs at all."""
+    import torch
+
+    copied = duplicate(module, share=True)
+    own_buffers(copied)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copied(*own_inputs(example_inputs))
+    except Exception as error:  # whatever the user's forward raises
+        raise BadInputError(
+            f"its forward fails on the example inputs ({first_line(error)})",
+            source=type(module).__name__,
+            hint="give inputs that it takes",
+        ) from error
+
+
+def _first_names(prepared: Prepared) -> dict[str, str]:
     """The first name of each module, by all its names."""
-    first = {id(part): path for path, part in module.named_modules()}
-    return {path: first[id(part)] for path, part in module.named_modules(remove_duplicate=False)}
+    first: dict[int, str] = {}
+    return {path: first.setdefault(id(part), path) for path, part in prepared.parts.items()}
 
 
 def _unreached(prepared: Prepared, drawing: Drawing, hidden: set[str]) -> Iterator[Kept]:

@@ -17,6 +17,7 @@ from convbn.fuse.view.ops import (
     Elementwise,
     Mean,
     Op,
+    Pad,
     Passage,
     Pool,
     Reshape,
@@ -96,12 +97,24 @@ def _passage(label: str) -> Callable[[Call], Mapped | None]:
 
 
 def _pad(call: Call) -> Mapped | None:
-    """What repeats its data at the borders, where a map goes with the data."""
-    rank, pad = call.rank(), call.given.get("pad")
-    spatial = isinstance(pad, list | tuple) and rank is not None and len(pad) // 2 <= rank - 2
-    if call.given.get("mode", "constant") == "constant" or not spatial:
+    rank, pads = call.rank(), call.given.get("pad", call.given.get("padding"))
+    if rank is None or not isinstance(pads, list | tuple) or not all(type(size) is int for size in pads):
         return None
-    return _unary(Passage("Pad"), call)
+    constant = call.given.get("mode", "constant") == "constant"
+    if constant and call.given.get("value") not in (None, 0):
+        return None
+    # From the last axis on, two numbers each.
+    around = [(rank - 1 - i // 2, pads[i : i + 2]) for i in range(0, len(pads), 2)]
+    axes = tuple(sorted(axis for axis, ends in around if any(ends)))
+    return _unary(Pad("Pad", axes, zeros=constant and max(pads, default=0) > 0), call)
+
+
+def _border(call: Call) -> Mapped | None:
+    """Reflected or repeated borders."""
+    rank, pads = call.rank(), call.given.get("padding")
+    if rank is None or not isinstance(pads, list | tuple):
+        return None
+    return _unary(Pad("Pad", tuple(range(rank - len(pads) // 2, rank)), zeros=False), call)
 
 
 def _reshape(label: str) -> Callable[[Call], Mapped | None]:
@@ -241,6 +254,7 @@ READERS: dict[str, Callable[[Call], Mapped | None]] = {
     "clone": _passage("Clone"),
     "contiguous": _passage("Contiguous"),
     "pad": _pad,
+    "constant_pad_nd": _pad,
     **{
         name: _reshape("Reshape")
         for name in ("view", "reshape", "_unsafe_view", "_reshape_alias", "view_as", "reshape_as")
@@ -255,7 +269,7 @@ READERS: dict[str, Callable[[Call], Mapped | None]] = {
             *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
         )
     },
-    **{f"{kind}_pad{rank}d": _passage("Pad") for kind in ("reflection", "replication") for rank in (1, 2, 3)},
+    **{f"{kind}_pad{rank}d": _border for kind in ("reflection", "replication") for rank in (1, 2, 3)},
     **{f"avg_pool{rank}d": _average_pool(rank) for rank in (1, 2, 3)},
     **{f"max_pool{rank}d": _whole_pool(rank, average=False) for rank in (1, 2, 3)},
     **{f"max_pool{rank}d_with_indices": _whole_pool(rank, average=False) for rank in (2, 3)},

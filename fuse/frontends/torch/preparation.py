@@ -29,6 +29,7 @@ class Prepared:
         module: it shares its tensors with the original.
         trials: names of parameters that the original does not have.
         hooked: paths of modules with hooks.
+        parts, tensors: every module, parameter and buffer under each of its names.
         opaque: paths of marked modules that were called with, or gave, more than one tensor.
         called: paths of marked modules that were called.
     """
@@ -36,6 +37,8 @@ class Prepared:
     module: torch.nn.Module
     trials: frozenset[str]
     hooked: frozenset[str]
+    parts: dict[str, torch.nn.Module] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     opaque: set[str] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
 
@@ -72,6 +75,11 @@ def prepare(module: torch.nn.Module) -> Prepared:
         part._backward_pre_hooks.clear()
         if id(part) in wanted or path in hooked:
             _mark(prepared, path, part)
+    prepared.parts.update(module.named_modules(remove_duplicate=False))
+    for path, part in prepared.parts.items():
+        prefix = f"{path}." if path else ""
+        for held in (part._parameters, part._buffers):
+            prepared.tensors.update((prefix + name, t) for name, t in held.items() if t is not None)
     return prepared
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["RECORDED", "own_buffers", "record", "recorded_source"]
+__all__ = ["RECORDED", "own_buffers", "own_inputs", "record", "recorded_source"]
 
 RECORDED = (
     "Recorded from one run on the example inputs, since neither torch.export nor symbolic tracing could take "
@@ -38,6 +38,15 @@ def own_buffers(module: torch.nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = clones.setdefault(id(buffer), buffer.clone())
+
+
+def own_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs that a run may write to."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    copied: tuple[Any, ...] = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), example_inputs)
+    return copied
 
 
 def _staying_inside() -> AbstractContextManager[Any]:
@@ -93,7 +102,7 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
     trace = make_fx(module, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False)
     try:
         with torch.no_grad(), torch.random.fork_rng(), traceback.preserve_node_meta(), _staying_inside():
-            graph: torch.fx.GraphModule = trace(*example_inputs)
+            graph: torch.fx.GraphModule = trace(*own_inputs(example_inputs))
             return graph
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
@@ -105,21 +114,16 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
 
 def recorded_source(prepared: Prepared, recorded: torch.fx.GraphModule, **facts: Any) -> Source:
     """A recorded graph and what is known about it; ``facts`` are further fields of :class:`Source`."""
-    module, graph = prepared.module, recorded.graph
-    state: dict[str, Any] = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    # One name for each tensor: the first, as everywhere.
-    first = {id(t): name for name, t in (*module.named_buffers(), *module.named_parameters())}
+    graph = recorded.graph
+    state: dict[str, Any] = dict(prepared.tensors)
+    first: dict[int, str] = {}
+    for name, tensor in prepared.tensors.items():
+        first.setdefault(id(tensor), name)
     names: dict[torch.fx.Node, str] = {}
     for node in graph.find_nodes(op="get_attr"):
-        tensor = getattr(recorded, str(node.target), None)
-        name = first.get(id(tensor))
-        if name is None:  # a tensor of the code's own
-            name = f"{node.target} of the recorded run"
-            state[name] = tensor
-        names[node] = name
+        held = getattr(recorded, str(node.target), None)
+        names[node] = first.get(id(held), f"{node.target} of the recorded run")
+        state.setdefault(names[node], held)  # a tensor of the code's own
     refused = {
         names[node]: Refusal(
             Reason.WEIGHT_NOT_CONSTANT, f"'{names[node]}' is written to while the model runs"

@@ -31,7 +31,7 @@ class Remainders:
 
     def __init__(self, graph: torch.fx.Graph, prepared: Prepared) -> None:
         self._prepared = prepared
-        self._parts = dict(prepared.module.named_modules(remove_duplicate=False))
+        self._parts = prepared.parts
         self._looks_only: set[torch.fx.Node] = set()
         self._own: dict[str, list[torch.fx.Node]] = {}
         for node in graph.nodes:

@@ -30,15 +30,18 @@ _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _SHAPE_METHODS = ("size", "dim", "ndimension", "numel", "stride", "get_device")
 
 
-def trace(module: torch.nn.Module) -> torch.fx.Graph:
-    """The graph of a module, by symbolic tracing.
+def trace(prepared: Prepared) -> torch.fx.Graph:
+    """The graph of a prepared module, by symbolic tracing.
 
     Raises:
         BadInputError: the forward branches on what only a run knows, or does something else FX cannot trace.
     """
     import torch.fx
 
-    names = {id(t): name for name, t in (*module.named_buffers(), *module.named_parameters())}
+    module = prepared.module
+    names: dict[int, str] = {}
+    for name, tensor in prepared.tensors.items():
+        names.setdefault(id(tensor), name)
 
     class Tracer(torch.fx.Tracer):
         """Stops at layers whose forward is known; ``wary``, also at BatchNorms that cannot be traced."""
@@ -93,12 +96,8 @@ def _traceable(part: torch.nn.Module) -> bool:
 
 def traced_source(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> Source:
     """A traced graph and what is known about it; ``facts`` are further fields of :class:`Source`."""
-    module = prepared.module
-    parts = dict(module.named_modules(remove_duplicate=False))
-    state: dict[str, Any] = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
+    parts = prepared.parts
+    state: dict[str, Any] = dict(prepared.tensors)
     refused: dict[str, Refusal] = {}
     names: dict[torch.fx.Node, str] = {}
     for node in graph.nodes:

@@ -43,6 +43,8 @@ class TracedShapes:
     ) -> None:
         self._parts = parts
         self._named = {node: self._name(node) for node in graph.nodes}
+        called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        self._layers = {id(parts[path]): layer_of(parts[path]) for path in called}
         self._ranks = self._proven(graph)
         self._shapes: dict[torch.fx.Node, Shape] = {
             node: tuple(state[name].shape) for node, name in names.items() if hasattr(state[name], "shape")
@@ -94,7 +96,7 @@ class TracedShapes:
 
     def _keeps_rank(self, node: torch.fx.Node) -> bool:
         part, named = self._part(node), self._named[node]
-        if part is not None and (layer_of(part) is not None or is_batchnorm_like(part)):
+        if part is not None and (self._layers[id(part)] is not None or is_batchnorm_like(part)):
             return True
         if (part is not None and _pointwise(part)) or _is_pointwise(node):
             return True
@@ -108,7 +110,7 @@ class TracedShapes:
         if node.target is operator.getitem and reads and self._splits(reads[0]):
             return data
         part, named = self._part(node), self._named[node]
-        if part is not None and (layer_of(part) is not None or is_batchnorm_like(part)):
+        if part is not None and (self._layers[id(part)] is not None or is_batchnorm_like(part)):
             return None if data is None else self._channels(data, node)
         if (part is not None and _pointwise(part)) or _is_pointwise(node):
             return data
@@ -121,7 +123,7 @@ class TracedShapes:
     def _channels(self, data: Shape, node: torch.fx.Node) -> Shape | None:
         """What a layer makes of data of this shape; it keeps the batch and nobody knows its sides."""
         part: Any = self._part(node)
-        layer = None if part is None else layer_of(part)
+        layer = None if part is None else self._layers[id(part)]
         if layer is None:
             return data
         weight: Any = part.weight
