@@ -33,7 +33,8 @@ def test_a_seed_gives_the_same_mutant_every_time() -> None:
         assert mutant(seed) == mutant(seed)
 
 
-def test_the_other_commands_survive_as_well() -> None:
-    seeds = range(1000, 1000 + len(MUTATIONS))
-    outcomes = run_all(seeds, commands=("verify", "export", "bench"))
+@pytest.mark.slow
+@pytest.mark.parametrize(("commands", "every"), [(("verify", "export"), 1), (("bench",), 4)])
+def test_the_other_commands_survive_as_well(commands: tuple[str, ...], every: int) -> None:
+    outcomes = run_all(range(1000, 1000 + len(MUTATIONS), every), commands)
     assert [str(o) for o in outcomes if not o.survived] == []
