@@ -47,7 +47,7 @@ cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f
 	$(BIN)/python tests/performance/fuse_cost.py
 
 torch-cost: $(STAMP)  ## CPU and memory of folding a module against torch.fx's fuse, interleaved
-	OMP_NUM_THREADS=1 $(BIN)/python tests/performance/torch_cost.py
+	$(BIN)/python tests/performance/torch_cost.py
 
 bench-table: $(STAMP)  ## twelve networks on the CPU, unfused, fused by the runtime, fused by convbn, into docs/bench
 	$(BIN)/python tests/performance/bench_table.py docs/bench

@@ -63,13 +63,27 @@ def _to_bfloat16(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     return rounded
 
 
+_BLOCK = 1 << 15
+"""Numbers that are multiplied at a time: in float64 they and their product fit a core's own cache."""
+
+
 def _multiply(weight: Array, scale: NDArray[np.float64]) -> Array:
     """``weight · scale`` in float64, rounded once to the weight's dtype."""
     if _is_bfloat16(weight.dtype):
         return _to_bfloat16(weight.astype(np.float64) * scale, weight.dtype)
     product = np.empty(weight.shape, weight.dtype)
-    # Computed in float64 and cast on the way out, block by block: no float64 copy of the weight exists.
+    # Block by block, so that no float64 copy of the weight exists.
     with np.errstate(over="ignore", under="ignore"):
+        if weight.ndim and weight.shape[0] and scale.ndim == weight.ndim:
+            rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.size))
+            block = np.empty((min(rows, weight.shape[0]), *weight.shape[1:]))
+            for first in range(0, weight.shape[0], rows):
+                part = weight[first : first + rows]
+                wide = block[: len(part)]
+                wide[...] = part
+                wide *= scale[first : first + rows] if scale.shape[0] > 1 else scale
+                product[first : first + rows] = wide
+            return product
         np.multiply(weight, scale, out=product, dtype=np.float64, casting="unsafe")
     return product
 
@@ -85,6 +99,30 @@ def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
     lowest = weight.min(axis=others, keepdims=True).astype(np.float64)
     magnitudes: NDArray[np.float64] = np.maximum(highest, -lowest)
     return magnitudes
+
+
+Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Of the largest magnitude in a channel: at least, at most; one array twice where it is known."""
+
+
+def _bounds(weight: Array, axes: tuple[int, ...]) -> Bounds:
+    """Where ``_magnitudes`` lies, in one pass over the weight: between ‖w‖/√n and ‖w‖ for n numbers.
+
+    A factor of 2 either way is far more than the rounding of the sum of squares in float32.
+    """
+    if axes == (0,) and weight.dtype == np.float32 and weight.size and weight.flags.c_contiguous:
+        rows = weight.reshape(weight.shape[0], -1)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+        if bool(((squares > _SQUARES[0]) & (squares < _SQUARES[1])).all()):
+            norm = np.sqrt(squares).reshape(-1, *[1] * (weight.ndim - 1))
+            return norm / (2 * np.sqrt(rows.shape[1])), 2 * norm
+    exactly = _magnitudes(weight, axes)
+    return exactly, exactly
+
+
+_SQUARES = 1e-30, 1e30
+"""Sums of squares in float32 that neither underflow nor overflow spoils."""
 
 
 def round_scaled(
@@ -111,9 +149,45 @@ def round_scaled(
     if limits is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the weight is stored as {dtype}, not as a float")
     seen = tuple(shape), tuple(axes)
-    before = weight.magnitudes.get(seen)
-    if before is None:
-        before = weight.magnitudes[seen] = _magnitudes(weight.array().reshape(shape), axes)
+    bounds = weight.magnitudes.get(seen)
+    if bounds is None:
+        bounds = weight.magnitudes[seen] = _bounds(weight.array().reshape(shape), axes)
+    if not _clearly_inside(bounds, scale, limits):
+        if bounds[0] is not bounds[1]:
+            exactly = _magnitudes(weight.array().reshape(shape), axes)
+            bounds = weight.magnitudes[seen] = exactly, exactly
+        refusal = _outside(bounds[1], scale, limits, dtype)
+        if refusal is not None:
+            return refusal
+
+    def exact() -> NDArray[np.float64]:
+        return (weight.exact().reshape(shape) * scale).reshape(weight.shape)
+
+    def load() -> Array:
+        if weight.folded:
+            return stored_as(exact(), dtype)
+        return _multiply(weight.array().reshape(shape), scale).reshape(weight.shape)
+
+    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype)
+    if scale.shape == bounds[0].shape or scale.size == 1:
+        # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
+        low, high = (bound * np.abs(scale) for bound in bounds)
+        scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
+    return scaled
+
+
+def _clearly_inside(bounds: Bounds, scale: NDArray[np.float64], limits: _Limits) -> bool:
+    """Whether no channel can leave the range of the dtype, however exact its magnitude is known."""
+    low, high = bounds
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        fits = (high * np.abs(scale) <= limits.largest) & (low * np.abs(scale) >= limits.smallest_normal)
+    return bool(fits.all())
+
+
+def _outside(
+    before: NDArray[np.float64], scale: NDArray[np.float64], limits: _Limits, dtype: np.dtype[Any]
+) -> Refusal | None:
+    """The refusal where the bound cannot be kept, from the exact magnitudes."""
     if not np.isfinite(before).all():
         return Refusal(Reason.BAD_STATISTICS, "the weight holds Inf or NaN")
     with np.errstate(over="ignore", under="ignore"):
@@ -133,20 +207,7 @@ def round_scaled(
             f"{_of(too_small)} the folded weights would fall below {limits.smallest_normal:.3g}, "
             f"where {dtype} loses its digits",
         )
-
-    def exact() -> NDArray[np.float64]:
-        return (weight.exact().reshape(shape) * scale).reshape(weight.shape)
-
-    def load() -> Array:
-        if weight.folded:
-            return stored_as(exact(), dtype)
-        return _multiply(weight.array().reshape(shape), scale).reshape(weight.shape)
-
-    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype)
-    if after.shape == before.shape:
-        # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
-        scaled.magnitudes[seen] = after
-    return scaled
+    return None
 
 
 def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "bias") -> Constant | Refusal:

@@ -41,6 +41,9 @@ def affine_of(node: Node) -> tuple[Affine, int] | Refusal:
     gamma, beta, mean, variance = arrays
     if mean is None or variance is None:
         return Refusal(Reason.PARAMETERS_MALFORMED, "it has no running mean or no running variance")
+    ranks = [value.rank for value in (node.input(0), *node.outputs[:1]) if value is not None]
+    if any(rank is not None and rank <= op.channel_axis for rank in ranks):
+        return Refusal(Reason.PARAMETERS_MALFORMED, "its input has no axis of channels")
     affine = from_batchnorm(gamma, beta, mean, variance, op.epsilon)
     return affine if isinstance(affine, Refusal) else (affine, op.channel_axis)
 

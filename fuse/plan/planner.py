@@ -37,7 +37,7 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     all_of_them = [node.name for node in view.batchnorms()]
     while (
         _round(view, plan, options, attempts)
-        or (view.pure and _merge(view, plan, options))
+        or (view.pure and view.replaceable and _merge(view, plan, options))
         or (view.pure and _round(view, plan, options, attempts, thorough=True))
     ):
         pass

@@ -50,9 +50,11 @@ class Constant:
     ) -> None:
         self.shape = tuple(shape)
         self.work = work
-        # max|exact| over all but some axes, by the shape it is seen in and those axes: numbers never
+        # Bounds of max|exact| over all but some axes, by the shape it is seen in and those axes: numbers never
         # change, and a weight that several rules look at is read once for it.
-        self.magnitudes: dict[tuple[tuple[int, ...], tuple[int, ...]], NDArray[np.float64]] = {}
+        self.magnitudes: dict[
+            tuple[tuple[int, ...], tuple[int, ...]], tuple[NDArray[np.float64], NDArray[np.float64]]
+        ] = {}
         self.cloneable = cloneable
         self._load = load
         self._exact = exact

@@ -155,10 +155,27 @@ def test_known_magnitudes_are_those_of_the_numbers(name: str, seed: int) -> None
     for _ in range(3):
         result = round_scaled(constant, rng.standard_normal((4, 1, 1)), axes=(0,))
         assert isinstance(result, Constant)
-        (known,) = result.magnitudes.values()
+        ((low, high),) = result.magnitudes.values()
         largest = np.abs(result.exact()).max(axis=(1, 2), keepdims=True)
-        np.testing.assert_array_equal(known, largest)
+        if low is high:
+            np.testing.assert_array_equal(low, largest)
+        assert (low <= largest).all()
+        assert (largest <= high).all()
         constant = result
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 2, 3, 3), (2, 400, 3, 3)])
+@pytest.mark.parametrize("limit", [float(np.finfo("f4").max), float(np.finfo("f4").tiny)])
+def test_bounds_decide_nothing_that_the_numbers_decide_otherwise(
+    shape: tuple[int, ...], limit: float
+) -> None:
+    rng = np.random.default_rng(len(shape))
+    weight = rng.standard_normal(shape).astype("f4")
+    largest = np.abs(weight.astype("f8")).max(axis=tuple(range(1, weight.ndim)), keepdims=True)
+    for factor in (0.01, 0.26, 0.51, 0.9999, 1.0001, 1.9, 3.9, 100.0):
+        scale = limit / largest * factor
+        outcome = round_scaled(Constant.of(weight), scale, axes=(0,))
+        assert isinstance(outcome, Refusal) == ((factor > 1) == (limit > 1)), factor
 
 
 def test_a_second_scale_is_held_against_the_first() -> None:

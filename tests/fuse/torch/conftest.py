@@ -13,22 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from convbn.fuse.frontends.frontend import Capture
-from convbn.fuse.frontends.torch.module import capture_module
-from convbn.fuse.frontends.torch.program import capture_program
-from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.planner import make_plan
+import convbn.fuse.fold
 from convbn.fuse.refusal import Reason
+from convbn.fuse.report import Report
 
 
 @dataclass
 class Outcome:
-    capture: Capture
+    report: Report
     folded: dict[str, str]
     kept: dict[str, Reason]
     details: dict[str, str]
     model: Any
-    nodes: int
 
 
 def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -47,17 +43,15 @@ def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def _finish(capture: Capture) -> Outcome:
-    plan = make_plan(capture.view, FuseOptions())
-    applied = capture.apply(plan.edits)
-    kept = [*plan.kept, *capture.unreachable]
+def _outcome(model: Any, inputs: tuple[Any, ...] | None = None) -> Outcome:
+    folding = convbn.fuse.fold.fold(model, inputs)
+    report = folding.report
     return Outcome(
-        capture,
-        {folded.name: folded.into[0] for folded in plan.folded},
-        {item.name: item.reason for item in kept},
-        {item.name: item.detail for item in kept},
-        applied.model,
-        applied.nodes,
+        report,
+        {folded.name: ", ".join(folded.into) for folded in report.folded},
+        {item.name: item.reason for item in report.kept},
+        {item.name: item.detail for item in report.kept},
+        folding.model,
     )
 
 
@@ -65,7 +59,7 @@ def _fold_module(module: nn.Module, *inputs: Any) -> Outcome:
     """Fold a module, with inputs through torch.export, without by tracing; it must not change."""
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     text, flags = repr(module), [part.training for part in module.modules()]
-    outcome = _finish(capture_module(module, inputs or None))
+    outcome = _outcome(module, inputs or None)
     after = module.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -76,7 +70,7 @@ def _fold_module(module: nn.Module, *inputs: Any) -> Outcome:
 def _fold_program(program: Any) -> Outcome:
     before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
     code = program.graph_module.code
-    outcome = _finish(capture_program(program))
+    outcome = _outcome(program)
     assert program.graph_module.code == code
     assert all(torch.equal(tensor, program.state_dict[name]) for name, tensor in before.items())
     return outcome

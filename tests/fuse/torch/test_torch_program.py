@@ -24,6 +24,7 @@ def net():
     )
 
 
+CONV = torch.ops.aten.conv2d.default
 X = torch.linspace(-1, 1, 2 * 3 * 36).reshape(2, 3, 6, 6)
 
 
@@ -64,7 +65,7 @@ def test_nothing_of_a_batchnorm_is_left(program, fold_program):
     assert set(outcome.model.state_dict) == left
     assert {spec.target for spec in outcome.model.graph_signature.input_specs} == left | {None}
     assert not [node for node in outcome.model.graph.nodes if "batch_norm" in str(node.target)]
-    assert outcome.nodes == outcome.capture.nodes - 3
+    assert outcome.report.nodes.after == outcome.report.nodes.before - 3
 
 
 def test_folding_twice_changes_nothing(program, fold_program):
@@ -97,12 +98,30 @@ def test_weight_with_another_reader_is_cloned(randomised, fold_program, differen
             self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
         def forward(self, x):
-            return self.bn(self.conv(x)) + self.conv(x)
+            return self.bn(self.conv(x)) + self.conv(x).sigmoid()
 
     model = randomised(Twice())
     outcome = fold_program(export(model))
     assert outcome.folded == {"bn": "conv"}
     assert {"conv.weight", "conv.weight_1", "conv.bias", "conv.bias_1"} == set(outcome.model.state_dict)
+    assert difference(model, outcome.model.module(), X) < 2e-6
+
+
+def test_two_calls_of_a_convolution_become_one(randomised, fold_program, difference):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)) + self.conv(x)
+
+    model = randomised(Twice())
+    outcome = fold_program(export(model))
+    assert [merged.rule for merged in outcome.report.merged] == ["merge-parallel-convs"]
+    assert set(outcome.model.state_dict) == {"conv.weight", "conv.bias"}
+    assert [str(node.target) for node in outcome.model.graph.find_nodes(op="call_function", target=CONV)]
+    assert len(outcome.model.graph.nodes) == 5  # two tensors, the input, one convolution, the output
     assert difference(model, outcome.model.module(), X) < 2e-6
 
 
@@ -151,7 +170,8 @@ def test_addmm_with_factors(randomised, fold_program, difference):
 
     model = randomised(Factors())
     outcome = fold_program(export(model))
-    assert set(outcome.kept.values()) == {Reason.WEIGHT_NOT_CONSTANT}  # the bias is cut out of the weight
+    assert list(outcome.folded) == ["bn"]  # the bias, cut out of the weight, becomes a tensor of its own
+    assert difference(model, outcome.model.module(), X) < 2e-6
 
     class Whole(Factors):
         def forward(self, x):
