@@ -10,12 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convbn.errors import Concern
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.plan import Folded, Kept, Merged
+from convbn.fuse.refusal import Reason
 
 __all__ = ["SCHEMA_VERSION", "Before", "Key", "Report", "Seconds"]
 
 SCHEMA_VERSION = "1"
+
+_OF_THE_MODEL_ITSELF = (
+    Reason.TRAINING_MODE,
+    Reason.PARAMETERS_MALFORMED,
+    Reason.BAD_STATISTICS,
+    Reason.OUT_OF_RANGE,
+)
+"""Reasons to stay that say of a BatchNorm that its model is not what one would deploy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,15 @@ class Report:
     sha256: str | None = None
     notes: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What ``--strict`` does not let pass: numbers that are none, training mode, a graph that is not valid."""
+        kept = (k for k in self.kept if k.reason in _OF_THE_MODEL_ITSELF)
+        return (
+            *(note for note in self.notes if isinstance(note, Concern)),
+            *(f"{k.name} stays, {k.reason}: {k.detail}" for k in kept),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, by the published schema."""

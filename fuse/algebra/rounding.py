@@ -67,11 +67,11 @@ _BLOCK = 1 << 15
 """Numbers that are multiplied at a time: in float64 they and their product fit a core's own cache."""
 
 
-def _multiply(weight: Array, scale: NDArray[np.float64]) -> Array:
-    """``weight · scale`` in float64, rounded once to the weight's dtype."""
+def _multiply(weight: Array, scale: NDArray[np.float64], product: Array) -> None:
+    """``weight · scale`` in float64, rounded once to the weight's dtype, into ``product``."""
     if _is_bfloat16(weight.dtype):
-        return _to_bfloat16(weight.astype(np.float64) * scale, weight.dtype)
-    product = np.empty(weight.shape, weight.dtype)
+        product[...] = _to_bfloat16(weight.astype(np.float64) * scale, weight.dtype)
+        return
     # Block by block, so that no float64 copy of the weight exists.
     with np.errstate(over="ignore", under="ignore"):
         if weight.ndim and weight.shape[0] and scale.ndim == weight.ndim:
@@ -83,9 +83,8 @@ def _multiply(weight: Array, scale: NDArray[np.float64]) -> Array:
                 wide[...] = part
                 wide *= scale[first : first + rows] if scale.shape[0] > 1 else scale
                 product[first : first + rows] = wide
-            return product
+            return
         np.multiply(weight, scale, out=product, dtype=np.float64, casting="unsafe")
-    return product
 
 
 def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
@@ -166,9 +165,17 @@ def round_scaled(
     def load() -> Array:
         if weight.folded:
             return stored_as(exact(), dtype)
-        return _multiply(weight.array().reshape(shape), scale).reshape(weight.shape)
+        product = np.empty(weight.shape, dtype)
+        write(product)
+        return product
 
-    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype)
+    def write(target: Array) -> None:
+        if weight.folded:
+            target[...] = stored_as(exact(), dtype)
+        else:
+            _multiply(weight.array().reshape(shape), scale, target.reshape(shape))
+
+    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write)
     if scale.shape == bounds[0].shape or scale.size == 1:
         # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
         low, high = (bound * np.abs(scale) for bound in bounds)

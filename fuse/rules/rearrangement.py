@@ -93,6 +93,8 @@ def _moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) 
     op = node.op
     backwards = source is node.outputs[0]
     if isinstance(op, Transpose):
+        if axis >= len(op.order):
+            return None
         return affine, op.order[axis] if backwards else op.order.index(axis)
     if isinstance(op, Passage):
         same = source.shape is not None and target.shape is not None
@@ -104,7 +106,7 @@ def _moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) 
         if backwards:
             inner = places[axis] if axis < len(places) else None
             return None if inner is None or inner in op.axes else (affine, inner)
-        return None if axis in op.axes else (affine, places.index(axis))
+        return (affine, places.index(axis)) if axis in places and axis not in op.axes else None
     if source.shape is None or target.shape is None:
         return None
     return _through_reshape(source.shape, target.shape, affine, axis)

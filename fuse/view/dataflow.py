@@ -34,9 +34,10 @@ class Constant:
         exact: returns what ``load`` has rounded, in float64. A constant that is folded into again is
             computed from that, so that however many maps it takes in, it is rounded once.
         work: elements that are computed each time the numbers are asked for; 0 if they are stored.
+        write: puts what ``load`` returns into an array of its shape and dtype, without a second copy.
     """
 
-    __slots__ = ("_dtype", "_exact", "_load", "cloneable", "magnitudes", "shape", "work")
+    __slots__ = ("_dtype", "_exact", "_load", "_write", "cloneable", "magnitudes", "shape", "work")
 
     def __init__(
         self,
@@ -47,8 +48,10 @@ class Constant:
         exact: Callable[[], NDArray[np.float64]] | None = None,
         dtype: np.dtype[Any] | None = None,
         work: int = 0,
+        write: Callable[[Array], None] | None = None,
     ) -> None:
         self.shape = tuple(shape)
+        self._write = write
         self.work = work
         # Bounds of max|exact| over all but some axes, by the shape it is seen in and those axes: numbers never
         # change, and a weight that several rules look at is read once for it.
@@ -68,6 +71,13 @@ class Constant:
     def array(self) -> Array:
         """The numbers, in the dtype they are stored in. Not to be written to."""
         return self._load()
+
+    def write(self, target: Array) -> None:
+        """Put the numbers into an array of this shape and dtype."""
+        if self._write is None or not target.flags.c_contiguous:
+            target[...] = self._load()
+        else:
+            self._write(target)
 
     def exact(self) -> NDArray[np.float64]:
         """The numbers in float64, before any rounding of ours."""

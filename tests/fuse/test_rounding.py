@@ -184,3 +184,20 @@ def test_a_second_scale_is_held_against_the_first() -> None:
     second = round_scaled(first, np.array([[10.0]]), axes=(0,))
     assert isinstance(second, Refusal)
     assert second.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("folds", [1, 2])
+def test_written_into_an_array_the_numbers_are_the_same(name: str, folds: int) -> None:
+    rng = np.random.default_rng(2)
+    constant = Constant.of(rng.standard_normal((6, 4, 3)).astype(DTYPES[name]))
+    for axes, shape in [((0,), (6, 1, 1)), ((0, 2), (2, 1, 2, 1, 1))][:folds]:
+        seen = None if len(axes) == 1 else (2, 3, 2, 2, 3)
+        scale = rng.uniform(0.5, 2, shape)
+        scaled = round_scaled(constant, scale, axes=axes, seen_as=seen)
+        assert isinstance(scaled, Constant)
+        constant = scaled
+    for target in (np.zeros((6, 4, 3), DTYPES[name]), np.zeros((3, 4, 6), DTYPES[name]).T):
+        constant.write(target)
+        assert (target == constant.array()).all()
+        assert (target != 0).all()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from convbn.errors import BadInputError
+from convbn.errors import BadInputError, Concern
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.onnx.editor import Editor
 from convbn.fuse.frontends.onnx.freeze import declare_new, overridable
@@ -57,7 +57,8 @@ def capture_model(
             raise BadInputError(f"the ONNX graph cannot be read: {_first_line(error)}") from error
     # onnxruntime runs many a model that the checker does not pass, so this is told and not refused.
     problem = structure_problem(model)
-    notes = [*([] if problem is None else [f"onnx's checker says of the input: {problem}"]), *inlined.notes]
+    told = [] if problem is None else [Concern(f"onnx's checker says of the input: {problem}")]
+    notes = [*told, *inlined.notes]
     fed = overridable(model)
     outside = None if read is None else Outside(read)
     reading = read_view(imported.graph, overridable=fed, outside=outside)

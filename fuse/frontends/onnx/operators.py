@@ -293,7 +293,8 @@ def _transpose(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> O
         order = tuple(range(data.rank))[::-1]
     else:
         return None
-    return Transpose(order) if sorted(order) == list(range(len(order))) else None
+    fits = data is None or data.rank is None or len(order) == data.rank
+    return Transpose(order) if fits and sorted(order) == list(range(len(order))) else None
 
 
 def _reshape(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:

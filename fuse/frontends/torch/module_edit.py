@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.copies import duplicate
 from convbn.fuse.frontends.torch.locks import Site
 from convbn.fuse.frontends.torch.tensors import seen_as_tensor, to_tensor
+from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, SetConstant
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Modu
     blank = [tensor for tensor in written if tensor is not None]
     edited = duplicate(module, share=False, blank=blank)
     for edit in last.values():
-        _set(edited, edit.node.handle, edit.slot, edit.values)
+        _set(edited, edit.node.handle, edit.slot, edit.constant)
     instead: dict[int, torch.nn.Module] = {}
     for other in edits:
         site: Site = other.node.handle
@@ -86,7 +85,7 @@ def _tensor(module: torch.nn.Module, path: str) -> torch.Tensor | None:
     return found
 
 
-def _set(module: torch.nn.Module, site: Site, slot: int, values: NDArray[Any]) -> None:
+def _set(module: torch.nn.Module, site: Site, slot: int, constant: Constant) -> None:
     """Write into the tensor at a slot, or add the parameter where there is none."""
     import torch
 
@@ -95,9 +94,16 @@ def _set(module: torch.nn.Module, site: Site, slot: int, values: NDArray[Any]) -
     current = getattr(owner, name)
     if current is not None:
         # In place: device, memory format, requires_grad and every other name of the tensor stay.
+        plain = current.detach()
+        if plain.is_cpu and plain.is_contiguous() and plain.dtype != torch.bfloat16:
+            target = plain.numpy().reshape(constant.shape)
+            if target.dtype == constant.dtype:
+                constant.write(target)
+                return
         with torch.no_grad():
-            current.copy_(seen_as_tensor(values.reshape(current.shape)))
+            current.copy_(seen_as_tensor(constant.array().reshape(current.shape)))
         return
+    values = constant.array()
     sibling = owner._parameters.get("weight")
     like = owner._buffers["running_mean"] if sibling is None else sibling
     if like is None:
