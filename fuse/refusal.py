@@ -43,6 +43,44 @@ class Reason(StrEnum):
     NOT_A_MODULE = "not-a-module"
     SKIPPED = "skipped-by-option"
 
+    @property
+    def explanation(self) -> str:
+        """What it means, in a sentence without a full stop."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Reason.TRAINING_MODE: "it normalises by the statistics of the batch at hand, so it is no fixed map",
+    Reason.PARAMETERS_NOT_CONSTANT: "γ, β, μ or σ² is computed while the model runs",
+    Reason.PARAMETERS_MALFORMED: "parameters are missing or do not fit each other or the layer",
+    Reason.OVERRIDABLE: "a caller may feed other parameters, since they are inputs too; --freeze says nobody does",
+    Reason.BAD_STATISTICS: "a parameter holds Inf or NaN, or σ² + ε is not positive",
+    Reason.OUT_OF_RANGE: "a folded number would leave the range of the type that it is stored in",
+    Reason.EXTRA_OUTPUTS: "something reads its running statistics",
+    Reason.NO_PRODUCER: "its input comes from outside, and what reads its output cannot take it",
+    Reason.PRODUCER_NOT_LINEAR: "it stands between operators that neither take a scale and a shift nor pass them on",
+    Reason.SEVERAL_READERS: "the features that it reads are read by others that need them unchanged, such as "
+    "BatchNorms with other scales and shifts, and a ReLU or the like behind it does not let all of it go on",
+    Reason.OBSERVED: "the features that it reads are an output of the model",
+    Reason.WEIGHT_NOT_CONSTANT: "the weight of the layer in front is computed as the model runs, or is no float",
+    Reason.NEGATIVE_SCALE: "some γ is negative or 0, and only positive scales pass a ReLU or a maximum",
+    Reason.SHIFT_INTO_PADDING: "its shift would meet the zeros that a convolution puts around its data",
+    Reason.ILL_CONDITIONED: "it could go, but not without losing digits",
+    Reason.TOO_FAR: "its map would have to pass too many operators",
+    Reason.AXIS_NOT_PROVEN: "shapes do not prove that it works along the axis on which the layer has its channels",
+    Reason.NOT_PER_CHANNEL: "it has statistics for every position",
+    Reason.OTHER_SCOPE: "the layer stands outside the branch or loop body that it stands in",
+    Reason.LOCAL_FUNCTION: "it stands in a model-local function",
+    Reason.PARAMETER_SHARED: "a parameter also belongs to another layer of the module",
+    Reason.CALLED_SEVERAL_TIMES: "the module calls the layer or the BatchNorm more than once",
+    Reason.HOOKED: "hooks would see other values",
+    Reason.PARAMETRIZED: "the weight is computed from others (weight norm, spectral norm, pruning)",
+    Reason.NO_BIAS: "the layer has no place for a bias",
+    Reason.NEVER_CALLED: "it was not called when the module was captured",
+    Reason.NOT_A_MODULE: "the module's code calls a function there; an exported program could be changed",
+    Reason.SKIPPED: "an option switches the rule off",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

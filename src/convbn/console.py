@@ -81,6 +81,7 @@ class Console:
             self.title(
                 f"{len(group)} {'would stay' if would else 'stay' if len(group) > 1 else 'stays'}: {reason}"
             )
+            self.say(textwrap.fill(f"{group[0].reason.explanation}:", _WIDTH))
             for entry in group:
                 self._paragraph(f"{printable(entry.name)}: {printable(entry.detail)}")
         if kept:

@@ -12,8 +12,6 @@ import copy
 import gc
 import hashlib
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -22,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from field.architectures import Architecture, by_name
 from field.graphs import count_batchnorms, multiply_initializers, run_plain
-from field.trained import as_trained, batchnorms, flip_signs
+from field.isolated import isolated
+from field.trained import batchnorms, first_line, flip_signs, trained_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +35,6 @@ VARIANTS = ("", ".signed")
 INPUTS = 4
 """Rounding errors of one input scatter by a factor of several; the largest of four says more."""
 TIMEOUT_S = 180.0
-GRACE_S = 10.0
 
 
 def model_path(cache: Path, name: str, variant: str = "") -> Path:
@@ -65,24 +63,13 @@ def export_all(
         retry: try those again that could not be exported or run.
     """
     (cache / "models").mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # the server sees no sys.path of ours
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["field.preload"])
     for architecture in architectures:
         known = sidecar(cache, architecture.name)
         if known is not None and not (retry and _failed(known)):
             continue
         start = time.perf_counter()
-        receiver, sender = processes.Pipe(duplex=False)
-        process = processes.Process(target=_export_one, args=(str(cache), architecture.name, sender))
-        process.start()
-        sender.close()
-        facts = (
-            _received(receiver) if receiver.poll(TIMEOUT_S) else {"failed": f"not done in {TIMEOUT_S:g} s"}
-        )
-        process.join(GRACE_S)
-        process.kill()
-        process.join()
+        facts, ended = isolated(_export_one, (str(cache), architecture.name), timeout_s=TIMEOUT_S)
+        facts = facts or {"failed": ended or "the process ended without a word"}
         seconds = round(time.perf_counter() - start, 2)
         facts = {"name": architecture.name, "failed": None, **facts, "seconds": seconds}
         (cache / "models" / f"{architecture.name}.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -93,19 +80,11 @@ def _failed(facts: dict[str, Any]) -> bool:
     return bool(facts["failed"]) or any(variant["unrunnable"] for variant in facts["variants"].values())
 
 
-def _received(receiver: Connection) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = receiver.recv()
-    except EOFError:
-        return {"failed": "the process ended without a word (crashed, or killed for memory)"}
-    return facts
-
-
 def _export_one(cache: str, name: str, sender: Connection) -> None:
     try:
         facts = export_one(Path(cache), by_name(name))
     except Exception as error:  # whatever a foreign model raises is the row's reason
-        facts = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"}
+        facts = {"failed": first_line(error)}
     gc.collect()
     sender.send(facts)
     sender.close()
@@ -119,13 +98,9 @@ def export_one(cache: Path, architecture: Architecture) -> dict[str, Any]:
 
     from convbn.export.torch_files import export_onnx
 
-    torch.manual_seed(SEED)
     torch.set_num_threads(2)
-    x = torch.randn(architecture.shape, generator=torch.Generator().manual_seed(SEED))
-    inputs = [
-        torch.randn(architecture.shape, generator=torch.Generator().manual_seed(k)) for k in range(INPUTS)
-    ]
-    module = as_trained(architecture.build(), x, SEED)
+    module, inputs = trained_network(architecture, SEED, INPUTS)
+    x = inputs[0]
     model = export_onnx(module, x)
     facts: dict[str, Any] = {
         "bn_modules": sum(1 for _ in batchnorms(module)),

@@ -51,24 +51,27 @@ def latencies(
 
 def _measured(path: Path, budget_s: float) -> dict[str, Any]:
     import convbn
-    from convbn.bench.protocol import ProtocolOptions, measure
+    from convbn.bench.options import ProtocolOptions
+    from convbn.bench.protocol import measure
     from convbn.bench.runtimes.base import Side
 
     nothing = {"failure": None, "ratio": None, "milliseconds": None, "verdict": None, "noise_floor": None}
     try:
         folded, _ = convbn.fuse(path, options=convbn.FuseOptions(verify=False))
         sides = (Side("untouched", onnx=path), Side("convbn", onnx=folded))
-        result = measure(sides, [RUNTIME], options=ProtocolOptions(threads=1, budget_seconds=budget_s))
+        options = ProtocolOptions(threads=1, budget_seconds=budget_s, memory=False)
+        result = measure(sides, [RUNTIME], options=options)
     except Exception as error:  # a fold in development may raise anything
         return nothing | {"failure": f"{type(error).__name__}: {error}"[:300]}
-    baseline, row = result.rows
+    case = result.cases[0]
+    baseline, row = case.rows
     if row.ratio is None or baseline.latency is None or row.latency is None:
         return nothing | {"failure": row.reason or baseline.reason}
     return nothing | {
         "ratio": {"median": row.ratio.median, "low": row.ratio.low, "high": row.ratio.high},
         "milliseconds": {"untouched": 1e3 * baseline.latency.median, "convbn": 1e3 * row.latency.median},
         "verdict": row.verdict,
-        "noise_floor": result.runtimes[0].noise_floor,
+        "noise_floor": case.runtimes[0].noise_floor,
     }
 
 

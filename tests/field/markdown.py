@@ -7,7 +7,8 @@ from typing import Any
 
 from field.export import INPUTS
 from field.summary import WRONG_ABOVE, is_wrong
-from field.tables import number, ratio, table
+from field.tables import counts, number, ratio, table
+from field.torch_markdown import render_torch
 
 __all__ = ["render"]
 
@@ -21,7 +22,8 @@ activations keep their size. Parameters that start constant (layer scales, gates
 noise of 0.2. Files are exported unfused, at batch 1. *Errors* are the largest difference relative to the largest
 value of an output over {inputs} inputs, in onnxruntime with its optimisations off, against the unfused file;
 *against float64*, against the PyTorch module in float64. An output is *wrong* if it differs by more than {bound:.1e}
-or cannot be run, *invalid* if `onnx.checker` refuses it. Where a tool fails, it leaves every BatchNorm.
+or cannot be run, *invalid* if `onnx.checker` refuses it. Where a tool fails, it leaves every BatchNorm. The same
+networks as PyTorch modules stand under *PyTorch*.
 """
 
 
@@ -39,6 +41,8 @@ def render(summary: Mapping[str, Any]) -> str:
         _models(summary),
         "## Not exported, or not comparable",
         _absent(summary),
+        "## PyTorch",
+        render_torch(summary["torch"]),
         "## Latency",
         _latency(summary),
     ]
@@ -165,12 +169,9 @@ def _left(row: Mapping[str, Any] | None) -> str:
 def _reasons(own: Mapping[str, Any], signed: Mapping[str, Any] | None) -> str:
     kept = own.get("kept") or {}
     other = (signed or {}).get("kept") or {}
-    text = _counts(kept)
-    return text if kept == other else f"{text or 'none'}; both signs: {_counts(other) or 'none'}"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    if kept == other:
+        return counts(kept) if kept else ""
+    return f"{counts(kept)}; both signs: {counts(other)}"
 
 
 def _absent(summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The command: ``python tests/field/report.py --cache DIR --out docs/coverage.md --json docs/coverage.json``.
 
-Exports what the cache lacks, runs every tool on what changed since the last time, and writes the report.
+Exports what the cache lacks, runs every tool on what changed since the last time, and writes the report. With
+``--only-torch`` only the PyTorch part is made anew, in a report that is there already.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this folder is there
 
@@ -18,38 +20,61 @@ from field.latency import latencies, latency_totals
 from field.markdown import render
 from field.peers import PEERS
 from field.runs import Results, jobs_for, run_jobs
-from field.summary import summarise
+from field.summary import SCHEMA_VERSION, summarise
+from field.torch_runs import torch_rows
+from field.torch_summary import summarise_torch
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; 1 if convbn failed on a model or got one wrong."""
+    """Run the command; 1 if convbn failed on a model, got one wrong, or gave a module of another class."""
     options = parser().parse_args(arguments)
     names = options.only or [architecture.name for architecture in ARCHITECTURES]
     tools = [name for name in options.peers.split(",") if name]
     unknown = [n for n in tools if n not in PEERS] + [n for n in names if n not in known_names()]
     if unknown:
         parser().error(f"not known: {', '.join(unknown)}")
+    if options.only_torch and not options.torch:
+        parser().error("--only-torch and --no-torch leave nothing to do")
     cache: Path = options.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    export_all(cache, [by_name(name) for name in names], tell, retry=options.retry)
+    known = _known(options.json) if options.only_torch else None
+    if options.only_torch and known is None:
+        parser().error(f"--only-torch needs a --json of schema {SCHEMA_VERSION} or 2 that can be added to")
     results = Results(cache / "results.jsonl")
-    rows = run_jobs(cache, jobs_for(cache, names, tools), results, tell, workers=options.jobs)
-    latency, totals = None, None
-    if options.latency:
-        latency = latencies(cache, names, results, tell, budget_s=options.latency_budget)
-        totals = latency_totals(latency)
-    summary = summarise(cache, names, tools, rows, latency=latency, latency_totals=totals)
+    if known is not None:
+        summary = known
+    else:
+        export_all(cache, [by_name(name) for name in names], tell, retry=options.retry)
+        rows = run_jobs(cache, jobs_for(cache, names, tools), results, tell, workers=options.jobs)
+        latency, totals = None, None
+        if options.latency:
+            latency = latencies(cache, names, results, tell, budget_s=options.latency_budget)
+            totals = latency_totals(latency)
+        summary = summarise(cache, names, tools, rows, latency=latency, latency_totals=totals)
+    if options.torch:
+        summary |= {"torch": summarise_torch(torch_rows(names, results, tell))}
     options.out.write_text(render(summary))
     if options.json:
         options.json.write_text(json.dumps(summary, indent=1) + "\n")
     own = [summary["totals"]["tools"].get("convbn"), summary["totals"]["signed"]]
-    return int(any(total and (total["wrong"] or total["invalid"] or total["failed"]) for total in own))
+    bad = any(total and (total["wrong"] or total["invalid"] or total["failed"]) for total in own)
+    return int(bad or (summary["torch"] is not None and not summary["torch"]["clean"]))
+
+
+def _known(path: Path | None) -> dict[str, Any] | None:
+    """An earlier report; None if there is none that the PyTorch part fits into."""
+    if path is None or not path.exists():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    if summary.get("schema_version") not in ("2", SCHEMA_VERSION):  # 2 has all but this part
+        return None
+    return summary | {"schema_version": SCHEMA_VERSION}
 
 
 def known_names() -> set[str]:
@@ -71,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--jobs", type=int, default=1, help="trials at once; CPU seconds are exact with 1")
     made.add_argument("--retry", action="store_true", help="try failed exports again")
+    made.add_argument(
+        "--torch", action=argparse.BooleanOptionalAction, default=True, help="fold the modules in PyTorch too"
+    )
+    made.add_argument(
+        "--only-torch", action="store_true", help="nothing but that, added to what --json holds"
+    )
     made.add_argument("--latency", action="store_true", help="measure speed too")
     made.add_argument("--latency-budget", type=float, default=4.0, metavar="S", help="seconds a model")
     return made

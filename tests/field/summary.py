@@ -14,7 +14,7 @@ from field.runs import Job
 
 __all__ = ["SCHEMA_VERSION", "SIGNED", "WRONG_ABOVE", "is_wrong", "summarise"]
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 SIGNED = ".signed"
 
 #: √ε of float32: above it convbn's own verification would not call two outputs equal.
@@ -36,6 +36,7 @@ def summarise(
     *,
     latency: Mapping[str, Any] | None = None,
     latency_totals: Mapping[str, Any] | None = None,
+    torch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything of one run.
 
@@ -46,6 +47,7 @@ def summarise(
         rows: of the trials.
         latency: by model, if measured.
         latency_totals: likewise.
+        torch: what :func:`field.torch_summary.summarise_torch` made, if it was run.
     """
     from convbn.bench.environment import describe_environment
 
@@ -92,6 +94,7 @@ def summarise(
         "models": models,
         "not_exported": absent,
         "latency": latency_totals,
+        "torch": torch,
     }
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["number", "ratio", "table"]
+__all__ = ["counts", "number", "ratio", "table"]
 
 
 def ratio(value: Mapping[str, float]) -> str:
     """A ratio with its interval."""
     return f"{value['median']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Numbers with their names, in a row."""
+    return ", ".join(f"{name} {count}" for name, count in numbers.items()) or "none"
 
 
 def number(value: float | None) -> str:

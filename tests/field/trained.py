@@ -9,7 +9,29 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["as_trained", "batchnorms", "flip_signs"]
+    from field.architectures import Architecture
+
+__all__ = ["as_trained", "batchnorms", "first_line", "flip_signs", "trained_network"]
+
+
+def trained_network(
+    architecture: Architecture, seed: int, inputs: int
+) -> tuple[nn.Module, list[torch.Tensor]]:
+    """The network :func:`as_trained`, and so many inputs for it."""
+    import torch
+
+    torch.manual_seed(seed)
+    values = [
+        torch.randn(architecture.shape, generator=torch.Generator().manual_seed(seed + k))
+        for k in range(inputs)
+    ]
+    return as_trained(architecture.build(), values[0], seed), values
+
+
+def first_line(error: Exception) -> str:
+    """What a row says of an error."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0][:300]}" if said else type(error).__name__
 
 
 def batchnorms(module: nn.Module) -> list[tuple[str, Any]]:

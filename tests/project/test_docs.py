@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from convbn.fuse.plan.branches import MERGES
+from convbn.fuse.plan.chains import CHAIN
+from convbn.fuse.plan.evaluation import OF_CONSTANTS
 from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.refusal import Reason
 from convbn.fuse.rules.registry import RULES
@@ -16,11 +18,12 @@ ROOT = Path(__file__).parents[2]
 def test_every_reason_is_explained() -> None:
     headings = re.findall(r"^### `([a-z-]+)`$", (ROOT / "docs" / "reasons.md").read_text(), re.MULTILINE)
     assert headings == [str(reason) for reason in Reason]
+    assert all(reason.explanation for reason in Reason)
 
 
 def test_every_rule_is_listed() -> None:
     text = (ROOT / "docs" / "algebra.md").read_text()
-    for name in (*(rule.full_name for rule in RULES), *WAYS, *MERGES):
+    for name in (*(rule.full_name for rule in RULES), *WAYS, *MERGES, CHAIN, OF_CONSTANTS):
         assert f"`{name}`" in text, name
 
 

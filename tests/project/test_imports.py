@@ -33,6 +33,7 @@ PUBLIC = {
     "inspect",
     "inspect_engine",
     "load_fused",
+    "register_batchnorm",
     "save_fused",
     "verify",
 }
