@@ -24,7 +24,6 @@ from train import accuracy, train
 import convbn
 from convbn.bench.report import html, markdown, terminal
 from convbn.export.onnx_files import save_model
-from convbn.export.torch_files import save_tensors
 
 INPUT = (8, 1, 8, 8)
 ENOUGH = 0.95
@@ -60,9 +59,11 @@ def main() -> int:
     example = torch.from_numpy(test_images[: INPUT[0]])
 
     print(f"2  fold the module                convbn fuse {checkpoint.name} -o folded.safetensors {ARCH}")
-    folded, report = convbn.fuse(model, example)
-    metadata = {"convbn": json.dumps(report.to_dict())}
-    save_tensors(folded.state_dict(), metadata, out / "folded.safetensors", overwrite=True)
+    fold = convbn.fuse(model, example)
+    report = fold.report
+    tensors = out / "folded.safetensors"
+    convbn.save_fused(model, fold, tensors, arch="network:digits_resnet", overwrite=True)
+    folded = convbn.load_fused(tensors, digits_resnet)
 
     print(f"3  export it, unfused and folded  convbn export {checkpoint.name} -o folded.onnx {ARCH}")
     unfused = convbn.export_onnx(model, example, fold=False)

@@ -29,9 +29,7 @@ _COLLECT_AFTER = 100_000
 _EXITS = """exit codes: 0 ok, 1 a check or gate failed, 2 usage, 3 bad input, 4 not supported here,
 5 a file could not be read or written, 70 a bug in convbn, 130 interrupted"""
 
-_ARCH_HELP = (
-    "architecture of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
-)
+_ARCH_HELP = "of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
 
 
 class _Help(argparse.HelpFormatter):
@@ -100,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     rules.add_argument("--skip", metavar="RULE", action="append", default=[], help="do not use this rule")
     rules.add_argument("--freeze", action="store_true", help="make constants of inputs that have a value")
+    rules.add_argument("--strict", action="store_true", help="fail where there would only be a warning")
 
     target = argparse.ArgumentParser(add_help=False)
     target.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
@@ -213,7 +212,7 @@ def _engine_arguments(export: argparse.ArgumentParser) -> None:
         metavar="NAME=MIN:OPT:MAX",
         action="append",
         default=[],
-        help="x=1x3x9x9:4x3x9x9:8x3x9x9; ';' or again: next profile",
+        help="x=1x3x9x9:4x3x9x9:8x3x9x9; ';' or again: another",
     )
     add("--workspace", metavar="SIZE", help="most scratch memory of a layer, 4GiB")
     add("--optimization-level", type=int, metavar="0-5", help="how long to search for faster kernels")
