@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test check lint types format demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture dist clean
+.PHONY: help setup test check lint types format demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness fuzz environments dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,17 @@ engines-report: $(STAMP)  ## Scale layers, sizes and build times of three networ
 
 report-picture: $(STAMP)  ## docs/img/report.png, the picture of docs/bench/table.json as a page, light and dark
 	PYTHONPATH=tests $(BIN)/python tests/performance/report_picture.py docs/bench/table.json docs/img/report.png
+
+robustness: $(STAMP)  ## broken models and every test of a fault, into docs/robustness.md
+	$(BIN)/python tests/faults/report.py docs/robustness.md docs/robustness.json
+
+fuzz: $(STAMP)  ## other seeds, then coverage-guided bytes (atheris), MINUTES=5 each
+	$(BIN)/python tests/faults/fuzz.py seeds --minutes $(or $(MINUTES),5)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python tests/faults/fuzz.py bytes --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz --corpus $(BUILD)/fuzz-corpus
+
+environments: $(STAMP)  ## the lowest supported versions, the newest, the core alone: virtual environments and a smoke test
+	$(BIN)/python tests/faults/environments.py $(BUILD)/environments
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

@@ -149,6 +149,7 @@ def _opened(
 ) -> OpenModel:
     from convbn.export.external_data import DataFiles, embed_external_data, is_external, location_of
     from convbn.export.onnx_encoding import MIN_BYTES
+    from convbn.export.onnx_texts import check_texts
     from convbn.export.tensors import check_embedded, declared_bytes, iterate_tensors
 
     files = DataFiles(Path(path).absolute().parent, file, path)
@@ -160,6 +161,7 @@ def _opened(
     odd = [entry.version for entry in model.opset_import if not 0 <= entry.version < _NO_OPSET]
     if odd:
         raise BadInputError(f"there is no opset {odd[0]}")
+    check_texts(model)
     outside = []
     for tensor in iterate_tensors(model):
         if not is_external(tensor):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from convbn.errors import UsageError
+from convbn.fuse.algebra.rounding import unit_roundoff
 from convbn.fuse.frontends.frontend import Capture
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import MERGES
@@ -22,7 +23,8 @@ from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.refusal import Reason
 from convbn.fuse.report import Before, Report, Seconds
 from convbn.fuse.rules.registry import RULES
-from convbn.fuse.view.dataflow import View
+from convbn.fuse.view.dataflow import Constant, View
+from convbn.fuse.view.edits import Edit, Replace, SetConstant
 
 if TYPE_CHECKING:
     from convbn.fuse.frontends.torch.keys import StateBefore
@@ -112,10 +114,27 @@ def fold(
             how=captured.how,
             seconds=seconds,
             notes=tuple(captured.notes),
+            rounding=_rounding(plan.edits),
             keys=() if state is None else state.keys(applied.model, plan.folded),
         ),
         applied.computed,
     )
+
+
+def _rounding(edits: Sequence[Edit]) -> dict[str, float]:
+    """The unit roundoff of what each node stores after the edits, the coarsest of its constants."""
+    found: dict[str, float] = {}
+    for edit in edits:
+        stored: tuple[object, ...] = ()
+        if isinstance(edit, SetConstant):
+            stored = (edit.constant,)
+        elif isinstance(edit, Replace):
+            stored = edit.operands
+        for constant in stored:
+            unit = unit_roundoff(constant.dtype) if isinstance(constant, Constant) else None
+            if unit is not None:
+                found[edit.node.name] = max(unit, found.get(edit.node.name, 0.0))
+    return found
 
 
 def _with_locks(kept: Sequence[Kept], view: View) -> Iterator[Kept]:

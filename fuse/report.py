@@ -96,6 +96,8 @@ class Report:
         sha256: of that file.
         notes: what was done to the input before it could be read, in sentences.
         keys: what became of each key of the state dict; nothing for ONNX models.
+        rounding: the unit roundoff ``u`` of what each node now stores, by its name. In every output channel
+            ``max|stored − exact| ≤ u · max|exact|``, where exact is the fold in float64.
     """
 
     kind: str
@@ -114,6 +116,7 @@ class Report:
     sha256: str | None = None
     notes: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -134,7 +137,10 @@ class Report:
             "input": {"kind": self.kind, "path": self.path, "sha256": self.sha256, "notes": list(self.notes)},
             "batchnorm": self.batchnorm.to_dict(),
             "nodes": self.nodes.to_dict(),
-            "folded": [{"name": f.name, "into": list(f.into), "rule": f.rule} for f in self.folded],
+            "folded": [
+                {"name": f.name, "into": list(f.into), "rule": f.rule, "bound": self._bound(f)}
+                for f in self.folded
+            ],
             "kept": [{"name": k.name, "reason": str(k.reason), "detail": k.detail} for k in self.kept],
             "merged": [{"names": list(m.names), "into": m.into, "rule": m.rule} for m in self.merged],
             "options": self.options.to_dict(),
@@ -143,3 +149,6 @@ class Report:
             "verify": dict(self.verify),
             "seconds": self.seconds.to_dict(),
         }
+
+    def _bound(self, folded: Folded) -> float | None:
+        return max((self.rounding[name] for name in folded.into if name in self.rounding), default=None)

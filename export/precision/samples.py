@@ -127,22 +127,19 @@ def cut(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...], source: str) 
     for name in sorted(known - arrays.keys()):
         raise CalibrationError(f"has no array for input {name!r}", source=source, hint=shown)
     whole = {spec.name: _batched(spec, arrays[spec.name], source) for spec in specs}
-    counts = {len(array) for array in whole.values()}
+    counts = {len(array) if array.ndim else 1 for array in whole.values()}
     if 0 in counts:
         raise CalibrationError("holds an empty array", source=source)
     # Without a batch axis in common there is nothing to cut along.
     if any(not spec.shape for spec in specs) or len(counts) > 1:
-        sizes = [spec.shape[0] if spec.shape else None for spec in specs]
-        if any(size not in (None, len(whole[spec.name])) for size, spec in zip(sizes, specs, strict=True)):
+        if any(spec.shape and spec.shape[0] not in (None, len(whole[spec.name])) for spec in specs):
             raise CalibrationError("its arrays differ in their number of samples", source=source)
         return [lambda: whole]
     count = counts.pop()
     fixed = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
     size = min(fixed) if fixed else min(OPEN_BATCH, count)
     if len(fixed) > 1 or size < 1:
-        if fixed != {count}:
-            raise CalibrationError("the model's inputs have batches of different sizes", source=source)
-        size = count
+        raise CalibrationError("the model's inputs have no batch size in common", source=source)
 
     def maker(start: int) -> Callable[[], Feeds]:
         rows = np.arange(start, start + size) % count
@@ -160,15 +157,15 @@ def _batched(spec: InputSpec, array: Array, source: str) -> Array:
             source=source,
             hint=hint,
         )
-    if spec.shape:
-        if array.ndim == len(spec.shape) - 1 and _fits(array.shape, spec.shape[1:]):
+    if spec.shape is not None:
+        if spec.shape and array.ndim == len(spec.shape) - 1 and _fits(array.shape, spec.shape[1:]):
             array = array[None]
-        if not _fits(array.shape, (None, *spec.shape[1:])):
+        if not _fits(array.shape, (None, *spec.shape[1:]) if spec.shape else ()):
             shown = "x".join(map(str, array.shape)) or "scalar"
             raise CalibrationError(f"an array of shape {shown} does not fit input {spec}", source=source)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CalibrationError(f"the array for {spec.name!r} holds NaN or infinity", source=source)
-    return np.atleast_1d(array) if spec.shape is None else array
+    return array
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
-__all__ = ["round_scaled", "round_sum", "round_vector", "stored_as"]
+__all__ = ["round_scaled", "round_sum", "round_vector", "stored_as", "unit_roundoff"]
 
 Array = NDArray[Any]
 
@@ -265,6 +265,12 @@ def round_sum(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Constant | Re
             f"where {dtype} loses its digits",
         )
     return rounded
+
+
+def unit_roundoff(dtype: np.dtype[Any]) -> float | None:
+    """The ``u`` of this module's bound, half the distance from 1 to the next number; None if no float."""
+    limits = _limits(dtype)
+    return None if limits is None else limits.unit_roundoff
 
 
 def stored_as(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "BadInputError",
     "CheckFailedError",
+    "Concern",
     "ConvBNError",
     "FileAccessError",
     "NotSupportedError",
@@ -36,6 +37,12 @@ class ConvBNError(Exception):
     def __str__(self) -> str:
         line = self.cause if self.source is None else f"{self.source}: {self.cause}"
         return line if self.hint is None else f"{line}; {self.hint}"
+
+
+class Concern(str):
+    """A note of a report that ``--strict`` takes as a failure: something is wrong with what came in."""
+
+    __slots__ = ()
 
 
 class CheckFailedError(ConvBNError):

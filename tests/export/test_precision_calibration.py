@@ -71,6 +71,23 @@ def test_python_samples() -> None:
     assert len(named) == 1
 
 
+def test_inputs_without_a_batch_are_not_cut() -> None:
+    built = model([helper.make_node("Mul", ["x", "s"], ["y"])], {"x": [4, 3], "s": []}, ["y"], {})
+    feeds = {"x": random(4, 3), "s": np.array(2, np.float32)}
+    assert [sample["x"].shape for sample in calibration_from([feeds], built).samples()] == [(4, 3)]
+    with pytest.raises(CalibrationError, match="differ in their number of samples"):
+        calibration_from([{**feeds, "x": random(8, 3)}], built)
+    with pytest.raises(CalibrationError, match="shape 2 does not fit input s"):
+        calibration_from([{**feeds, "s": np.ones(2, np.float32)}], built)
+
+
+def test_inputs_with_batches_of_their_own() -> None:
+    built = model([helper.make_node("Add", ["a", "b"], ["y"])], {"a": [4, 3], "b": [1, 3]}, ["y"], {})
+    assert len(calibration_from([{"a": random(4, 3), "b": random(1, 3)}], built)) == 1
+    with pytest.raises(CalibrationError, match="no batch size in common"):
+        calibration_from([{"a": random(4, 3), "b": random(4, 3)}], built)
+
+
 def test_a_limit_takes_samples_from_everywhere() -> None:
     calibration = calibration_from(
         [np.full((1, 3, 4, 4), i, np.float32) for i in range(9)], network(1), limit=3

@@ -28,6 +28,7 @@ class _Garden:
     """A graph that grows node by node."""
 
     rng: np.random.Generator
+    opset: int
     dtype: type = np.float32
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     tensors: list[onnx.TensorProto] = field(default_factory=list)
@@ -57,6 +58,15 @@ class _Garden:
         bias = [self.weight(CHANNELS)] if self.rng.random() < 0.5 else []
         return self.add("Conv", x, w, *bias, pads=[kernel // 2] * 4, group=groups)
 
+    def integers(self, *values: int) -> str:
+        return self.constant(np.array(values, np.int64), "i")
+
+    def told(self, operator: str, since: int, x: str, **values: list[int]) -> str:
+        """A node whose integers are inputs since some opset, and were attributes before."""
+        if self.opset < since:
+            return self.add(operator, x, **values)
+        return self.add(operator, x, *(self.integers(*numbers) for numbers in values.values()))
+
     def batchnorm(self, x: str) -> str:
         vectors = [
             self.rng.uniform(0.5, 1.5, CHANNELS) * self.rng.choice([-1, 1], CHANNELS),
@@ -71,11 +81,11 @@ def grow(seed: int) -> Specimen:
     """A model that this seed stands for; the same one every time."""
     rng = np.random.default_rng(seed)
     dtype = np.float16 if rng.random() < 0.15 else np.float32
-    garden = _Garden(rng, dtype)
+    opset = int(rng.choice([9, 11, 13, 17, 20]))
+    garden = _Garden(rng, opset, dtype)
     x = "x"
     for _ in range(int(rng.integers(1, 4))):
         x = _BLOCKS[int(rng.integers(len(_BLOCKS)))](garden, x)
-    opset = int(rng.choice([9, 11, 13, 17, 20]))
     element = TensorProto.FLOAT16 if dtype is np.float16 else TensorProto.FLOAT
     graph = helper.make_graph(
         garden.nodes,
@@ -129,6 +139,47 @@ def _alone(g: _Garden, x: str) -> str:
     return g.batchnorm(g.add("Sigmoid", x))
 
 
+def _last(g: _Garden, x: str) -> str:
+    """Channels behind everything else, a linear layer, and back again."""
+    behind = g.add("Transpose", x, perm=[0, 2, 3, 1])
+    mapped = g.add("Add", g.add("MatMul", behind, g.weight(CHANNELS, CHANNELS)), g.weight(CHANNELS))
+    return g.batchnorm(g.add("Transpose", mapped, perm=[0, 3, 1, 2]))
+
+
+def _framed(g: _Garden, x: str) -> str:
+    padded = g.told("Pad", 11, g.conv(x), pads=[0, 0, 1, 1, 0, 0, 1, 1])
+    return g.batchnorm(g.add("MaxPool", padded, kernel_shape=[3, 3]))
+
+
+def _cropped(g: _Garden, x: str) -> str:
+    padded = g.told("Pad", 11, g.conv(x), pads=[0, 0, 0, 0, 0, 0, 1, 0])
+    return g.batchnorm(g.told("Slice", 10, padded, starts=[0], ends=[SIZE], axes=[2]))
+
+
+def _attended(g: _Garden, x: str) -> str:
+    weights = g.add("Softmax", g.conv(x, 1), axis=-1 if g.opset >= 13 else 3)
+    return g.batchnorm(g.add("MatMul", weights, g.batchnorm(x)))
+
+
+def _gated(g: _Garden, x: str) -> str:
+    conv = g.conv(x)
+    if g.opset < 18:
+        mean = g.add("ReduceMean", g.batchnorm(conv), axes=[2, 3], keepdims=1)
+    else:
+        mean = g.add("ReduceMean", g.batchnorm(conv), g.integers(2, 3), keepdims=1)
+    return g.batchnorm(g.add("Mul", conv, g.add("Sigmoid", mean)))
+
+
+def _joined(g: _Garden, x: str) -> str:
+    joined = g.add("Concat", _plain(g, x), g.conv(x, 1), axis=1)
+    return g.batchnorm(g.told("Slice", 10, joined, starts=[2], ends=[2 + CHANNELS], axes=[1]))
+
+
+def _transposed(g: _Garden, x: str) -> str:
+    weight = g.weight(CHANNELS, CHANNELS, 3, 3)
+    return g.batchnorm(g.add("ConvTranspose", x, weight, pads=[1] * 4))
+
+
 _BLOCKS: list[Callable[[_Garden, str], str]] = [
     _plain,
     _activated,
@@ -138,6 +189,13 @@ _BLOCKS: list[Callable[[_Garden, str], str]] = [
     _depthwise,
     _pooled,
     _alone,
+    _last,
+    _framed,
+    _cropped,
+    _attended,
+    _gated,
+    _joined,
+    _transposed,
 ]
 
 
@@ -174,9 +232,11 @@ def _function(specimen: Specimen) -> None:
 
 
 def _externalise(specimen: Specimen) -> None:
-    """All weights move into a file beside the model."""
+    """All weights move into a file beside the model; onnxruntime wants axes and sizes in the model itself."""
     data = bytearray()
     for tensor in specimen.model.graph.initializer:
+        if tensor.data_type == TensorProto.INT64:
+            continue
         raw = numpy_helper.to_array(tensor).tobytes()
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL

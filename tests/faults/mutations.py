@@ -260,7 +260,8 @@ def mistyped_attribute(rng: np.random.Generator, model: onnx.ModelProto) -> None
     if node.attribute:
         attribute = _pick(rng, list(node.attribute))
         attribute.type = _pick(
-            rng, [AttributeProto.FLOAT, AttributeProto.STRING, AttributeProto.GRAPH, 0, 77]
+            rng,
+            [AttributeProto.FLOAT, AttributeProto.STRING, AttributeProto.GRAPH, 0, AttributeProto.TYPE_PROTO],
         )
 
 

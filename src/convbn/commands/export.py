@@ -12,7 +12,17 @@ from convbn.api import build_engine
 from convbn.commands.engine_options import engine_options, refuse_engine_options
 from convbn.commands.precision_options import conversion_of, say_conversion
 from convbn.commands.progress import BuildProgress
-from convbn.commands.shared import console_of, fuse_options, output_kind, proven, source_options, write_json
+from convbn.commands.shared import (
+    console_of,
+    from_source,
+    fuse_options,
+    output_kind,
+    proven,
+    refuse_unproven,
+    refuse_warnings,
+    source_options,
+    write_json,
+)
 from convbn.console import Console, printable
 from convbn.errors import UsageError
 from convbn.fuse.fold import fold
@@ -39,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_fuse:
         with console.phase("folding"):
             folding = fold(unfused, options=fuse_options(options, verify=not options.no_verify))
+        refuse_warnings(options, from_source(folding.report, source))
         model, report = folding.model, proven(folding, source, console)
         console.report(report)
     model, conversion = _converted(model, source, options, console)
@@ -86,6 +97,9 @@ def _check(options: argparse.Namespace, kind: str) -> None:
                 raise UsageError(f"{shown} is not for PyTorch programs", source=options.output)
         if options.dynamic_batch:
             raise UsageError("--dynamic-batch is for ONNX and engines", source=options.output)
+    refuse_unproven(options)
+    if options.no_fuse and options.strict:
+        raise UsageError("--strict judges a fold, and --no-fuse makes none")
     if options.no_fuse and options.json is not None:
         raise UsageError("--json writes the report of a fold, and --no-fuse makes none")
     if options.triton is not None:

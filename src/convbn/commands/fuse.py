@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from convbn.commands.shared import (
     as_onnx,
     console_of,
+    from_source,
     fuse_options,
     output_kind,
     proven,
+    refuse_unproven,
+    refuse_warnings,
     source_options,
     write_json,
 )
@@ -32,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from convbn.export.files import check_target
 
     console = console_of(options)
+    refuse_unproven(options)
     check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
         source = open_source(
@@ -55,6 +59,7 @@ def _file_to_file(source: Source, opened: OpenModel, options: argparse.Namespace
     with opened.files:
         with console.phase("folding"):
             folding = fold_opened(opened, fuse_options(options, verify=not options.no_verify))
+        refuse_warnings(options, from_source(folding.report, source))
         target = Written(options.output, options.force, options.external_data)
         with ExitStack() as writing:
             with console.phase("writing"):
@@ -73,6 +78,7 @@ def _made(source: Source, kind: str, options: argparse.Namespace, console: Conso
             options=fuse_options(options, verify=not options.no_verify),
             owned=True,
         )
+    refuse_warnings(options, from_source(folding.report, source))
     report = proven(folding, source, console)
     with console.phase("writing"):
         _write(folding.model, report, source, kind, options)

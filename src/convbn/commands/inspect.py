@@ -6,7 +6,14 @@ import argparse
 from dataclasses import replace
 
 from convbn.commands.inspect_engine import is_engine, run_on_engine
-from convbn.commands.shared import console_of, from_source, fuse_options, source_options, write_json
+from convbn.commands.shared import (
+    console_of,
+    from_source,
+    fuse_options,
+    refuse_warnings,
+    source_options,
+    write_json,
+)
 from convbn.errors import UsageError
 from convbn.fuse.fold import fold
 from convbn.sources import open_source
@@ -37,4 +44,5 @@ def run(options: argparse.Namespace) -> int:
     report = replace(from_source(folding.report, source), verify=nothing)
     console.report(report, would=True)
     write_json(options.json, report.to_dict())
+    refuse_warnings(options, report)
     return 0

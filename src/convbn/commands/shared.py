@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.console import Console
-from convbn.errors import UsageError
+from convbn.errors import CheckFailedError, UsageError
 from convbn.sources import Source, SourceOptions
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ __all__ = [
     "fuse_options",
     "output_kind",
     "proven",
+    "refuse_unproven",
+    "refuse_warnings",
     "source_options",
     "write_json",
     "write_text",
@@ -79,6 +81,29 @@ def as_onnx(source: Source) -> Any:
     from convbn.export.torch_files import export_onnx
 
     return export_onnx(source.model, source.needed_inputs(), input_names=source.input_names)
+
+
+def refuse_warnings(options: argparse.Namespace, report: Report) -> None:
+    """Hold a report against ``--strict``.
+
+    Raises:
+        CheckFailedError: there are warnings, and they were not to pass.
+    """
+    if options.strict and report.warnings:
+        first, *others = report.warnings
+        more = f" (and {len(others)} more)" if others else ""
+        hint = "--strict lets no warning pass; nothing was written"
+        raise CheckFailedError(f"{first}{more}", source=report.path, hint=hint)
+
+
+def refuse_unproven(options: argparse.Namespace) -> None:
+    """What is not compared is not proven, and that is what ``--strict`` asks for.
+
+    Raises:
+        UsageError: ``--strict`` with ``--no-verify``.
+    """
+    if options.strict and options.no_verify:
+        raise UsageError("--strict lets nothing pass that was not verified", hint="leave out --no-verify")
 
 
 def proven(folding: Folding, source: Source, console: Console, *, candidate: Any = None) -> Report:

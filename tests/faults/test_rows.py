@@ -1,0 +1,32 @@
+"""Every row of the table of faults names tests that exist."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from faults.rows import ROWS
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def functions(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / path).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
+def test_there_are_28_rows() -> None:
+    assert list(ROWS) == list(range(1, 29))
+
+
+@pytest.mark.parametrize("number", ROWS)
+def test_every_test_of_a_row_exists(number: int) -> None:
+    tests = ROWS[number].tests
+    assert len(tests) > 1
+    assert len(set(tests)) == len(tests)
+    missing = [test for test in tests if test.split("::")[1] not in functions(test.split("::")[0])]
+    assert missing == []
