@@ -15,7 +15,7 @@ from support.chromium import find_chromium, open_browser
 from convbn.bench.report import html
 from convbn.bench.stored import read_result
 
-WIDTH, TALLEST = 1100, 2100
+WIDTH, TALLEST = 1100, 3000
 MOST_BYTES = 300_000
 
 
