@@ -15,7 +15,9 @@ from support.bench_results import HOSTILE
 from support.chromium import Page, find_chromium, open_browser
 
 from convbn.bench.report import html
+from convbn.bench.stored import read_result
 
+TABLE = Path(__file__).parents[2] / "docs" / "bench" / "table.json"
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 Made = Callable[[], dict[str, Any]]
 
@@ -251,6 +253,26 @@ def test_the_page_in_a_browser(browser: Page, tmp_path: Path, made: Made, width:
     assert browser.ask("document.title") != "gone"
     background = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert (int(re.findall(r"\d+", background)[0]) < 60) is (scheme == "dark")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1180, "light")])
+def test_the_page_of_the_measured_table_in_a_browser(
+    browser: Page, tmp_path: Path, width: int, scheme: str
+) -> None:
+    text = html.render(read_result(TABLE))
+    assert len(text.encode()) < 500_000
+    page = tmp_path / "report.html"
+    page.write_text(text, encoding="utf-8")
+    browser.show(page, width=width, scheme=scheme)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    browser.screenshot(SHOTS / f"report-table-{width}-{scheme}.png")
+    browser.ask("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert browser.ask("document.documentElement.scrollWidth") == width
+    assert browser.ask(OVERFLOW) == []
+    assert browser.ask(SCROLLS) == []
+    assert browser.ask(LOW_CONTRAST) == []
+    assert browser.requests == [page.as_uri()]
 
 
 @pytest.mark.browser
