@@ -99,8 +99,8 @@ def summarise(
 
 
 def _truth_ratio(folded: Mapping[str, Any] | None, plain: Mapping[str, Any] | None) -> float | None:
-    """The folded file's error against float64 in units of the unfused file's own."""
-    errors = [row.get("truth_error") if row is not None else None for row in (folded, plain)]
+    """The folded file's error against float64 in units of the unfused file's own, both root mean squares."""
+    errors = [row.get("truth_rms") if row is not None else None for row in (folded, plain)]
     return round(errors[0] / errors[1], 3) if errors[0] is not None and errors[1] else None
 
 

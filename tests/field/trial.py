@@ -7,6 +7,7 @@ not taken for one of the tool.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def judge(source: Path, target: Path) -> dict[str, Any]:
         "unrunnable": None,
         "error": None,
         "truth_error": None,
+        "truth_rms": None,
     }
     try:
         onnx.checker.check_model(model)
@@ -95,12 +97,21 @@ def judge(source: Path, target: Path) -> dict[str, Any]:
         facts["unrunnable"] = "its outputs hold Inf or NaN"
         return facts
     facts["error"] = _worst(references, outputs)
-    facts["truth_error"] = _worst(truths, outputs) if all(truths) else None
+    if all(truths):
+        facts["truth_error"] = _worst(truths, outputs)
+        facts["truth_rms"] = _root_mean_square(truths, outputs)
     return facts
 
 
 def _stored(arrays: Any, prefix: str) -> list[Any]:
     return [arrays[name] for name in arrays.files if name.startswith(prefix)]
+
+
+def _root_mean_square(expected: list[list[Any]], actual: list[list[Any]]) -> float | None:
+    """Of the relative errors over the inputs: what one draw of rounding errors does counts by its share."""
+    errors = [relative_error(e, a) for e, a in zip(expected, actual, strict=True)]
+    known = [error for error in errors if error is not None]
+    return math.sqrt(sum(e * e for e in known) / len(known)) if known and len(known) == len(errors) else None
 
 
 def _worst(expected: list[list[Any]], actual: list[list[Any]]) -> float | None:
