@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from io import BufferedReader
 
-from convbn.export.onnx_encoding import MIN_BYTES
+from convbn.export.onnx_encoding import MIN_BYTES, varint
 
 __all__ = ["detach"]
 
@@ -144,16 +144,7 @@ class _Walk:
 
 
 def _header(tag: int, length: int) -> bytes:
-    return _varint(tag) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)
+    return varint(tag) + varint(length)
 
 
 def _entry(key: str, value: str) -> bytes:

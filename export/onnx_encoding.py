@@ -25,6 +25,7 @@ __all__ = [
     "pieces_of",
     "refer",
     "total_bytes",
+    "varint",
 ]
 
 Buffer: TypeAlias = bytes | memoryview
@@ -183,10 +184,11 @@ def _framed(number: int, parts: list[bytes | Weight]) -> Iterator[bytes | Weight
 
 
 def _header(number: int, length: int) -> bytes:
-    return _varint(number << 3 | _BYTES) + _varint(length)
+    return varint(number << 3 | _BYTES) + varint(length)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number in base 128, as protobuf writes tags and lengths."""
     result = bytearray()
     while value > 0x7F:
         result.append(value & 0x7F | 0x80)
