@@ -95,8 +95,8 @@ def from_batchnorm(
         epsilon: ε.
 
     Returns:
-        The map, or a refusal where the parameters are not C numbers each, a number is not finite or
-        ``σ² + ε`` is not positive.
+        The map, or a refusal where the parameters are not C numbers each, a number is not finite,
+        ``σ² + ε`` is not positive or the map has numbers that float64 does not.
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
     """
@@ -124,5 +124,12 @@ def from_batchnorm(
             Reason.BAD_STATISTICS,
             f"σ² + ε is not positive in {bad} of {spread.size} channels (smallest: {spread.min():.3g})",
         )
-    scale = gamma64 / np.sqrt(spread)
-    return Affine(scale, beta64 - mean64 * scale)
+    with np.errstate(all="ignore"):
+        scale = gamma64 / np.sqrt(spread)
+        shift = beta64 - mean64 * scale
+    bad = int(np.count_nonzero(~(np.isfinite(scale) & np.isfinite(shift))))
+    if bad:
+        return Refusal(
+            Reason.OUT_OF_RANGE, f"the map leaves the range of float64 in {bad} of {scale.size} channels"
+        )
+    return Affine(scale, shift)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
-__all__ = ["round_scaled", "round_sum", "round_vector", "stored_as", "unit_roundoff"]
+__all__ = ["is_floating", "round_scaled", "round_sum", "round_vector", "stored_as", "unit_roundoff"]
 
 Array = NDArray[Any]
 
@@ -53,13 +53,10 @@ def _to_bfloat16(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
     nearest = exact.astype(np.float32)
-    error = exact - nearest.astype(np.float64)
-    bits = nearest.view(np.int32)
-    inexact = error != 0
     # Truncate towards zero where the nearest value overshot, then set the last bit: round to odd.
-    overshot = inexact & ((error < 0) == (exact > 0))
-    odd = np.where(overshot, bits - 1, bits) | inexact.astype(np.int32)
-    rounded: Array = odd.astype(np.int32).view(np.float32).astype(dtype)
+    overshot = np.abs(nearest) > np.abs(exact)
+    odd = (nearest.view(np.int32) - overshot) | (nearest != exact)
+    rounded: Array = odd.view(np.float32).astype(dtype)
     return rounded
 
 
@@ -69,22 +66,16 @@ _BLOCK = 1 << 15
 
 def _multiply(weight: Array, scale: NDArray[np.float64], product: Array) -> None:
     """``weight · scale`` in float64, rounded once to the weight's dtype, into ``product``."""
-    if _is_bfloat16(weight.dtype):
-        product[...] = _to_bfloat16(weight.astype(np.float64) * scale, weight.dtype)
-        return
     # Block by block, so that no float64 copy of the weight exists.
-    with np.errstate(over="ignore", under="ignore"):
-        if weight.ndim and weight.shape[0] and scale.ndim == weight.ndim:
-            rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.size))
-            block = np.empty((min(rows, weight.shape[0]), *weight.shape[1:]))
-            for first in range(0, weight.shape[0], rows):
-                part = weight[first : first + rows]
-                wide = block[: len(part)]
-                wide[...] = part
-                wide *= scale[first : first + rows] if scale.shape[0] > 1 else scale
-                product[first : first + rows] = wide
-            return
-        np.multiply(weight, scale, out=product, dtype=np.float64, casting="unsafe")
+    rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.size))
+    block = np.empty((min(rows, weight.shape[0]), *weight.shape[1:]))
+    for first in range(0, weight.shape[0], rows):
+        part = weight[first : first + rows]
+        wide = block[: len(part)]
+        wide[...] = part
+        with np.errstate(under="ignore"):
+            wide *= scale[first : first + rows] if scale.shape[0] > 1 else scale
+        product[first : first + rows] = stored_as(wide, weight.dtype)
 
 
 def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
@@ -111,8 +102,7 @@ def _bounds(weight: Array, axes: tuple[int, ...]) -> Bounds:
     """
     if axes == (0,) and weight.dtype == np.float32 and weight.size and weight.flags.c_contiguous:
         rows = weight.reshape(weight.shape[0], -1)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            squares = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+        squares = np.einsum("ij,ij->i", rows, rows).astype(np.float64)  # einsum never warns
         if bool(((squares > _SQUARES[0]) & (squares < _SQUARES[1])).all()):
             norm = np.sqrt(squares).reshape(-1, *[1] * (weight.ndim - 1))
             return norm / (2 * np.sqrt(rows.shape[1])), 2 * norm
@@ -135,7 +125,7 @@ def round_scaled(
 
     Args:
         weight: the stored weight, of any floating dtype.
-        scale: float64, broadcastable to the weight, and of size 1 along every axis but ``axes``.
+        scale: float64, of the weight's rank, and of size 1 along every axis but ``axes``.
         axes: the axes that count the output channels.
         seen_as: the shape in which ``scale`` and ``axes`` see the weight, if it is not its own.
 
@@ -150,17 +140,18 @@ def round_scaled(
     seen = tuple(shape), tuple(axes)
     bounds = weight.magnitudes.get(seen)
     if bounds is None:
-        bounds = weight.magnitudes[seen] = _bounds(weight.array().reshape(shape), axes)
+        bounds = weight.magnitudes[seen] = _bounds(_numbers(weight).reshape(shape), axes)
     if not _clearly_inside(bounds, scale, limits):
         if bounds[0] is not bounds[1]:
-            exactly = _magnitudes(weight.array().reshape(shape), axes)
+            exactly = _magnitudes(_numbers(weight).reshape(shape), axes)
             bounds = weight.magnitudes[seen] = exactly, exactly
         refusal = _outside(bounds[1], scale, limits, dtype)
         if refusal is not None:
             return refusal
 
     def exact() -> NDArray[np.float64]:
-        return (weight.exact().reshape(shape) * scale).reshape(weight.shape)
+        with np.errstate(under="ignore"):
+            return (weight.exact().reshape(shape) * scale).reshape(weight.shape)
 
     def load() -> Array:
         if weight.folded:
@@ -176,11 +167,15 @@ def round_scaled(
             _multiply(weight.array().reshape(shape), scale, target.reshape(shape))
 
     scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write)
-    if scale.shape == bounds[0].shape or scale.size == 1:
-        # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
-        low, high = (bound * np.abs(scale) for bound in bounds)
-        scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
+    # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
+    low, high = (bound * np.abs(scale) for bound in bounds)
+    scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
     return scaled
+
+
+def _numbers(weight: Constant) -> Array:
+    """What the next product is computed from: rounded, a channel can vanish that exactly has not."""
+    return weight.exact() if weight.folded else weight.array()
 
 
 def _clearly_inside(bounds: Bounds, scale: NDArray[np.float64], limits: _Limits) -> bool:
@@ -197,10 +192,10 @@ def _outside(
     """The refusal where the bound cannot be kept, from the exact magnitudes."""
     if not np.isfinite(before).all():
         return Refusal(Reason.BAD_STATISTICS, "the weight holds Inf or NaN")
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         after = before * np.abs(scale)
     # The largest finite number still catches what rounds down to it: half a unit in its last place.
-    too_large = after > limits.largest * (1 + limits.unit_roundoff / 2)
+    too_large = ~(after <= limits.largest * (1 + limits.unit_roundoff / 2))
     if too_large.any():
         return Refusal(
             Reason.OUT_OF_RANGE,
@@ -267,6 +262,11 @@ def round_sum(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Constant | Re
     return rounded
 
 
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers can be rounded to this type: NumPy's floats and bfloat16."""
+    return _limits(dtype) is not None
+
+
 def unit_roundoff(dtype: np.dtype[Any]) -> float | None:
     """The ``u`` of this module's bound, half the distance from 1 to the next number; None if no float."""
     limits = _limits(dtype)
@@ -275,10 +275,8 @@ def unit_roundoff(dtype: np.dtype[Any]) -> float | None:
 
 def stored_as(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     """The numbers rounded to nearest, with no look at what becomes of them."""
-    if _is_bfloat16(dtype):
-        return _to_bfloat16(exact, dtype)
     with np.errstate(over="ignore", under="ignore"):
-        return exact.astype(dtype)
+        return _to_bfloat16(exact, dtype) if _is_bfloat16(dtype) else exact.astype(dtype)
 
 
 def _of(channels: NDArray[np.bool_]) -> str:

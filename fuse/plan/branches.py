@@ -18,7 +18,6 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.plan.cost import multiply_adds
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.rules.merge import Form, pointwise
-from convbn.fuse.rules.rule import constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Arithmetic, BatchNorm, Conv, Elementwise, Pool
 
@@ -29,6 +28,7 @@ __all__ = [
     "Leaf",
     "branch_beside",
     "conv_branch",
+    "conv_layer",
     "is_inner",
     "is_sum",
     "leaves_of",
@@ -38,6 +38,9 @@ MERGES = ("merge-parallel-convs", "merge-identity", "merge-affine", "merge-avera
 """Names in options and reports, by what a convolution takes in."""
 
 AffineOf = Callable[[Node], tuple[Affine, int] | Refusal]
+
+_LARGEST = 1 << 31
+"""Sizes, strides and dilations lie below; a product of two strides must fit 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +135,13 @@ def _producer(leaf: Leaf) -> Node | None:
 
 
 def conv_branch(leaf: Leaf) -> Branch | None:
-    """A summand as a convolution with constant numbers, laid at known places."""
+    """A summand as a convolution (:func:`conv_layer`)."""
     node = _producer(leaf)
-    if node is None or not isinstance(node.op, Conv) or node.op.window is None:
+    source = None if node is None else node.input(DATA)
+    layer = None if node is None else conv_layer(node)
+    if source is None or source.constant is not None or layer is None:
         return None
-    source = node.input(DATA)
-    weight, bias = constant_at(node, WEIGHT, "weight"), constant_at(node, BIAS, "bias")
-    if source is None or source.constant is not None or not isinstance(weight, Constant):
-        return None
-    if isinstance(bias, Refusal) or len(weight.shape) != 2 + len(node.op.window.strides):
-        return None
-    groups = node.op.groups
-    if groups < 1 or weight.shape[0] % groups:
-        return None
-    form = Form(weight.shape, groups, node.op.window)
+    form, weight, bias = layer
     return Branch(
         leaf,
         source,
@@ -158,6 +154,28 @@ def conv_branch(leaf: Leaf) -> Branch | None:
     )
 
 
+def conv_layer(node: Node) -> tuple[Form, Constant, Constant | None] | None:
+    """Form, weight and bias of a convolution with constant numbers, laid at known places."""
+    if not isinstance(node.op, Conv) or node.op.window is None:
+        return None
+    stored, added = node.input(WEIGHT), node.input(BIAS)
+    weight, bias = (None if value is None else value.constant for value in (stored, added))
+    if weight is None or (added is not None and bias is None):
+        return None
+    fits = bias is None or bias.shape == weight.shape[:1]
+    form = Form(weight.shape, node.op.groups, node.op.window)
+    return (form, weight, bias) if fits and _can_run(form) else None
+
+
+def _can_run(form: Form) -> bool:
+    """Whether the numbers are those of a convolution: a file may state any."""
+    shape, groups, window = form.shape, form.groups, form.window
+    if len(shape) != 2 + len(window.strides):
+        return False
+    numbers = (groups, *shape, *window.strides, *window.dilations)
+    return all(0 < number < _LARGEST for number in numbers) and not shape[0] % groups
+
+
 def branch_beside(leaf: Leaf, host: Branch, affine_of: AffineOf) -> Branch | None:
     """A summand as the identity, an average or a per-channel map of what ``host`` reads."""
     outputs, spatial = host.form.shape[0], len(host.form.shape) - 2
@@ -168,8 +186,10 @@ def branch_beside(leaf: Leaf, host: Branch, affine_of: AffineOf) -> Branch | Non
     if node is None or not any(value is host.source for value in node.inputs):
         return None
     if isinstance(node.op, Pool) and node.op.kernel is not None and node.op.window is not None:
-        mean = np.full((), 1 / math.prod(node.op.kernel))
         form = Form((outputs, 1, *node.op.kernel), outputs, node.op.window)
+        if not _can_run(form):
+            return None
+        mean = np.full((), 1 / math.prod(node.op.kernel))
         return Branch(leaf, host.source, node, form, MERGES[3], outputs, lambda: mean, lambda: None)
     if not isinstance(node.op, BatchNorm | Elementwise):
         return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
 from convbn.fuse.algebra.rounding import round_sum, round_vector
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.branches import conv_layer
 from convbn.fuse.plan.cost import chain_pays
 from convbn.fuse.plan.merger import Merge
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.rules.compose import composed_bias, composed_weight, composition
-from convbn.fuse.rules.merge import Form
 from convbn.fuse.rules.rule import constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value, View
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
@@ -46,16 +47,16 @@ def _merge(view: View, second: Node) -> Merge | None:
 
 
 def _only_feeds(second: Node) -> Node | None:
-    """The layer of the same kind whose output nobody but ``second`` reads, and reads as its data."""
+    """What gives the data of ``second`` and is read by nobody else."""
     data = second.input(DATA)
     first = None if data is None else data.producer
-    if data is None or first is None or type(first.op) is not type(second.op) or first.scope != second.scope:
+    if data is None or first is None or first.scope != second.scope:
         return None
     return None if data.observed or len(data.readers) != 1 or len(first.outputs) != 1 else first
 
 
 def _conv_edits(first: Node, second: Node) -> tuple[Edit, ...] | None:
-    before, after, source = _conv(first), _conv(second), first.input(DATA)
+    before, after, source = conv_layer(first), conv_layer(second), first.input(DATA)
     if before is None or after is None or source is None or source.constant is not None:
         return None
     (one, w1, b1), (two, w2, b2) = before, after
@@ -69,28 +70,16 @@ def _conv_edits(first: Node, second: Node) -> tuple[Edit, ...] | None:
     biases += [] if b2 is None else [b2.exact()]
     merged = round_sum(weight, w2.dtype)
     bias = round_vector(np.sum(biases, axis=0), w2.dtype) if biases else None
-    if isinstance(merged, Refusal) or isinstance(bias, Refusal) or not isinstance(second.op, Conv):
+    if isinstance(merged, Refusal) or isinstance(bias, Refusal):
         return None
-    op = Conv(form.groups, second.op.channel_axis, form.window)
+    op = Conv(form.groups, cast(Conv, second.op).channel_axis, form.window)
     return Bypass(first, DATA), Replace(second, op, (source, merged, bias))
-
-
-def _conv(node: Node) -> tuple[Form, Constant, Constant | None] | None:
-    """The form and numbers of a convolution that is laid at known places."""
-    weight, bias = constant_at(node, WEIGHT, "weight"), constant_at(node, BIAS, "bias")
-    if not isinstance(node.op, Conv) or node.op.window is None or not isinstance(weight, Constant):
-        return None
-    if isinstance(bias, Refusal) or len(weight.shape) != 2 + len(node.op.window.strides):
-        return None
-    if node.op.groups < 1 or weight.shape[0] % node.op.groups:
-        return None
-    return Form(weight.shape, node.op.groups, node.op.window), weight, bias
 
 
 def _linear_edits(first: Node, second: Node) -> tuple[Edit, ...] | None:
     """``(x·A + a)·B + b = x·(A·B) + (a·B + b)``; the factors of a Gemm go into the numbers."""
     before, after = _linear(first), _linear(second)
-    if before is None or after is None or not isinstance(second.op, Linear):
+    if before is None or after is None:
         return None
     (one, a, w1), (two, b, w2) = before, after
     matrix, product = w2.exact(), w1.exact() if one.output_axis == 1 else w1.exact().T

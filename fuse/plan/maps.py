@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from convbn.fuse.algebra.affine import Affine, from_batchnorm
+from convbn.fuse.algebra.rounding import is_floating
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.broadcast import per_channel, shaped
 from convbn.fuse.rules.rule import constant_at
@@ -61,7 +62,7 @@ def _affine_of_elementwise(node: Node, operation: Arithmetic) -> tuple[Affine, i
     data, other, rank = node.input(slot), node.input(1 - slot), node.outputs[0].rank
     if data is None or other is None or other.constant is None or data.constant is not None:
         return no
-    if not rank or data.rank != rank or data.shape is None or other.constant.dtype.kind != "f":
+    if not rank or data.rank != rank or data.shape is None or not is_floating(other.constant.dtype):
         return no
     axis = per_channel(other.constant.shape, rank)
     if axis is None:

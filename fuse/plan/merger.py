@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -104,9 +105,7 @@ def _merge(view: View, host: Branch, other: Branch) -> Merge | None:
         return None
     if other.node is not None and "bypass" in other.node.locks:
         return None
-    weight = constant_at(host.node, WEIGHT, "weight")
-    if not isinstance(weight, Constant):
-        return None
+    weight = cast(Constant, constant_at(host.node, WEIGHT, "weight"))
     total = np.zeros(form.shape)
     biases = []
     for branch, sign in zip((host, other), signs, strict=True):

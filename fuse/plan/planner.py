@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import cast
 
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
@@ -19,7 +20,7 @@ from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, View
+from convbn.fuse.view.dataflow import Node, Value, View
 from convbn.fuse.view.ops import BatchNorm, Elementwise
 
 __all__ = ["make_plan"]
@@ -113,10 +114,14 @@ def _fold(
     if isinstance(found, Refusal):
         return found
     affine, axis = found
-    source = node.input(data_slot(node))
-    if source is None or (source.producer is None and not view.pure):
-        name = "" if source is None else f"'{source.name}'"
-        return Refusal(Reason.NO_PRODUCER, f"its input {name} is an input or a constant of the model")
+    source = cast(Value, node.input(data_slot(node)))  # no frontend gives a map without data
+    seen_by_others = source.producer is None or source.observed or len(source.readers) > 1
+    if not view.pure and affine.is_identity and seen_by_others:
+        # It needs no layer that takes it, so no rule looks at who else reads what it reads.
+        return Refusal(
+            Reason.SEVERAL_READERS,
+            f"it changes nothing, but what is written in place behind it must not be written to '{source.name}'",
+        )
     outcome = ways.backward(view, node, source, affine, axis, options, seen)
     if isinstance(outcome, ways.Fold) or not view.pure or outcome.reason is Reason.SKIPPED:
         return outcome
@@ -126,6 +131,6 @@ def _fold(
     if thorough and isinstance(node.op, BatchNorm):
         for way in (ways.apart, ways.to_add):
             last = way(view, node, source, affine, axis, options, seen)
-            if isinstance(last, ways.Fold):
+            if last is not None:
                 return last
     return Refusal(outcome.reason, f"backward, {outcome.detail}; forward, {onward.detail}")

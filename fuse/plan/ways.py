@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -71,68 +72,54 @@ def forward(
 
 def apart(
     view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
-) -> Fold | Refusal:
-    """Way 3: shift and scale part."""
-    if not options.allows(WAYS[1]):
-        return Refusal(Reason.SKIPPED, f"the rule {WAYS[1]} is switched off")
+) -> Fold | None:
+    """Way 3: shift and scale part; None where they cannot."""
     magnitude = np.abs(affine.scale)
     inverse = Affine.scale_by(magnitude).inverse()
-    if inverse is None:
-        return Refusal(Reason.ILL_CONDITIONED, "a scale of 0 leaves nothing for a shift to stand in for")
+    if inverse is None or not options.allows(WAYS[1]):
+        return None
     shift = affine.shift * inverse.scale
-    draft = Draft(view, options, node, seen)
-    refusal = draft.consume(node.outputs[0], Affine.scale_by(magnitude), axis)
-    if refusal is None and not _near(node, shift):
-        refusal = Refusal(
-            Reason.ILL_CONDITIONED,
-            f"its shift is more than {_FARTHEST_SHIFT:.0f} standard deviations, which would cost the stream digits",
-        )
-    if refusal is None:
-        refusal = draft.produce(source, Affine(np.sign(affine.scale), shift), axis, reader=node)
-    if refusal is None:
-        return _done(view, node, draft, WAYS[1])
-    draft = Draft(view, options, node, seen)
-    other = draft.consume(node.outputs[0], Affine.shift_by(affine.shift), axis)
-    if other is None:
-        other = draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node)
-    return refusal if other is not None else _done(view, node, draft, WAYS[1])
+    parts = [(Affine.scale_by(affine.scale), Affine.shift_by(affine.shift))]
+    if _near(node, shift):
+        parts.insert(0, (Affine(np.sign(affine.scale), shift), Affine.scale_by(magnitude)))
+    for back, onward in parts:
+        draft = Draft(view, options, node, seen)
+        refusal = draft.consume(node.outputs[0], onward, axis)
+        if refusal is None:
+            refusal = draft.produce(source, back, axis, reader=node)
+        if refusal is None and isinstance(done := _done(view, node, draft, WAYS[1]), Fold):
+            return done
+    return None
 
 
 def _near(node: Node, shift: np.ndarray) -> bool:
     """Whether the shift is of the size of what it is added to, by the BatchNorm's own statistics."""
-    mean, variance = constant_at(node, 3, "mean μ"), constant_at(node, 4, "variance σ²")
-    if not isinstance(mean, Constant) or not isinstance(variance, Constant):
-        return False
+    # The map was made of them, so they are known.
+    mean, variance = (cast(Constant, constant_at(node, slot, "statistics")) for slot in (3, 4))
     size = np.abs(mean.exact()) + np.sqrt(np.abs(variance.exact()))
     return bool((np.abs(shift) <= _FARTHEST_SHIFT * size).all())
 
 
 def to_add(
     view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
-) -> Fold | Refusal:
-    """Way 4: the scale goes, the shift stays as an addition in the node's place."""
-    if not options.allows(WAYS[2]):
-        return Refusal(Reason.SKIPPED, f"the rule {WAYS[2]} is switched off")
+) -> Fold | None:
+    """Way 4: the scale goes, the shift stays as an addition in the node's place; None where it cannot."""
     rank = source.rank if source.rank is not None else node.outputs[0].rank
-    if rank is None:
-        return Refusal(Reason.AXIS_NOT_PROVEN, "the rank of its input is not known")
-    if rank > _LARGEST_RANK_OF_AN_ADDITION:
-        return Refusal(Reason.NO_BIAS, "an addition in its place would cost as much")
+    if rank is None or rank > _LARGEST_RANK_OF_AN_ADDITION or not options.allows(WAYS[2]):
+        return None
     draft = Draft(view, options, node, seen)
-    refusal = draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node)
-    if refusal is not None:
-        return refusal
+    if draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node) is not None:
+        return None
     # A BatchNorm's own parameters may be of another type than its data (float32 beside float16).
     changed = (edit.constant.dtype for edit in draft.edits if not isinstance(edit.node.op, BatchNorm))
     types = {dtype for dtype in changed if dtype.kind not in "iu"}
     if len(types) != 1:
-        return Refusal(Reason.NO_BIAS, "the type of an addition in its place does not follow from the layers")
+        return None  # the type of an addition does not follow from the layers
     constant = round_vector(along(affine.shift, axis, rank), types.pop())
     if isinstance(constant, Refusal):
-        return constant
+        return None
     edit = Replace(node, Elementwise(Arithmetic.ADD), (source, constant))
-    refusal = view.check(edit)
-    return refusal if refusal is not None else Fold(draft.into, WAYS[2], (*draft.edits, edit))
+    return Fold(draft.into, WAYS[2], (*draft.edits, edit)) if view.check(edit) is None else None
 
 
 def _done(view: View, node: Node, draft: Draft, rule: str) -> Fold | Refusal:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, not_positive
+from convbn.fuse.rules.rule import Moves, Rule, not_positive, onto_data
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import Activation
 
@@ -17,10 +17,7 @@ __all__ = ["RULE"]
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``s·f(x) = f(s·x)``."""
     refusal = _passes(node, affine)
-    data = node.input(0)
-    if refusal is not None or data is None:
-        return refusal
-    return moves.produce(data, affine, axis, reader=node)
+    return refusal if refusal is not None else onto_data(moves, node, affine, axis)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

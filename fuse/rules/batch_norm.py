@@ -65,20 +65,20 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     new_variance = round_vector(np.maximum(spread - op.epsilon, 0), variance.dtype, "variance σ²")
     if isinstance(new_variance, Refusal):
         return new_variance
-    stored_mean = new_mean.array().astype(np.float64)
-    stored_spread = new_variance.array().astype(np.float64) + op.epsilon
+    # As stored, not as computed: γ' and β' are made for exactly these numbers.
+    stored_mean, stored_variance = Constant.of(new_mean.array()), Constant.of(new_variance.array())
+    stored_spread = stored_variance.exact() + op.epsilon
     if not (stored_spread > 0).all():
         return Refusal(Reason.OUT_OF_RANGE, f"the variance of {node.label} would vanish")
-    for target, exact, like, what in (
-        (GAMMA, whole.scale * np.sqrt(stored_spread), gamma, "scale γ"),
-        (BETA, whole.shift + whole.scale * stored_mean, beta, "shift β"),
+    for target, constant in (
+        (GAMMA, round_vector(whole.scale * np.sqrt(stored_spread), gamma.dtype, "scale γ")),
+        (BETA, round_vector(whole.shift + whole.scale * stored_mean.exact(), beta.dtype, "shift β")),
+        (MEAN, stored_mean),
+        (VARIANCE, stored_variance),
     ):
-        if (refusal := moves.set(node, target, round_vector(exact, like.dtype, what))) is not None:
+        if (refusal := moves.set(node, target, constant)) is not None:
             return refusal
-    # As stored, not as computed: γ' and β' were made for exactly these numbers.
-    if (refusal := moves.set(node, MEAN, Constant.of(new_mean.array()))) is not None:
-        return refusal
-    return moves.set(node, VARIANCE, Constant.of(new_variance.array()))
+    return None
 
 
 def _constants(
@@ -96,8 +96,9 @@ def _constants(
     gamma, beta, mean, variance = found
     if mean is None or variance is None:
         return Refusal(Reason.PARAMETERS_MALFORMED, f"{node.label} has no mean or no variance")
-    if mean.shape != (affine.channels,):
-        return wrong_channels(node, mean.shape[0] if mean.shape else 1, affine.channels)
+    for constant in (gamma, beta, mean, variance):
+        if constant is not None and constant.shape != (affine.channels,):
+            return wrong_channels(node, int(np.prod(constant.shape)), affine.channels)
     one = Constant.of(np.ones(mean.shape, mean.dtype))
     return gamma or one, beta or Constant.of(np.zeros(mean.shape, mean.dtype)), mean, variance
 

@@ -31,4 +31,4 @@ def along(vector: NDArray[np.float64], axis: int, rank: int) -> NDArray[np.float
 
 def shaped(constant: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """A per-channel constant as a vector of ``size`` numbers."""
-    return np.broadcast_to(constant.reshape(-1), (size,))
+    return np.broadcast_to(constant.ravel(), (size,))

@@ -15,8 +15,6 @@ channel: an affine map in disguise. Two kernels of several taps would make a lar
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,18 +54,19 @@ def composed_weight(first: Form, w1: Weights, second: Form, w2: Weights) -> Weig
         return (grouped * factors).reshape(w2.shape)
     left = w2.reshape(second.groups, -1, *w2.shape[1:])
     right = w1.reshape(first.groups, -1, *w1.shape[1:])
+    product: Weights
     if _is_point(second):
         product = np.einsum("gom,gmi...->goi...", left.reshape(left.shape[:3]), right)
     else:
         product = np.einsum("gom...,gmi->goi...", left, right.reshape(right.shape[:3]))
-    return cast(Weights, product.reshape(-1, *product.shape[2:]))
+    return product.reshape(-1, *product.shape[2:])
 
 
 def composed_bias(b1: Weights, second: Form, w2: Weights) -> Weights:
     """What the bias of the first layer becomes behind the second one, which has no padding."""
-    taps = w2.reshape(second.groups, -1, w2.shape[1], int(np.prod(w2.shape[2:], dtype=int))).sum(axis=-1)
-    added = np.einsum("gom,gm->go", taps, b1.reshape(second.groups, -1))
-    return cast(Weights, added.reshape(-1))
+    taps = w2.sum(axis=tuple(range(2, w2.ndim))).reshape(second.groups, -1, w2.shape[1])
+    added: Weights = np.einsum("gom,gm->go", taps, b1.reshape(second.groups, -1))
+    return added.reshape(-1)
 
 
 def _is_point(form: Form) -> bool:

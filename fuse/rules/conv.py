@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
-
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
@@ -40,8 +38,8 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
         return wrong_channels(node, weight.shape[0], affine.channels)
     shifted = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
     if not affine.is_shift:
-        scaled = round_scaled(weight, affine.scale.reshape(-1, *[1] * (len(weight.shape) - 1)), axes=(0,))
-        if (refusal := moves.set(node, WEIGHT, scaled)) is not None:
+        scale = affine.scale.reshape(affine.channels, *[1] * (len(weight.shape) - 1))
+        if (refusal := moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0,)))) is not None:
             return refusal
     return moves.set(node, BIAS, round_vector(shifted, weight.dtype))
 
@@ -65,8 +63,8 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
                 Reason.SHIFT_INTO_PADDING,
                 f"{node.label} puts zeros around its data, where the shift would lack",
             )
-        exact = weight.exact().reshape(*seen_as[:3], -1).sum(axis=-1)
-        added = np.einsum("gof,gf->go", exact, affine.shift.reshape(op.groups, per_group)).reshape(-1)
+        exact = weight.exact().reshape(seen_as).sum(axis=tuple(range(3, len(seen_as))))
+        added = (exact * affine.shift.reshape(op.groups, 1, per_group)).sum(axis=-1).ravel()
         total = added if bias is None else bias.exact() + added
         if (refusal := moves.set(node, BIAS, round_vector(total, weight.dtype))) is not None:
             return refusal

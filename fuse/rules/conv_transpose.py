@@ -19,7 +19,7 @@ from typing import cast
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, parameters, wrong_axis, wrong_channels
+from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, ConvTranspose
 
@@ -57,13 +57,13 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
         return Refusal(
             Reason.SHIFT_INTO_PADDING, f"{node.label} spreads a shift unevenly, by how many kernels overlap"
         )
-    constants = parameters(moves, node)
+    constants = conv_parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, _ = constants
     if weight.shape[0] != affine.channels:
         return wrong_channels(node, weight.shape[0], affine.channels, "input")
-    scale = affine.scale.reshape(-1, *[1] * (len(weight.shape) - 1))
+    scale = affine.scale.reshape(affine.channels, *[1] * (len(weight.shape) - 1))
     return moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0,)))
 
 

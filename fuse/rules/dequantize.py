@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.algebra.rounding import round_vector
+from convbn.fuse.algebra.rounding import round_sum, round_vector
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.rules.rule import Moves, Rule, constant_at, wrong_channels
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import BIAS, WEIGHT, Dequantize
+from convbn.fuse.view.ops import BIAS, WEIGHT, Dequantize, Linear
 
 __all__ = ["RULE", "into_quantized", "is_dequantized"]
 
@@ -45,14 +45,20 @@ def into_quantized(
     """
     weight = node.input(WEIGHT)
     source = None if weight is None else weight.producer
-    integers = None if source is None else constant_at(source, INTEGERS, "integers")
+    integers = None if source is None else constant_at(source, INTEGERS, "weight")
     scale = None if source is None else constant_at(source, SCALE, "scale")
-    if weight is None or not isinstance(integers, Constant) or not isinstance(scale, Constant):
-        return Refusal(
-            Reason.WEIGHT_NOT_CONSTANT, f"the weight of {node.label} is computed while the model runs"
-        )
-    if len(integers.shape) <= output_axis or integers.shape[output_axis] != affine.channels:
-        return wrong_channels(node, integers.shape[output_axis] if integers.shape else 1, affine.channels)
+    if isinstance(integers, Refusal):
+        return integers
+    if isinstance(scale, Refusal):
+        return scale
+    if weight is None or integers is None or scale is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} has no weight")
+    rank = len(integers.shape)
+    if isinstance(node.op, Linear) and rank != 2:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"the weight of {node.label} has rank {rank}, not 2")
+    outputs = integers.shape[output_axis] if rank else 1
+    if outputs != affine.channels:
+        return wrong_channels(node, outputs, affine.channels)
     bias = _bias(moves, node)
     if isinstance(bias, Refusal):
         return bias
@@ -76,12 +82,14 @@ def _bias(moves: Moves, node: Node) -> NDArray[np.float64] | Refusal | None:
     source = None if value is None else value.producer
     if source is None or not isinstance(source.op, Dequantize):
         return bias
-    numbers = [constant_at(source, slot, "constant") for slot in (INTEGERS, SCALE, ZERO)]
-    known = [number.exact() for number in numbers if isinstance(number, Constant)]
-    if len(known) < 2 or any(isinstance(number, Refusal) for number in numbers) or known[0].ndim != 1:
+    integers, scale, zero = (moves.constant(source, slot) for slot in (INTEGERS, SCALE, ZERO))
+    if not isinstance(integers, Constant) or not isinstance(scale, Constant) or isinstance(zero, Refusal):
         return bias
-    result: NDArray[np.float64] = (known[0] - (known[2] if len(known) > 2 else 0.0)) * known[1]
-    return result
+    known = [scale] if zero is None else [scale, zero]
+    if len(integers.shape) != 1 or any(c.shape not in ((), (1,), integers.shape) for c in known):
+        return bias
+    result: NDArray[np.float64] = integers.exact() - (0.0 if zero is None else zero.exact())
+    return result * scale.exact()
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
@@ -90,9 +98,12 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     scale, integers = moves.constant(node, SCALE), moves.constant(node, INTEGERS)
     if not affine.is_scale:
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} has no place for a shift")
-    if isinstance(scale, Refusal) or isinstance(integers, Refusal):
-        return scale if isinstance(scale, Refusal) else cast(Refusal, integers)
-    if scale is None or integers is None or op.axis != axis or scale.shape != (affine.channels,):
+    if isinstance(scale, Refusal):
+        return scale
+    if isinstance(integers, Refusal):
+        return integers
+    fits = op.axis == axis and integers is not None and integers.shape[axis : axis + 1] == (affine.channels,)
+    if scale is None or integers is None or not fits or scale.shape != (affine.channels,):
         return Refusal(
             Reason.WEIGHT_NOT_CONSTANT,
             f"{node.label} has one scale for the whole weight, or its scales are along another axis",
@@ -102,7 +113,7 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
         if (refusal := moves.set(node, INTEGERS, turned)) is not None:
             return refusal
     magnitude = np.where(affine.scale == 0, 1.0, np.abs(affine.scale))
-    return moves.set(node, SCALE, round_vector(scale.exact() * magnitude, scale.dtype, "scale"))
+    return moves.set(node, SCALE, round_sum(scale.exact() * magnitude, scale.dtype))
 
 
 def _turned(

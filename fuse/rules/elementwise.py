@@ -88,10 +88,10 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
                 Reason.PRODUCER_NOT_LINEAR, f"{node.label} combines two values and cannot pass a shift on"
             )
         return moves.consume(output, affine, axis)
-    # The operand counts with this sign in the sum, and the other one with that of its own slot.
-    signs = (1.0, 1.0 if operation is Arithmetic.ADD else -1.0)
-    into_other = signs[slot] * signs[1 - slot] * affine.shift
-    onward = Affine(affine.scale, signs[slot] * affine.shift)
+    # One of the two operands is the first one, which counts as it is: their signs differ where the second is taken off.
+    sign = 1.0 if operation is Arithmetic.ADD else -1.0
+    into_other = sign * affine.shift
+    onward = Affine(affine.scale, affine.shift if slot == 0 else into_other)
     if affine.is_shift:
         return moves.first(
             lambda: moves.produce(other, Affine.shift_by(into_other), axis, reader=node),
@@ -136,20 +136,18 @@ def _into_constant(
         return moves.produce(value, Affine.scale_by(affine.scale), axis, reader=node)
     if operation is Arithmetic.DIVIDE and slot == 0:
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} divides a constant by its data")
-    factor = 1 / numbers if operation is Arithmetic.DIVIDE else numbers
     if affine.is_scale:
-        changed_factor = scale * factor if operation is Arithmetic.MULTIPLY else numbers / scale
-        if not np.isfinite(changed_factor).all():
+        if operation is Arithmetic.DIVIDE and not affine.scale.all():
             return Refusal(Reason.ILL_CONDITIONED, f"the constant of {node.label} cannot take a scale of 0")
-        return moves.set(
-            node, slot, round_vector(_trimmed(changed_factor, constant), constant.dtype, "constant")
-        )
-    vector = _vector(factor, axis, rank, affine.channels)
+        factor = scale * numbers if operation is Arithmetic.MULTIPLY else numbers / scale
+        return moves.set(node, slot, round_vector(_trimmed(factor, constant), constant.dtype, "constant"))
+    vector = _vector(numbers, axis, rank, affine.channels)
     if vector is None or not vector.all():
         return Refusal(
             Reason.AXIS_NOT_PROVEN, f"the constant of {node.label} is 0 somewhere or not per channel"
         )
-    return moves.produce(value, Affine(affine.scale, affine.shift / vector), axis, reader=node)
+    carried = affine.shift / vector if operation is Arithmetic.MULTIPLY else affine.shift * vector
+    return moves.produce(value, Affine(affine.scale, carried), axis, reader=node)
 
 
 def _past_constant(
@@ -164,9 +162,7 @@ def _past_constant(
     numbers = constant.exact()
     if operation in _SUMS:
         # ±a ± c: fold the shift into the constant, and let the scale go on with the constant divided by it.
-        minus_data = operation is Arithmetic.SUBTRACT and slot == 1
-        minus_constant = operation is Arithmetic.SUBTRACT and slot == 0
-        sign = (-1.0 if minus_data else 1.0) * (-1.0 if minus_constant else 1.0)
+        sign = 1.0 if operation is Arithmetic.ADD else -1.0
         total = numbers + sign * along(affine.shift, axis, rank)
         if affine.is_shift:
             return moves.set(
@@ -181,10 +177,13 @@ def _past_constant(
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} divides by its data")
     if affine.is_scale:
         return moves.consume(output, affine, axis)
-    factor = _vector(1 / numbers if operation is Arithmetic.DIVIDE else numbers, axis, rank, affine.channels)
-    if factor is None:
-        return Refusal(Reason.AXIS_NOT_PROVEN, f"the constant of {node.label} is not per channel")
-    return moves.consume(output, Affine(affine.scale, affine.shift * factor), axis)
+    vector = _vector(numbers, axis, rank, affine.channels)
+    if vector is None or (operation is Arithmetic.DIVIDE and not vector.all()):
+        return Refusal(
+            Reason.AXIS_NOT_PROVEN, f"the constant of {node.label} is 0 somewhere or not per channel"
+        )
+    onward = affine.shift * vector if operation is Arithmetic.MULTIPLY else affine.shift / vector
+    return moves.consume(output, Affine(affine.scale, onward), axis)
 
 
 def _vector(numbers: NDArray[np.float64], axis: int, rank: int, channels: int) -> NDArray[np.float64] | None:

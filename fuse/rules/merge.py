@@ -83,18 +83,18 @@ def _axis(a: Form, b: Form, axis: int) -> tuple[int, int, int, int] | None:
     begins = a.window.begin[axis], b.window.begin[axis]
     ends = a.window.end[axis], b.window.end[axis]
     steps = a.window.dilations[axis], b.window.dilations[axis]
-    slacks = [
+    slack, other = (
         begin + end - step * (size - 1)
         for begin, end, step, size in zip(begins, ends, steps, sizes, strict=True)
-    ]
+    )
     lattices = {step for step, size in zip(steps, sizes, strict=True) if size > 1} or {1}
     begin, end = max(begins), max(ends)
-    if slacks[0] != slacks[1] or len(lattices) > 1:
+    if slack != other or len(lattices) > 1:
         return None
     step = lattices.pop()
     if any((begin - own) % step for own in begins):
         return None
-    return (begin + end - slacks[0]) // step + 1, step, begin, end
+    return (begin + end - slack) // step + 1, step, begin, end
 
 
 def add_into(total: Weights, into: Form, weight: Weights, form: Form, factor: float = 1.0) -> None:

@@ -6,7 +6,7 @@ from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule
+from convbn.fuse.rules.rule import Moves, Rule, onto_data
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import DATA, Pad
 
@@ -15,10 +15,8 @@ __all__ = ["RULE"]
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``s·pad(x) + t = pad(s·x + t)``."""
-    refusal, data = _stops(node, affine, axis), node.input(DATA)
-    if refusal is not None or data is None:
-        return refusal
-    return moves.produce(data, affine, axis, reader=node)
+    refusal = _stops(node, affine, axis)
+    return refusal if refusal is not None else onto_data(moves, node, affine, axis)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

@@ -10,7 +10,7 @@ from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, not_positive
+from convbn.fuse.rules.rule import Moves, Rule, not_positive, onto_data
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import Pool
 
@@ -20,10 +20,7 @@ __all__ = ["RULE"]
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``s·pool(x) + t = pool(s·x + t)``."""
     refusal = _passes(node, affine, axis)
-    data = node.input(0)
-    if refusal is not None or data is None:
-        return refusal
-    return moves.produce(data, affine, axis, reader=node)
+    return refusal if refusal is not None else onto_data(moves, node, affine, axis)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

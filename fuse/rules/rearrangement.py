@@ -41,12 +41,12 @@ def _behind(shape: Shape, axis: int) -> int | None:
 def _through_reshape(source: Shape, target: Shape, affine: Affine, axis: int) -> tuple[Affine, int] | None:
     """The same map along an axis of the other shape; None where the axis is torn apart or unknown."""
     behind = _behind(source, axis)
-    if behind is None or source[axis] != affine.channels or not affine.channels:
+    if not behind or not affine.channels or source[axis] != affine.channels:
         return None
     block = affine.channels * behind
     for place in range(len(target)):
         rest, size = _behind(target, place), target[place]
-        if rest is None or size is None or not rest or size * rest != block:
+        if rest is None or size is None or size * rest != block:
             continue
         if behind % rest == 0:
             times = behind // rest
@@ -71,9 +71,9 @@ def _apart(source: Shape, target: Shape, axis: int) -> tuple[int, ...] | None:
         for first in range(last, -1, -1):
             part = target[first]
             if part is None:
-                break
+                return None
             product *= part
-            if product == size and last > first:
+            if product == size:
                 return tuple(range(first, last + 1))
     return None
 
@@ -107,7 +107,7 @@ def _moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) 
             inner = places[axis] if axis < len(places) else None
             return None if inner is None or inner in op.axes else (affine, inner)
         return (affine, places.index(axis)) if axis in places and axis not in op.axes else None
-    if source.shape is None or target.shape is None:
+    if source.shape is None or target.shape is None or axis >= len(source.shape):
         return None
     return _through_reshape(source.shape, target.shape, affine, axis)
 
@@ -122,14 +122,10 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     moved = None if data is None else _moved(node, output, data, affine, axis)
     if data is not None and moved is not None:
         return moves.produce(data, moved[0], moved[1], reader=node)
-    if (
-        isinstance(node.op, Reshape)
-        and data is not None
-        and data.shape is not None
-        and output.shape is not None
-    ):
-        axes = _apart(output.shape, data.shape, axis)
-        if axes is not None and output.shape[axis] == affine.channels:
+    shape, size = output.shape, _size(output, axis)
+    if isinstance(node.op, Reshape) and data is not None and data.shape is not None and shape is not None:
+        axes = _apart(shape, data.shape, axis) if size == affine.channels else None
+        if axes is not None:
             return moves.produce(data, affine, axes, reader=node)
     return _torn(node)
 
@@ -143,6 +139,8 @@ def scattered(
         return _torn(node)
     if isinstance(node.op, Transpose):
         order = node.op.order
+        if max(axes) >= len(order):
+            return _torn(node)
         return moves.produce(data, affine, tuple(order[axis] for axis in axes), reader=node)
     whole = _joined(output.shape, axes, affine.channels)
     moved = None if whole is None else _through_reshape(whole, data.shape, affine, axes[0])

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import BIAS, WEIGHT, Op
+from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv, ConvTranspose, Op
 
 __all__ = [
     "Axes",
@@ -24,6 +24,7 @@ __all__ = [
     "constant_at",
     "conv_parameters",
     "not_positive",
+    "onto_data",
     "parameters",
     "wrong_axis",
     "wrong_channels",
@@ -113,18 +114,29 @@ def parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | R
 
 
 def conv_parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
-    """Weight and bias of a convolution, or the refusal where they are not constants or no bias is ``[O]``."""
+    """Weight and bias of a convolution, or the refusal where they are not constants or do not fit each other."""
     constants = parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
     weight, bias = constants
-    if len(weight.shape) < 3:
+    op = cast(Conv | ConvTranspose, node.op)
+    if len(weight.shape) < 3 or op.groups < 1 or weight.shape[0] % op.groups:
         return Refusal(
-            Reason.PARAMETERS_MALFORMED, f"the weight of {node.label} has shape {list(weight.shape)}"
+            Reason.PARAMETERS_MALFORMED,
+            f"the weight of {node.label} has shape {list(weight.shape)}, and its groups are {op.groups}",
         )
-    if bias is not None and len(bias.shape) != 1:
+    outputs = weight.shape[0] if isinstance(op, Conv) else weight.shape[1] * op.groups
+    if bias is not None and bias.shape != (outputs,):
         return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
     return constants
+
+
+def onto_data(moves: Moves, node: Node, affine: Affine, axis: int) -> Refusal | None:
+    """Ask for the same map on the data, where the node passes it on as it is."""
+    data = node.input(DATA)
+    if data is None:
+        return Refusal(Reason.PARAMETERS_MALFORMED, f"{node.label} reads nothing")
+    return moves.produce(data, affine, axis, reader=node)
 
 
 def not_positive(node: Node, affine: Affine) -> Refusal | None:

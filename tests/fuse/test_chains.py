@@ -183,3 +183,160 @@ def test_transposed_data_stays() -> None:
         helper.make_node("Gemm", ["c", "w2"], ["y"]),
     ]
     check(gemm, {"w1": (4, 8), "w2": (8, 6)}, 2, (4, 3))
+
+
+def gemm(source: str, target: str, *names: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("Gemm", [source, *names], [target], name=names[0], **attributes)
+
+
+LAYERS = {"w1": (4, 8), "w2": (8, 6)}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (1, 1), (1, 8)])
+def test_every_bias_of_one_number_an_output_goes_on(shape: tuple[int, ...]) -> None:
+    two = [gemm("x", "c", "w1", "b1"), gemm("c", "y", "w2")]
+    check(two, {**LAYERS, "b1": shape}, 1, (3, 4))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 1), (1, 6)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_bias_is_added_to(shape: tuple[int, ...], first: bool) -> None:
+    names = ("w1", "b1") if first else ("w1",)
+    shapes = {**LAYERS, "b1": (8,), "b2": shape} if first else {**LAYERS, "b2": shape}
+    check([gemm("x", "c", *names), gemm("c", "y", "w2", "b2")], shapes, 1, (3, 4))
+
+
+@pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_either_side_may_be_transposed(transposed: tuple[int, int]) -> None:
+    first, second = transposed
+    shapes = {"w1": (8, 4) if first else (4, 8), "b1": (8,), "w2": (6, 8) if second else (8, 6)}
+    nodes = [
+        gemm("x", "c", "w1", "b1", transB=first, alpha=2.0, beta=3.0),
+        gemm("c", "y", "w2", transB=second, alpha=0.5, beta=0.25),
+    ]
+    check(nodes, shapes, 1, (3, 4))
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 1)])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bias_for_each_row_stays(shape: tuple[int, int], place: int) -> None:
+    size = shape[1] if shape[1] == 1 or not place else 6
+    names = [("w1",), ("w2",)]
+    names[place] = (*names[place], "b")
+    nodes = [gemm("x", "c", *names[0]), gemm("c", "y", *names[1])]
+    check(nodes, {**LAYERS, "b": (3, size)}, 2, (3, 4))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bias_that_is_fed_stays(place: int) -> None:
+    names = [["w1"], ["w2"]]
+    names[place].append("b")
+    nodes = [gemm("x", "c", *names[0]), gemm("c", "y", *names[1])]
+    numbers = {"w1": random(4, 8), "w2": random(8, 8)}
+    built = model(nodes, {"x": [3, 4], "b": [8]}, ["y"], numbers)
+    assert len(fold(built).model.graph.node) == 2
+
+
+def test_layers_that_do_not_fit_stay() -> None:
+    """No runtime runs them; that is for it to say."""
+    built = model(
+        [gemm("x", "c", "w1"), gemm("c", "y", "w2")],
+        {"x": [3, 4]},
+        ["y"],
+        {"w1": random(4, 8), "w2": random(7, 2)},
+    )
+    assert len(fold(built).model.graph.node) == 2
+
+
+@pytest.mark.parametrize(("weight", "bias"), [(3e4, 0.0), (1.0, 6e4)])
+def test_linear_numbers_out_of_range_stay(weight: float, bias: float) -> None:
+    """In float16: 8·3e4 is no weight, and 8·6e4 no bias."""
+    numbers = {
+        "w1": np.full((4, 8), weight, "f2"),
+        "b1": np.full(8, bias, "f2"),
+        "w2": np.ones((8, 6), "f2"),
+    }
+    nodes = [gemm("x", "c", "w1", "b1"), gemm("c", "y", "w2")]
+    built = model(nodes, {"x": [3, 4]}, ["y"], numbers, elem_type=onnx.TensorProto.FLOAT16)
+    assert len(fold(built).model.graph.node) == 2
+    numbers["w1"][:], numbers["b1"][:] = 1, 1
+    assert len(fold(model(nodes, {"x": [3, 4]}, ["y"], numbers, elem_type=10)).model.graph.node) == 1
+
+
+def test_a_convolution_bias_out_of_range_stays() -> None:
+    numbers = {
+        "w1": np.ones((8, 4, 1, 1), "f2"),
+        "b1": np.full(8, 6e4, "f2"),
+        "w2": np.ones((6, 8, 1, 1), "f2"),
+    }
+    nodes = [conv("x", "c", "w1", "b1"), conv("c", "y", "w2")]
+    built = model(nodes, {"x": [1, 4, 3, 3]}, ["y"], numbers, elem_type=onnx.TensorProto.FLOAT16)
+    assert len(fold(built).model.graph.node) == 2
+
+
+def test_a_longer_chain_becomes_one() -> None:
+    names = ["a", "b", "c", "d"]
+    nodes = [conv(s, t, n) for s, t, n in zip("xpqr", "pqry", names, strict=True)]
+    result = check(nodes, dict.fromkeys(names, (4, 4, 1, 1)), 1)
+    assert [(m.names, m.into) for m in result.report.merged] == [(("a",), "b"), (("b",), "c"), (("c",), "d")]
+
+
+def test_layers_of_two_kinds_stay() -> None:
+    nodes = [
+        conv("x", "c", "w1"),
+        helper.make_node("MatMul", ["c", "w2"], ["y"], name="w2"),
+    ]
+    check(nodes, {"w1": (4, 4, 1, 1), "w2": (8, 8)}, 2)
+
+
+def test_a_layer_that_reads_the_other_as_its_weight_stays() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["c"]), helper.make_node("MatMul", ["b", "c"], ["y"])]
+    check(nodes, {"a": (4, 4), "b": (4, 4)}, 2, (4, 4))
+
+
+def test_what_is_an_output_ends_the_chain() -> None:
+    """Only the two behind it become one."""
+    nodes = [conv("x", "c", "w1"), conv("c", "d", "w2"), conv("d", "y", "w3")]
+    result = check(nodes, {**POINT, "w3": (6, 6, 1, 1)}, 2, outputs=("y", "c"))
+    assert [m.names for m in result.report.merged] == [("w2",)]
+
+
+def test_a_layer_outside_a_body_stays_outside() -> None:
+    """The body may not run; and what stands in front of it is not its own."""
+    output = helper.make_tensor_value_info("t", onnx.TensorProto.FLOAT, None)
+    other = helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, None)
+    then = helper.make_graph([conv("c", "t", "w2")], "then", [], [output])
+    otherwise = helper.make_graph(
+        [helper.make_node("Constant", [], ["e"], value_float=1.0)], "else", [], [other]
+    )
+    choice = helper.make_node("If", ["flag"], ["y"], then_branch=then, else_branch=otherwise)
+    numbers = {name: random(*shape) for name, shape in POINT.items()}
+    built = model([conv("x", "c", "w1"), choice], {"x": [1, 4, 5, 5], "flag": []}, ["y"], numbers)
+    built.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    assert not fold(built).report.merged
+
+
+def test_a_layer_with_a_second_output_stays() -> None:
+    """No convolution has one, but a file may say so, and it would go with the first."""
+    nodes = [conv("x", "c", "w1"), conv("c", "y", "w2"), helper.make_node("Relu", ["c2"], ["r"])]
+    nodes[0].output.append("c2")
+    numbers = {name: random(*shape) for name, shape in POINT.items()}
+    assert not fold(model(nodes, {"x": [1, 4, 5, 5]}, ["y"], numbers)).report.merged
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_layer_without_data_stays(missing: int) -> None:
+    """Nor has a product, or a convolution, no data; a file may leave it out all the same."""
+    for make in (conv, gemm):
+        nodes = [make("x", "c", "w1"), make("c", "y", "w2")]
+        nodes[missing].input[0] = ""
+        numbers = {"w1": random(4, 4), "w2": random(4, 4)}
+        if make is conv:
+            numbers = {name: array[..., None, None] for name, array in numbers.items()}
+        assert not fold(model(nodes, {"x": [1, 4, 5, 5]}, ["y"], numbers)).report.merged
+
+
+def test_data_that_is_known_stays_where_it_is() -> None:
+    nodes = [gemm("k", "c", "w1"), gemm("c", "d", "w2"), helper.make_node("Add", ["d", "x"], ["y"])]
+    numbers = {"k": random(3, 4), "w1": random(4, 8), "w2": random(8, 6)}
+    assert not fold(model(nodes, {"x": [3, 6]}, ["y"], numbers)).report.merged

@@ -475,3 +475,53 @@ def test_the_names_are_the_same_at_every_run() -> None:
     built = model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}, functions=[block()])
     first, second = fold(built).model, fold(built).model
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_a_function_of_an_operator_that_nobody_knows() -> None:
+    """Whether it is the same in the model's opset cannot be told."""
+    nodes = [call("block", ["x", "w", *names("bn")], ["y"])]
+    built = model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}, functions=[block()])
+    made = built.functions[0]
+    made.opset_import[0].version = OPSET - 1
+    made.node[1].output[0] = "n"
+    made.node.append(helper.make_node("Unknown", ["n"], ["b"]))
+    result = untouched(built)
+    assert any(f"Unknown is that of opset {OPSET - 1}" in note for note in result.report.notes)
+
+
+def test_an_opset_that_only_a_function_imports() -> None:
+    made = block()
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made.node[1].output[0] = "n"
+    made.node.append(helper.make_node("Gelu", ["n"], ["b"], domain="com.microsoft"))
+    nodes = [call("block", ["x", "w", *names("bn")], ["y"])]
+    built = model(nodes, X, ["y"], {"w": random(6, 6, 3, 3), **batchnorm_parameters(6)}, functions=[made])
+    result = fold(built)
+    assert operators(result.model) == ["Conv", "Gelu"]
+    assert {entry.domain for entry in result.model.opset_import} == {"", "local", "com.microsoft"}
+    feeds = {"x": random(*X["x"], seed=7)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+
+
+def test_a_function_that_one_which_stays_calls_is_kept_for_it() -> None:
+    relu = function("relu", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])])
+    old = function(
+        "old",
+        ["a"],
+        ["b"],
+        [call("relu", ["a"], ["s"]), helper.make_node("ReduceMean", ["s"], ["b"], axes=[2, 3])],
+        opset=17,
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        batchnorm("c", "n"),
+        call("relu", ["n"], ["r"]),
+        call("old", ["r"], ["y"]),
+    ]
+    arrays = {"w": random(6, 6, 1, 1), **batchnorm_parameters(6)}
+    built = model(nodes, X, ["y"], arrays, functions=[relu, old])
+    result = fold(built)
+    feeds = {"x": random(*X["x"], seed=7)}
+    assert relative_error(evaluate(built, feeds), evaluate(result.model, feeds)) < 1e-5
+    assert [made.name for made in result.model.functions] == ["relu", "old"]
+    assert operators(result.model) == ["Conv", "Relu", "old"]

@@ -25,12 +25,12 @@ def scaled(weight: np.ndarray, scale: list[float]) -> np.ndarray | Refusal:
 
 
 @pytest.mark.parametrize("name", DTYPES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-3, 3))
 def test_bound_holds_in_every_channel(name: str, seed: int, exponent: int) -> None:
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((3, 5)).astype(DTYPES[name])
-    scale = rng.standard_normal(3) * 2.0**exponent
+    scale = rng.uniform(0.5, 2, 3) * rng.choice([-1, 1], 3) * 2.0**exponent
     result = scaled(weight, list(scale))
     assert isinstance(result, np.ndarray)
     assert result.dtype == weight.dtype
@@ -52,7 +52,7 @@ def test_bfloat16_is_rounded_once() -> None:
     assert through_float32 == 1.0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.floats(min_value=2.0**-60, max_value=2.0**60), st.booleans())
 def test_bfloat16_is_the_nearest(value: float, negative: bool) -> None:
     exact = -value if negative else value

@@ -29,6 +29,9 @@ Load = Callable[[], Array]
 LARGEST = 1 << 26
 """Elements; a chain whose result would be larger is not treated as a constant."""
 
+_ROUNDED_ALIKE = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""Types beside NumPy's own; how a cast to those of four bits and less rounds is another matter in each runtime."""
+
 _LONGEST_SHAPE = 64
 """A tensor that says a shape has few elements; one that has more is not looked into."""
 
@@ -98,7 +101,7 @@ def _cast_like(node: gs.Node, inputs: list[Value | None]) -> Constant | None:
 
 
 def _as_dtype(source: Constant | None, dtype: np.dtype[Any] | None) -> Constant | None:
-    if source is None or dtype is None:
+    if source is None or dtype is None or not (dtype.kind in "biuf" or dtype.name in _ROUNDED_ALIKE):
         return None
 
     def load() -> Array:
@@ -212,7 +215,9 @@ def _constant_of_shape(node: gs.Node, inputs: list[Value | None]) -> Constant | 
     if shape is None or min(shape, default=0) < 0 or math.prod(shape) > LARGEST:
         return None
     value = stored_constant(node.attrs["value"]).array() if "value" in node.attrs else np.zeros(1, np.float32)
-    return Constant(tuple(shape), lambda: np.broadcast_to(value.reshape(-1)[0], tuple(shape)))
+    if value.size != 1:
+        return None
+    return Constant(tuple(shape), lambda: np.broadcast_to(value.reshape(()), tuple(shape)))
 
 
 def _source(inputs: list[Value | None]) -> Constant | None:
@@ -231,7 +236,8 @@ def _numbers(node: gs.Node, inputs: list[Value | None], attribute: str) -> list[
 def _small(constant: Constant | None) -> list[int] | None:
     if constant is None or math.prod(constant.shape) > _LONGEST_SHAPE:
         return None
-    return [int(n) for n in constant.array().reshape(-1)]
+    numbers = constant.array().reshape(-1)
+    return [int(n) for n in numbers] if numbers.dtype.kind in "iu" else None
 
 
 def _reshaped(source: Constant, shape: tuple[int, ...]) -> Constant:

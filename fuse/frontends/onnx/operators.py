@@ -276,7 +276,9 @@ def _slice(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | 
     given = len(inputs) > 4 and inputs[4] is not None
     if given and _integers(node, inputs, 4, "steps") != [1]:
         return None
-    if starts is None or stops is None or len(starts) != 1 or data is None or not data.shape:
+    if starts is None or stops is None or data is None or not data.shape:
+        return None
+    if len(starts) != 1 or len(stops) != 1:
         return None
     if axes is None and len(inputs) > 3 and inputs[3] is not None:
         return None

@@ -21,7 +21,7 @@ from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear, Mixture
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["map_aten", "shape_of", "written_nodes"]
+__all__ = ["fixed_shape", "map_aten", "shape_of", "written_nodes"]
 
 _CONVOLUTIONS = {f"aten::conv{rank}d": rank for rank in (1, 2, 3)}
 _TRANSPOSED = {f"aten::conv_transpose{rank}d": rank for rank in (1, 2, 3)}
@@ -128,8 +128,12 @@ def _rank(node: torch.fx.Node | None) -> int | None:
 
 def shape_of(node: object) -> tuple[int | None, ...] | None:
     """The shape that a node of an exported graph has in every run; dimensions that may change are None."""
-    meta = getattr(node, "meta", {})
-    shape = getattr(meta.get("val"), "shape", None)
+    return fixed_shape(getattr(node, "meta", {}).get("val"))
+
+
+def fixed_shape(value: object) -> tuple[int | None, ...] | None:
+    """The shape of a tensor, with None for the dimensions that may change; None for what is no tensor."""
+    shape = getattr(value, "shape", None)
     return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
 
 

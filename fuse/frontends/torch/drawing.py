@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.torch.aten import shape_of
+from convbn.fuse.frontends.torch.aten import fixed_shape, shape_of
 from convbn.fuse.frontends.torch.calls import Mapped, Shape
 from convbn.fuse.frontends.torch.memory import Memory
 from convbn.fuse.frontends.torch.schema import (
@@ -114,7 +114,6 @@ class _Draughtsman:
         self._numberless: set[torch.fx.Node] = set()
         self._memory = Memory(source.graph, source.shows)
         self._tangled: set[torch.fx.Node] = set()
-        self._several: set[torch.fx.Node] = set()
         self._own = self._own_names()
 
     def draw(self) -> Drawing:
@@ -146,8 +145,6 @@ class _Draughtsman:
             self._values[node] = self._values[handed_on]
             return True
         if node.target is operator.getitem and node in self._values:
-            return True
-        if node.target is operator.getitem and node.args[0] in self._several:
             return True
         users = [self._mapped[user] for user in node.users]
         return bool(users) and all(user is not None and user.through is node for user in users)
@@ -212,26 +209,26 @@ class _Draughtsman:
         return self._tensor(read) if isinstance(read, str) else self._values.get(read)
 
     def _outputs(self, node: torch.fx.Node, drawn: Node) -> None:
-        parts = {user: user.args[1] for user in node.users if user.target is operator.getitem}
+        parts: dict[torch.fx.Node, Any] = {
+            user: user.args[1] for user in node.users if user.target is operator.getitem
+        }
         shapes = self._parts(node, drawn, parts.values())
         if shapes is None:
             value = Value(node.name, self._source.shape(node), drawn)
             self._values[node] = value
             drawn.outputs.append(value)
             return
-        self._several.add(node)
         drawn.outputs.extend(
             Value(f"{node.name}.{index}", shape, drawn) for index, shape in enumerate(shapes)
         )
         for user, index in parts.items():
-            if isinstance(index, int):
-                self._values[user] = drawn.outputs[index]
+            self._values[user] = drawn.outputs[index]
 
     def _parts(self, node: torch.fx.Node, drawn: Node, asked: Iterable[Any]) -> list[Shape | None] | None:
         """The shapes of a node's several results; None where it has one."""
         value = node.meta.get("val")
         if isinstance(value, tuple | list):
-            return [_shape(part) for part in value]
+            return [fixed_shape(part) for part in value]
         if not isinstance(drawn.op, Split) or value is not None:
             return None
         # Of a traced call the pieces are known by who asks for them.
@@ -311,11 +308,3 @@ _NAMED = (BatchNorm, Conv, ConvTranspose, Linear)
 """Operators that are all there is to a module."""
 
 _WRITTEN = "written to in place through another view of its memory"
-
-
-def _shape(value: Any) -> tuple[int | None, ...] | None:
-    """The shape a tensor has in every run; dimensions that may change are None."""
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return None
-    return tuple(size if isinstance(size, int) else None for size in shape)

@@ -96,11 +96,11 @@ def _passage(label: str) -> Callable[[Call], Mapped | None]:
     return lambda call: _unary(Passage(label), call, "input" if "input" in call.given else "self")
 
 
-def _pad(call: Call) -> Mapped | None:
+def _pad(call: Call, mode: str = "constant") -> Mapped | None:
     rank, pads = call.rank(), call.given.get("pad", call.given.get("padding"))
     if rank is None or not isinstance(pads, list | tuple) or not all(type(size) is int for size in pads):
         return None
-    constant = call.given.get("mode", "constant") == "constant"
+    constant = call.given.get("mode", mode) == "constant"
     if constant and call.given.get("value") not in (None, 0):
         return None
     # From the last axis on, two numbers each.
@@ -111,10 +111,7 @@ def _pad(call: Call) -> Mapped | None:
 
 def _border(call: Call) -> Mapped | None:
     """Reflected or repeated borders."""
-    rank, pads = call.rank(), call.given.get("padding")
-    if rank is None or not isinstance(pads, list | tuple):
-        return None
-    return _unary(Pad("Pad", tuple(range(rank - len(pads) // 2, rank)), zeros=False), call)
+    return _pad(call, "reflect or replicate")
 
 
 def _reshape(label: str) -> Callable[[Call], Mapped | None]:
@@ -154,7 +151,7 @@ def _whole_pool(spatial: int, *, average: bool) -> Callable[[Call], Mapped | Non
 
 def _mean(call: Call) -> Mapped | None:
     rank = call.rank()
-    if rank is None or call.given.get("dtype") is not None:
+    if not rank or call.given.get("dtype") is not None:
         return None
     axes = call.given.get("dim")
     axes = range(rank) if axes is None or axes == [] else axes if isinstance(axes, list | tuple) else [axes]
@@ -167,7 +164,7 @@ def _mean(call: Call) -> Mapped | None:
 def _maximum(call: Call) -> Mapped | None:
     """The maximum over all of the spatial axes."""
     rank, axes = call.rank(), call.given.get("dim")
-    if rank is None or not isinstance(axes, list | tuple) or not call.given.get("keepdim", False):
+    if not rank or not isinstance(axes, list | tuple) or not call.given.get("keepdim", False):
         return None
     spatial = bool(axes) and all(type(axis) is int and axis % rank > 1 for axis in axes)
     return _unary(Pool("Max", average=False), call) if spatial else None
@@ -193,18 +190,16 @@ def _slice(call: Call) -> Mapped | None:
     data, given = call.tensor(), call.given
     shape = None if data is None else call.shape(data)
     axis = _axis(call, "dim", call.rank(), 0)
-    if shape is None or axis is None or given.get("step", 1) != 1:
+    size = None if shape is None or axis is None else shape[axis]
+    # What cannot be told from a batch or a side of an image is that it is no channel axis.
+    if axis is None or size is None or given.get("step", 1) != 1:
         return None
-    start, stop = given.get("start"), given.get("end")
-    if "length" in given and type(start) is int and type(given["length"]) is int:
-        start = start + (shape[axis] or 0) if start < 0 else start
-        stop = start + given["length"]
-    size = shape[axis]
-    if size is None:
-        # What cannot be told from a batch or a side of an image is that it is no channel axis.
+    start, stop, length = given.get("start"), given.get("end"), given.get("length")
+    if not all(bound is None or type(bound) is int for bound in (start, stop, length)):
         return None
-    if not all(bound is None or type(bound) is int for bound in (start, stop)):
-        return None
+    if start is not None and length is not None:
+        start = start + size if start < 0 else start
+        stop = start + length
     return _unary(Slice(axis, *slice(start, stop).indices(size)[:2]), call)
 
 
@@ -219,7 +214,8 @@ def _permute(call: Call) -> Mapped | None:
 
 def _transpose(call: Call) -> Mapped | None:
     rank = call.rank()
-    first, second = _axis(call, "dim0", rank, 0), _axis(call, "dim1", rank, 1)
+    kind = "axis" if "axis0" in call.given else "dim"  # swapaxes calls them so
+    first, second = _axis(call, f"{kind}0", rank, 0), _axis(call, f"{kind}1", rank, 1)
     if rank is None or first is None or second is None or max(first, second) >= rank:
         return None
     order = list(range(rank))

@@ -16,7 +16,7 @@ from convbn.fuse.frontends.torch.tensors import to_tensor
 from convbn.fuse.frontends.torch.writing import call_of
 from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
-from convbn.fuse.view.ops import BIAS, WEIGHT, Elementwise, Op
+from convbn.fuse.view.ops import WEIGHT, Elementwise, Op
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class _Editor:
         if current is not None and self._only_for(current, node, mapped.through):
             self._replace(current, values)
             return
-        named = mapped.names[slot] in _PARAMETERS or (mapped.names[slot] is None and slot == BIAS)
+        named = mapped.names[slot] in (*_PARAMETERS, None)
         suffix = None if current is not None else _SUFFIXES[slot] if named else "folded"
         beside = current or self._neighbour(node, mapped, slot)
         own = self._insert(beside, suffix, values)
@@ -283,8 +283,6 @@ class _Editor:
 
         name = mapped.names[slot]
         if name is None:  # mm and matmul of two matrices have no bias; addmm is the same with one
-            if slot != BIAS:
-                raise ValueError(f"{node.name} has no slot {slot}")
             node.target, node.args, node.kwargs = torch.ops.aten.addmm.default, (placeholder, *node.args), {}
             return
         schema = schema_of(node)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from convbn.fuse.frontends.torch.drawing import Source
 from convbn.fuse.frontends.torch.layers import layer_of, plain_forward
 from convbn.fuse.frontends.torch.preparation import Prepared, is_batchnorm_like
 from convbn.fuse.frontends.torch.schema import only_metadata, passes_through, schema_of, shown_by
-from convbn.fuse.frontends.torch.traced_calls import named_call, writes_in_place
+from convbn.fuse.frontends.torch.traced_calls import AUGMENTED, named_call, writes_in_place
 from convbn.fuse.frontends.torch.traced_nodes import TracedCalls
 from convbn.fuse.frontends.torch.traced_shapes import TracedShapes
 from convbn.fuse.refusal import Reason, Refusal
@@ -50,6 +51,9 @@ def trace(prepared: Prepared) -> torch.fx.Graph:
         proxy_buffer_attributes = True
         wary = False
 
+        def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+            return _in_place_proxy()(node, self)
+
         def is_leaf_module(self, part: torch.nn.Module, path: str) -> bool:
             if layer_of(part) is not None or plain_forward(part):
                 return True
@@ -79,6 +83,20 @@ def trace(prepared: Prepared) -> torch.fx.Graph:
             source=type(module).__name__,
             hint="give example_inputs, or export it with torch.export.export and fold the program",
         ) from error
+
+
+@cache
+def _in_place_proxy() -> type[torch.fx.Proxy]:
+    """Proxies on which ``+=`` and the like are what they are on tensors; FX itself would record a plain ``+``."""
+    import torch.fx
+
+    def recorded(name: str) -> Callable[[torch.fx.Proxy, Any], torch.fx.Proxy]:
+        def call(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
+            return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+        return call
+
+    return type("InPlaceProxy", (torch.fx.Proxy,), {f"__{name}__": recorded(name) for name in AUGMENTED})
 
 
 def _traceable(part: torch.nn.Module) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["Named", "call_of_module", "named_call", "writes_in_place"]
+__all__ = ["AUGMENTED", "Named", "call_of_module", "named_call", "writes_in_place"]
 
 Named = tuple[str, dict[str, Any]]
 """An ATen name without namespace, and the arguments by ATen's names."""
@@ -52,6 +52,8 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 _RENAMED = {
     "input": "self",
     "axis": "dim",
+    "axis0": "dim0",
+    "axis1": "dim1",
     "keepdims": "keepdim",
     "tensor": "self",
     "split_size_or_sections": "split_size",
@@ -171,7 +173,7 @@ def writes_in_place(node: torch.fx.Node, parts: Mapping[str, torch.nn.Module]) -
         return schema_writes(node) or []
     name = str(getattr(node.target, "__name__", ""))
     flagged = _flag(node)
-    if name.endswith("_") or name in _IN_PLACE_OPERATORS or flagged:
+    if name.endswith("_") or name in (*AUGMENTED, "setitem") or flagged:
         return reads[:1]
     out = node.kwargs.get("out")
     if out is not None:
@@ -179,7 +181,7 @@ def writes_in_place(node: torch.fx.Node, parts: Mapping[str, torch.nn.Module]) -
     return [] if _known(node.target) else reads
 
 
-_IN_PLACE_OPERATORS = (
+AUGMENTED = (
     "iadd",
     "isub",
     "imul",
@@ -190,8 +192,8 @@ _IN_PLACE_OPERATORS = (
     "iand",
     "ior",
     "ixor",
-    "setitem",
 )
+"""Python's augmented assignments, which write to a tensor."""
 
 
 def _flag(node: torch.fx.Node) -> bool:

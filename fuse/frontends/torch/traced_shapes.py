@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.calls import Shape
 from convbn.fuse.frontends.torch.layers import layer_of, plain_forward
-from convbn.fuse.frontends.torch.preparation import is_batchnorm_like
 from convbn.fuse.frontends.torch.traced_calls import Named, call_of_module, named_call
 from convbn.fuse.view.ops import Linear
 
@@ -44,7 +43,9 @@ class TracedShapes:
         self._parts = parts
         self._named = {node: self._name(node) for node in graph.nodes}
         called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-        self._layers = {id(parts[path]): layer_of(parts[path]) for path in called}
+        # Layers and BatchNorms; one with a forward of its own may give anything.
+        known = [parts[path] for path in called if plain_forward(parts[path])]
+        self._layers = {id(part): layer_of(part) for part in known}
         self._ranks = self._proven(graph)
         self._shapes: dict[torch.fx.Node, Shape] = {
             node: tuple(state[name].shape) for node, name in names.items() if hasattr(state[name], "shape")
@@ -96,7 +97,7 @@ class TracedShapes:
 
     def _keeps_rank(self, node: torch.fx.Node) -> bool:
         part, named = self._part(node), self._named[node]
-        if part is not None and (self._layers[id(part)] is not None or is_batchnorm_like(part)):
+        if id(part) in self._layers:
             return True
         if (part is not None and _pointwise(part)) or _is_pointwise(node):
             return True
@@ -110,7 +111,7 @@ class TracedShapes:
         if node.target is operator.getitem and reads and self._splits(reads[0]):
             return data
         part, named = self._part(node), self._named[node]
-        if part is not None and (self._layers[id(part)] is not None or is_batchnorm_like(part)):
+        if id(part) in self._layers:
             return None if data is None else self._channels(data, node)
         if (part is not None and _pointwise(part)) or _is_pointwise(node):
             return data
@@ -123,9 +124,12 @@ class TracedShapes:
     def _channels(self, data: Shape, node: torch.fx.Node) -> Shape | None:
         """What a layer makes of data of this shape; it keeps the batch and nobody knows its sides."""
         part: Any = self._part(node)
-        layer = None if part is None else self._layers[id(part)]
-        if layer is None:
+        if id(part) not in self._layers:
             return data
+        layer = self._layers[id(part)]
+        if layer is None:  # a BatchNorm
+            mean = part.running_mean
+            return data if mean is None or len(data) < 2 else (data[0], len(mean), *data[2:])
         weight: Any = part.weight
         if isinstance(layer, Linear):
             return (*data[:-1], int(weight.shape[0]))
@@ -148,11 +152,12 @@ class TracedShapes:
         rank = len(shape)
         if name in _SAME:
             return tuple(shape)
+        if "pool" in name and int(name[-2]) != rank - 2:
+            return None  # of one sample; its second axis is not the channels
         if name.startswith("adaptive"):
             size = given.get("output_size")
-            spatial = rank - 2
-            sizes = tuple(size) if isinstance(size, list | tuple) else (size,) * spatial
-            return (*shape[:2], *(n if isinstance(n, int) else None for n in sizes)) if spatial > 0 else None
+            sizes = tuple(size) if isinstance(size, list | tuple) else (size,) * (rank - 2)
+            return (*shape[:2], *(n if isinstance(n, int) else None for n in sizes))
         if "pool" in name or name.startswith("upsample"):
             return (*shape[:2], *(None,) * (rank - 2))
         return _rearranged(name, given, shape)
@@ -239,6 +244,8 @@ def _pointwise(part: torch.nn.Module) -> bool:
 def _rearranged(name: str, given: Mapping[str, Any], shape: Shape) -> Shape | None:
     """The shape behind an operator that moves elements, where its numbers are in the code."""
     rank = len(shape)
+    if rank == 0:
+        return None
     first = given.get("dim", given.get("dim0", given.get("start_dim", 0)))
     if name in ("mean", "amax"):
         axes = first if isinstance(first, list | tuple) else [first]
@@ -255,6 +262,9 @@ def _rearranged(name: str, given: Mapping[str, Any], shape: Shape) -> Shape | No
     if not isinstance(first, int):
         return None
     first %= rank
+    if name == "narrow":
+        length = given.get("length")
+        return (*shape[:first], length if isinstance(length, int) else None, *shape[first + 1 :])
     if name == "transpose":
         second = given.get("dim1")
         if not isinstance(second, int):
@@ -263,7 +273,10 @@ def _rearranged(name: str, given: Mapping[str, Any], shape: Shape) -> Shape | No
         swapped[first], swapped[second] = swapped[second], swapped[first]
         return tuple(swapped)
     if name == "flatten":
-        last = given.get("end_dim", -1) % rank
+        last = given.get("end_dim", -1)
+        if not isinstance(last, int):
+            return None
+        last %= rank
         sizes = shape[first : last + 1]
         total: int | None = 1
         for size in sizes:

@@ -13,6 +13,7 @@ from torch import nn
 
 from convbn.errors import BadInputError, NotSupportedError
 from convbn.fuse.frontends.torch.rebuild import apply_structure, structure_of, tie_shared
+from convbn.fuse.frontends.torch.settings import settings_of
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "fuse" / "fused-checkpoint.schema.json").read_text())
 
@@ -239,6 +240,7 @@ def test_another_architecture(other, message, structure):
         ({"attributes": {"0": {"groups": "x"}}}, "malformed in 'attributes'"),
         ({"attributes": {"0": {"groups": True}}}, "no attribute 'groups' of the kind"),
         ({"settings": {"0": 1}}, "malformed in 'settings'"),
+        ({"settings": {"9": {"stride": "(1, 1)"}}}, "no module '9'"),
         ({"shared": [["0.weight"]]}, "malformed in 'shared'"),
     ],
 )
@@ -264,6 +266,18 @@ def test_malformed(change, message, structure):
 def test_malformed_tensor(change, structure):
     with pytest.raises(BadInputError, match="malformed in 'added'"):
         apply_structure(small(), {**structure, "added": [{**structure["added"][0], **change}]})
+
+
+def test_a_tensor_taken_away_and_a_buffer_given(structure):
+    added = [{**structure["added"][0], "name": "0.table", "kind": "buffer", "requires_grad": False}]
+    module = apply_structure(small(), {**structure, "removed": ["0.weight"], "added": added})
+    assert module[0].weight is None
+    assert list(module[0]._buffers) == ["table"]
+
+
+def test_a_list_is_the_same_setting_as_a_tuple():
+    assert settings_of(nn.Upsample(size=[4, 4])) == settings_of(nn.Upsample(size=(4, 4)))
+    assert settings_of(nn.Upsample(size=[4, 4])) != settings_of(nn.Upsample(size=[4, 5]))
 
 
 def test_a_huge_tensor_is_not_allocated(structure):
