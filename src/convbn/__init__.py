@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         inspect,
         load_fused,
         save_fused,
-        verify,
     )
     from convbn.bench.options import ProtocolOptions as BenchOptions
     from convbn.export.engines.engine_report import inspect_engine
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from convbn.fuse.report import Report
     from convbn.grid import Grid as BenchGrid
     from convbn.onnx_pass import fuse_file
+    from convbn.proof import verify
 else:
     # Both are packages that can be called (docs/decisions/0002-callable-rooms.md).
     from convbn import bench, fuse
@@ -89,7 +89,7 @@ _LAZY = {
     "load_fused": ("convbn.api", "load_fused"),
     "register_batchnorm": ("convbn.fuse.frontends.torch.registered", "register_batchnorm"),
     "save_fused": ("convbn.api", "save_fused"),
-    "verify": ("convbn.api", "verify"),
+    "verify": ("convbn.proof", "verify"),
 }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import CheckFailedError, UsageError
+from convbn.errors import UsageError
+from convbn.proof import as_tuple, runnable, verified
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-    from convbn.bench.equality import Equality
     from convbn.bench.options import ProtocolOptions
     from convbn.bench.result import BenchResult
     from convbn.export.engines.build import EngineArtifact
@@ -34,7 +34,6 @@ __all__ = [
     "inspect",
     "load_fused",
     "save_fused",
-    "verify",
 ]
 
 
@@ -94,7 +93,7 @@ def fuse(
     from convbn.fuse.options import FuseOptions
 
     options = options or FuseOptions()
-    examples = _as_tuple(example_inputs)
+    examples = as_tuple(example_inputs)
     if inplace and kind_of(model) != "torch.nn.Module":
         raise UsageError("only a torch module can be folded in place", hint="leave out inplace=True")
     origin = _Origin.of(model, arch, trust=trust)
@@ -136,7 +135,7 @@ def inspect(
     from convbn.fuse.fold import fold
 
     origin = _Origin.of(model, arch, trust=trust)
-    folding = fold(origin.model, _as_tuple(example_inputs), options=options, owned=origin.path is not None)
+    folding = fold(origin.model, as_tuple(example_inputs), options=options, owned=origin.path is not None)
     return replace(
         origin.named(folding.report),
         verify={"status": "not run", "reason": "inspect changes nothing, so there is nothing to compare"},
@@ -198,51 +197,6 @@ def load_fused(path: str | os.PathLike[str], arch: Architecture, **arguments: An
     return load(path, arch, arguments)
 
 
-def verify(
-    reference: Any,
-    candidate: Any,
-    *,
-    example_inputs: Sequence[Any] | Any | None = None,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    inputs: Sequence[Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    precision: str | None = None,
-    tolerance: float | None = None,
-) -> Equality:
-    """Run two models on the same inputs and compare their outputs.
-
-    Args:
-        reference: an ONNX model or path, graphsurgeon graph, module or exported program.
-        candidate: likewise, of the same or another kind.
-        example_inputs: positional inputs of a module; their shapes are used, not their values.
-        input_shapes: full shapes by input name, for models with open dimensions.
-        inputs: arrays by name, one mapping a sample; seeded random ones without.
-        seed: of the random inputs.
-        precision: of the candidate, if it is another than the reference's: ``fp32``, ``fp16``, ``bf16`` or
-            ``int8``. It decides how far the outputs may be apart (docs/precision.md).
-        tolerance: relative error that is allowed instead.
-
-    Returns:
-        The answer; ``bool(answer.equal)`` says whether equality was shown. See
-        :func:`convbn.bench.equality.compare` for the bound.
-    """
-    from convbn.bench.equality import compare
-    from convbn.bench.precision import tolerance_of
-
-    allowed = None
-    if precision is not None or tolerance is not None:
-        allowed = tolerance_of(precision or "fp32", tolerance)
-    return compare(
-        _runnable(reference),
-        _runnable(candidate),
-        inputs=inputs,
-        shapes=input_shapes,
-        seed=seed,
-        example_inputs=_as_tuple(example_inputs),
-        tolerance=allowed,
-    )
-
-
 def export_onnx(
     module: Any,
     example_inputs: Sequence[Any] | Any,
@@ -267,7 +221,7 @@ def export_onnx(
     """
     from convbn.export.torch_files import export_onnx as export
 
-    examples = _as_tuple(example_inputs) or ()
+    examples = as_tuple(example_inputs) or ()
     model = export(module, examples, opset=opset, dynamic_batch=dynamic_batch)
     if not fold:
         return model
@@ -391,10 +345,10 @@ def bench(
 
     options = options or ProtocolOptions()
     grid = grid or Grid()
-    examples = _as_tuple(example_inputs)
+    examples = as_tuple(example_inputs)
 
     def opener(given: Any) -> Callable[[], Subject]:
-        return lambda: Subject(_runnable(given), examples, options.input_shapes)
+        return lambda: Subject(runnable(given), examples, options.input_shapes)
 
     named = [(_name_of(given, i), opener(given)) for i, given in enumerate((model, *others), start=1)]
     if each:
@@ -424,43 +378,6 @@ def _name_of(model: Any, number: int) -> str:
     return f"model {number}" if number > 1 else "model"
 
 
-def verified(
-    report: Report,
-    reference: Any,
-    candidate: Any,
-    *,
-    example_inputs: tuple[Any, ...] | None = None,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> Report:
-    """The report with the outcome of a comparison in it.
-
-    Raises:
-        CheckFailedError: the outputs differ, or the comparison proves nothing.
-    """
-    import time
-
-    if report.kind == "torch.nn.Module" and example_inputs is None and not input_shapes:
-        reason = "a module can only be run on example inputs, and none were given"
-        return replace(report, verify={"status": "not run", "reason": reason})
-    start = time.perf_counter()
-    answer = verify(
-        reference,
-        candidate,
-        example_inputs=example_inputs,
-        input_shapes=input_shapes,
-        seed=report.options.seed,
-    )
-    seconds = replace(report.seconds, verify=time.perf_counter() - start)
-    if not answer.equal:
-        judged = "the folded model is not equal" if answer.status == "different" else "equality was not shown"
-        raise CheckFailedError(
-            f"{judged}: {answer.reason}",
-            source=report.path,
-            hint="nothing was written; verify=False skips the check",
-        )
-    return replace(report, verify=answer.to_dict(), seconds=seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class _Origin:
     """A model and the file it came from, if it came from one."""
@@ -487,20 +404,3 @@ class _Origin:
         """The report, with the file it came from."""
         notes = (*self.notes, *report.notes)
         return replace(report, path=self.path, sha256=self.sha256, notes=notes)
-
-
-def _runnable(model: Any) -> Any:
-    """A form that the runtimes take: graphsurgeon graphs become ModelProtos."""
-    from convbn.fuse.fold import kind_of
-
-    if kind_of(model) != "onnx-graphsurgeon":
-        return model
-    import onnx_graphsurgeon as gs
-
-    return gs.export_onnx(model.copy(), do_type_check=False)
-
-
-def _as_tuple(examples: Sequence[Any] | Any | None) -> tuple[Any, ...] | None:
-    if examples is None:
-        return None
-    return tuple(examples) if isinstance(examples, list | tuple) else (examples,)

@@ -67,10 +67,10 @@ def fuse_file(
         BadInputError: the source is no ONNX model, or its external data is not in order.
         FileAccessError: a file cannot be read or written.
     """
-    from convbn.api import verified
     from convbn.export.files import check_target
     from convbn.export.onnx_files import open_model
     from convbn.fuse.options import FuseOptions
+    from convbn.proof import verified
 
     options = options or FuseOptions()
     check_target(target, overwrite=overwrite)

@@ -115,7 +115,7 @@ def proven(folding: Folding, source: Source, console: Console, *, candidate: Any
         console: is told what goes on.
         candidate: what is compared with it, if not the folded model itself.
     """
-    from convbn.api import verified
+    from convbn.proof import verified
 
     report = from_source(folding.report, source)
     if not report.options.verify:

@@ -13,7 +13,7 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Compare; exit code 1 unless equality was shown."""
-    from convbn.api import verify
+    from convbn.proof import verify
 
     console = console_of(options)
     with console.phase("reading"):

@@ -1,0 +1,115 @@
+"""The proof that nothing changed: two models on the same inputs, and the report that says how it came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from convbn.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    from convbn.bench.equality import Equality
+    from convbn.fuse.report import Report
+
+__all__ = ["as_tuple", "runnable", "verified", "verify"]
+
+
+def verify(
+    reference: Any,
+    candidate: Any,
+    *,
+    example_inputs: Sequence[Any] | Any | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    precision: str | None = None,
+    tolerance: float | None = None,
+) -> Equality:
+    """Run two models on the same inputs and compare their outputs.
+
+    Args:
+        reference: an ONNX model or path, graphsurgeon graph, module or exported program.
+        candidate: likewise, of the same or another kind.
+        example_inputs: positional inputs of a module; their shapes are used, not their values.
+        input_shapes: full shapes by input name, for models with open dimensions.
+        inputs: arrays by name, one mapping a sample; seeded random ones without.
+        seed: of the random inputs.
+        precision: of the candidate, if it is another than the reference's: ``fp32``, ``fp16``, ``bf16`` or
+            ``int8``. It decides how far the outputs may be apart (docs/precision.md).
+        tolerance: relative error that is allowed instead.
+
+    Returns:
+        The answer; ``bool(answer.equal)`` says whether equality was shown. See
+        :func:`convbn.bench.equality.compare` for the bound.
+    """
+    from convbn.bench.equality import compare
+    from convbn.bench.precision import tolerance_of
+
+    allowed = None
+    if precision is not None or tolerance is not None:
+        allowed = tolerance_of(precision or "fp32", tolerance)
+    return compare(
+        runnable(reference),
+        runnable(candidate),
+        inputs=inputs,
+        shapes=input_shapes,
+        seed=seed,
+        example_inputs=as_tuple(example_inputs),
+        tolerance=allowed,
+    )
+
+
+def verified(
+    report: Report,
+    reference: Any,
+    candidate: Any,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Report:
+    """The report with the outcome of a comparison in it.
+
+    Raises:
+        CheckFailedError: the outputs differ, or the comparison proves nothing.
+    """
+    import time
+
+    if report.kind == "torch.nn.Module" and example_inputs is None and not input_shapes:
+        reason = "a module can only be run on example inputs, and none were given"
+        return replace(report, verify={"status": "not run", "reason": reason})
+    start = time.perf_counter()
+    answer = verify(
+        reference,
+        candidate,
+        example_inputs=example_inputs,
+        input_shapes=input_shapes,
+        seed=report.options.seed,
+    )
+    seconds = replace(report.seconds, verify=time.perf_counter() - start)
+    if not answer.equal:
+        judged = "the folded model is not equal" if answer.status == "different" else "equality was not shown"
+        raise CheckFailedError(
+            f"{judged}: {answer.reason}",
+            source=report.path,
+            hint="nothing was written; verify=False skips the check",
+        )
+    return replace(report, verify=answer.to_dict(), seconds=seconds)
+
+
+def runnable(model: Any) -> Any:
+    """A form that the runtimes take: graphsurgeon graphs become ModelProtos."""
+    from convbn.fuse.fold import kind_of
+
+    if kind_of(model) != "onnx-graphsurgeon":
+        return model
+    import onnx_graphsurgeon as gs
+
+    return gs.export_onnx(model.copy(), do_type_check=False)
+
+
+def as_tuple(examples: Sequence[Any] | Any | None) -> tuple[Any, ...] | None:
+    """Example inputs as users give them: several, the only one, or none."""
+    if examples is None:
+        return None
+    return tuple(examples) if isinstance(examples, list | tuple) else (examples,)
