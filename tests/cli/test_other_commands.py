@@ -53,10 +53,14 @@ def test_bench_writes_every_report(convbn: Any, small: Path, tmp_path: Path) -> 
 
 def test_bench_says_what_is_missing(convbn: Any, small: Path) -> None:
     result = convbn("bench", small, "--runtime", "torch-cpu", "--json", "-")
-    assert result.returncode == 0
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"convbn: {small}: nothing was measured; torch-cpu: ")
+    assert last.endswith("; --allow-not-measured takes that as an answer")
     rows = json.loads(result.stdout)["cases"][0]["rows"]
     assert {row["status"] for row in rows} == {"not measured"}
     assert "--arch" in rows[0]["reason"]
+    assert convbn("bench", small, "--runtime", "torch-cpu", "--allow-not-measured").returncode == 0
 
 
 def test_export_onnx_without_a_fold(convbn: Any, small: Path, tmp_path: Path) -> None:

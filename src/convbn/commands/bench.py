@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convbn.commands.measuring import measured
-from convbn.commands.reporting import deliver, finish, judged, plan
+from convbn.commands.reporting import deliver, finish, judged, plan, require_measurements
 from convbn.commands.shared import console_of, write_json
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, report and judge; exit code 1 if some side's outputs differ or a gate fails twice."""
+    """Measure, report and judge; exit code 1 if outputs differ, a gate fails twice or nothing was measured."""
     asked = plan(options)
     console = console_of(options)
     result = measured(options, console).to_dict()
@@ -28,4 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
     outcomes = judged(result, asked, again)
     deliver(result, outcomes, options, console)
-    return finish(result, outcomes)
+    code = finish(result, outcomes)
+    if not options.allow_not_measured:
+        require_measurements(result, options.input)
+    return code

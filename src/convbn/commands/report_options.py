@@ -29,7 +29,11 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--baseline", metavar="FILE", help="an earlier result: fail if a side got slower since")
     add("--baseline-any-machine", action="store_true", help="also if it was measured on another machine")
-    add("--allow-not-measured", action="store_true", help="gates skip what was not measured; else it fails")
+    add(
+        "--allow-not-measured",
+        action="store_true",
+        help="gates and bench take 'not measured' as an answer; else it fails",
+    )
 
 
 def add_history_verbs(

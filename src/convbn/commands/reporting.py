@@ -16,7 +16,7 @@ from convbn.sides import SELF_FUSED
 if TYPE_CHECKING:
     from convbn.bench.gates.judge import Gate, Outcome
 
-__all__ = ["GateFailedError", "Plan", "deliver", "finish", "judged", "plan"]
+__all__ = ["GateFailedError", "Plan", "deliver", "finish", "judged", "plan", "require_measurements"]
 
 #: GitHub takes 1 MiB a step.
 _SUMMARY_BYTES = 1_000_000
@@ -161,6 +161,25 @@ def _append_summary(path: Path, result: Mapping[str, Any], gates: Sequence[Mappi
         ) from error
 
 
+def require_measurements(result: Mapping[str, Any], source: str) -> None:
+    """A run that measured nothing has not done what it was for, whatever its report says.
+
+    Raises:
+        CheckFailedError: no row of the result was measured.
+    """
+    rows = _rows(result)
+    if all(row["status"] != "measured" for row in rows):
+        raise CheckFailedError(
+            f"nothing was measured; {rows[0]['runtime']}: {rows[0]['reason']}",
+            source=source,
+            hint="--allow-not-measured takes that as an answer",
+        )
+
+
+def _rows(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for case in result["cases"] for row in case["rows"]]
+
+
 def finish(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> int:
     """The exit code: 1 where outputs differ.
 
@@ -174,5 +193,5 @@ def finish(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> int:
         if any(outcome.status == "not judged" for outcome in failing):
             hint = "--allow-not-measured skips what was not measured"
         raise GateFailedError(f"{failing[0].sentence}{more}", source="gate", hint=hint)
-    rows = [row for case in result["cases"] for row in case["rows"]]
+    rows = _rows(result)
     return int(any(row["equality"] is not None and row["equality"]["status"] == "different" for row in rows))
