@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = ("--budget", "0.2", "--blocks", "5", "--no-memory")
 
 
+@pytest.mark.slow
 def test_each_model_at_each_condition_is_a_case(convbn: Any, small: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     again = shutil.copy(small, tmp_path / "other" / small.name)

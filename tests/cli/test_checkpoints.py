@@ -90,6 +90,7 @@ def test_to_safetensors(convbn: Any, checkpoint: Path, tmp_path: Path) -> None:
     assert (keys["1.weight"]["status"], keys["1.weight"]["into"]) == ("gone", ["0"])
 
 
+@pytest.mark.slow
 def test_a_folded_checkpoint_is_read_back(convbn: Any, checkpoint: Path, tmp_path: Path) -> None:
     """With its architecture it is a model like any other: compared with the original, folded once more."""
     assert fuse(convbn, checkpoint, "out.safetensors", "--no-verify").returncode == 0
@@ -105,6 +106,7 @@ def test_a_folded_checkpoint_is_read_back(convbn: Any, checkpoint: Path, tmp_pat
     assert "it was folded from small_net:net" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_program_goes_in_and_comes_out(convbn: Any, checkpoint: Path, tmp_path: Path) -> None:
     module = randomised(namespace()["net"]())
     program = torch.export.export(module, (torch.randn(2, 3, 8, 8),), strict=False)
@@ -221,6 +223,7 @@ def test_pickled_code_does_not_run(convbn: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_bench_measures_both_forms(convbn: Any, checkpoint: Path) -> None:
     runtimes = "onnxruntime-cpu@off,torch-cpu"
     result = convbn(

@@ -128,6 +128,7 @@ def test_paths_that_lead_out(convbn: Any, external: Path, tmp_path: Path, locati
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_any_time(external: Path, tmp_path: Path) -> None:
     """Whatever moment the process is killed at, the target is the old model or the new one, and works."""
     code = (

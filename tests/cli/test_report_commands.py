@@ -144,6 +144,7 @@ def test_a_model_called_compare_can_still_be_measured() -> None:
     assert parser().parse_args(["bench", "./compare"]).input == "./compare"
 
 
+@pytest.mark.slow
 def test_bench_measures_again_before_a_gate_counts(convbn: Any, small: Path, tmp_path: Path) -> None:
     result = convbn(
         *("bench", small, "--runtime", "onnxruntime-cpu@off", "--budget", "0.4", "--threads", "1"),

@@ -87,7 +87,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [("inspect",), ("fuse", "-o", "out.onnx"), ("export", "-o", "out.onnx")])
+ENGINE = ("export", "-o", "out.engine", "--backend", "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect",), ("fuse", "-o", "out.onnx"), ("export", "-o", "out.onnx"), ENGINE], ids=" ".join
+)
 @pytest.mark.parametrize(("made", "told"), WARNINGS, ids=[told for _, told in WARNINGS])
 def test_each_warning_fails_and_writes_nothing(
     folder: Path,
@@ -96,6 +101,8 @@ def test_each_warning_fails_and_writes_nothing(
     command: tuple[str, ...],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    if command is ENGINE:
+        pytest.importorskip("tensorrt_rtx")
     Path("model.onnx").write_bytes(made().SerializeToString())
     assert main([command[0], "model.onnx", *command[1:], "--strict"]) == 1
     said = capfd.readouterr().err

@@ -263,6 +263,7 @@ def test_residual_stream() -> None:
     check(preactivation(positive), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("observed", [False, True])
 def test_a_stream_of_three_hundred_blocks(observed: bool, signed: bool) -> None:

@@ -139,6 +139,7 @@ def steps_of_the_action(work: Path, **inputs: str) -> list[subprocess.CompletedP
     return done
 
 
+@pytest.mark.slow
 def test_the_action_folds_measures_publishes_and_then_fails_by_a_gate(work: Path) -> None:
     (work / "summary.md").write_text("before\n")
     fast = {"model": "my model.onnx", "runtime": "onnxruntime-cpu@off", "budget": "0.5", "threads": "1"}
