@@ -1,6 +1,10 @@
-"""Two longer searches for a fault: ``make fuzz`` runs seeds and coverage-guided inputs for some minutes each.
+"""Three longer searches for a fault: ``make fuzz`` runs each for some minutes.
+
+Broken models by seed; random graphs and modules folded and judged as in the tests, with other seeds; and
+coverage-guided bytes.
 
 python tests/faults/fuzz.py seeds --start 100000 --minutes 5
+python tests/faults/fuzz.py graphs --start 100000 --minutes 5
 python tests/faults/fuzz.py bytes --minutes 5          (needs atheris)
 """
 
@@ -30,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("search", choices=("seeds", "bytes"))
+    parser.add_argument("search", choices=("seeds", "graphs", "bytes"))
     parser.add_argument("--start", type=int, default=int(time.time()), help="first seed (default: the clock)")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--corpus", type=Path, help="folder that keeps inputs which reach new code")
@@ -38,6 +42,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.search == "seeds":
         return seeds(options.start, options.minutes)
+    if options.search == "graphs":
+        from faults.graph_search import search
+
+        return search(options.start, options.minutes, options.crashes)
     return coverage_guided(options.start, options.minutes, options.corpus, options.crashes)
 
 

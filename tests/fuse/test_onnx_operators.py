@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.graphs import batchnorm, batchnorm_parameters, operators, random, relative_error, run
+from onnx.reference import ReferenceEvaluator
+from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
 from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
@@ -202,3 +203,17 @@ def test_a_graph_that_cannot_be_read() -> None:
     built.graph.input[0].type.tensor_type.elem_type = 99
     with pytest.raises(BadInputError, match="cannot be read"):
         fold(built)
+
+
+def test_the_default_epsilon_is_a_float_of_32_bits() -> None:
+    """A model of doubles shows the difference."""
+    parameters = {name: array.astype(np.float64) for name, array in batchnorm_parameters(4).items()}
+    parameters["bn.var"][:] = 1e-6
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), batchnorm("c", "y")]
+    arrays = {"w": random(4, 4, 1, 1).astype(np.float64), **parameters}
+    built = model(nodes, {"x": [1, 4, 3, 3]}, ["y"], arrays, elem_type=TensorProto.DOUBLE)
+    folded = fold(built).model
+    assert operators(folded) == ["Conv"]
+    feeds = {"x": random(1, 4, 3, 3, seed=3).astype(np.float64)}
+    before, after = (ReferenceEvaluator(m).run(None, feeds) for m in (built, folded))
+    assert relative_error(before, after) < 1e-12

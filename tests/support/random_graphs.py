@@ -73,8 +73,8 @@ def shape_of(built: onnx.ModelProto) -> Shape:
     return tuple(int(n) for n in built.metadata_props[0].value.split(","))
 
 
-def in_float32(built: onnx.ModelProto, jitter: float = 0.0) -> onnx.ModelProto:
-    """The same model with every float widened (or, from float64, narrowed) to float32.
+def in_one_type(built: onnx.ModelProto, element: int, jitter: float = 0.0) -> onnx.ModelProto:
+    """The same model with every float of the one type ``element``, float32 or float64.
 
     Runtimes do not compute in every type; what a fold stores can be seen all the same. ``jitter`` changes every
     stored number by up to that much of itself: what the model makes of it is what it makes of rounding.
@@ -82,20 +82,27 @@ def in_float32(built: onnx.ModelProto, jitter: float = 0.0) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(built)
     rng = np.random.default_rng(5)
-    floats = {element for _, element, _ in ELEMENT.values()}
+    floats = {kind for _, kind, _ in ELEMENT.values()}
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    # These are no numbers of the network: a size that is rounded down would be another.
+    scales = {name for node in built.graph.node if node.op_type == "Resize" for name in node.input[1:]}
     waiting = [copy.graph]
     while waiting:
         graph = waiting.pop()
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type in floats:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
+                value.type.tensor_type.elem_type = element
         for tensor in graph.initializer:
-            if tensor.data_type in floats:
+            if tensor.data_type in floats and tensor.name not in scales:
                 array = numpy_helper.to_array(tensor).astype(np.float64)
                 array = array * (1 + jitter * rng.choice([-1, 1], array.shape))
-                tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+                tensor.CopyFrom(numpy_helper.from_array(array.astype(dtype), tensor.name))
         waiting += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
     return copy
+
+
+def in_float32(built: onnx.ModelProto, jitter: float = 0.0) -> onnx.ModelProto:
+    return in_one_type(built, TensorProto.FLOAT, jitter)
 
 
 def difference(built: onnx.ModelProto, other: onnx.ModelProto, kind: str) -> tuple[float, float]:

@@ -109,7 +109,11 @@ def _batchnorm(node: gs.Node, opset: int) -> Op | Refusal:
         training = any(output.name for output in node.outputs[1:])
     else:
         training = not int(node.attrs.get("is_test", 0))
-    return BatchNorm(epsilon=float(node.attrs.get("epsilon", 1e-5)), training=training)
+    return BatchNorm(epsilon=float(node.attrs.get("epsilon", _EPSILON)), training=training)
+
+
+_EPSILON = 9.999999747378752e-06
+"""The default 1e-5 as an attribute holds it, a float of 32 bits."""
 
 
 def _conv(node: gs.Node, opset: int, inputs: Inputs, outputs: Outputs) -> Op | None:

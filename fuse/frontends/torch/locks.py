@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,9 +55,18 @@ class Site:
     quiet: tuple[str, ...] = ()
 
 
-def add_locks(prepared: Prepared, drawing: Drawing, source: Source) -> None:
-    """Lock every edit that the module does not allow, and give each node its :class:`Site`."""
-    _Locksmith(prepared, drawing, source).work()
+def add_locks(
+    prepared: Prepared, drawing: Drawing, source: Source, spelled: Callable[[], Source | None]
+) -> None:
+    """Lock every edit that the module does not allow, and give each node its :class:`Site`.
+
+    Args:
+        prepared: the module.
+        drawing: of ``source``.
+        source: what was captured.
+        spelled: see :class:`Overwriting`.
+    """
+    _Locksmith(prepared, drawing, source, spelled).work()
 
 
 def _slots(node: Node) -> tuple[int, ...]:
@@ -77,8 +86,11 @@ def _between(before: list[str], behind: list[str]) -> set[str]:
 
 
 class _Locksmith:
-    def __init__(self, prepared: Prepared, drawing: Drawing, source: Source) -> None:
+    def __init__(
+        self, prepared: Prepared, drawing: Drawing, source: Source, spelled: Callable[[], Source | None]
+    ) -> None:
         self._prepared = prepared
+        self._spelled = spelled
         self._module = prepared.module
         self._parts = prepared.parts
         self._drawing = drawing
@@ -103,7 +115,8 @@ class _Locksmith:
         norms = [node for node in nodes if isinstance(node.op, BatchNorm)]
         calls = Counter(id(self._submodule(innermost(node.handle))) for node in norms)
         remainders = Remainders(self._graph, self._prepared)
-        overwriting = Overwriting(self._graph, self._source, {node.handle for node in norms})
+        handles = {node.handle for node in norms}
+        overwriting = Overwriting(self._graph, self._source, handles, self._spelled)
         self._observe()
         sites = {}
         for node in nodes:

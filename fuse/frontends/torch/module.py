@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError, UsageError
@@ -74,7 +75,17 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
     unreachable = list(taken.unreachable)
     drawing = draw(source)
     unreachable.extend(_unreached(prepared, drawing, {kept.name for kept in unreachable}))
-    add_locks(prepared, drawing, source)
+
+    @cache
+    def spelled() -> Source | None:
+        if taken.traced:
+            return source
+        try:
+            return _traced(inner).source
+        except BadInputError:
+            return None
+
+    add_locks(prepared, drawing, source, spelled)
 
     def apply(edits: Sequence[Edit]) -> Applied:
         gone = sum(isinstance(edit, Bypass) for edit in edits)
@@ -98,12 +109,14 @@ class _Taken:
     source: Source
     how: str
     unreachable: tuple[Kept, ...] = ()
+    traced: bool = False
 
 
 def _traced(module: torch.nn.Module) -> _Taken:
     prepared = prepare(duplicate(module, share=True))
     graph = trace(prepared)
-    return _Taken(prepared, traced_source(prepared, graph, paths=_first_names(prepared)), _TRACED)
+    source = traced_source(prepared, graph, paths=_first_names(prepared))
+    return _Taken(prepared, source, _TRACED, traced=True)
 
 
 def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Taken:
