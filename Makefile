@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test check lint types format demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness fuzz environments dist clean
+.PHONY: help setup test slow coverage check lint types format demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet pillow pyyaml huggingface_hub
 	touch $@
 
-test: check  ## lint, types and every test that runs on this machine
-	$(BIN)/python -m pytest
+test: check  ## lint, types and the tests of up to ten seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: $(STAMP)  ## the tests that take longer: crowds of mutants, kills, large files, engines
+	$(BIN)/python -m pytest -m slow
+
+coverage: $(STAMP)  ## lines and branches of fuse/ that its own tests reach; fails below 95 % of either
+	mkdir -p $(BUILD)
+	$(BIN)/python -m pytest tests/fuse -m 'not slow' --cov --cov-report=json:$(BUILD)/coverage.json
+	$(BIN)/python tests/project/coverage_floor.py $(BUILD)/coverage.json
 
 check: lint types
 
@@ -81,13 +89,17 @@ report-picture: $(STAMP)  ## docs/img/report.png, the picture of docs/bench/tabl
 robustness: $(STAMP)  ## broken models and every test of a fault, into docs/robustness.md
 	$(BIN)/python tests/faults/report.py docs/robustness.md docs/robustness.json
 
-fuzz: $(STAMP)  ## other seeds, then coverage-guided bytes (atheris), MINUTES=5 each
+mutation: $(STAMP)  ## one changed expression after the other in the arithmetic, rules and plan, into docs/mutation.md
+	$(BIN)/python tests/mutation/run.py $(BUILD)/mutation docs/mutation.md docs/mutation.json
+
+fuzz: $(STAMP)  ## broken models and random graphs of other seeds, then coverage-guided bytes (atheris), MINUTES=5 each
 	$(BIN)/python tests/faults/fuzz.py seeds --minutes $(or $(MINUTES),5)
+	$(BIN)/python tests/faults/fuzz.py graphs --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python tests/faults/fuzz.py bytes --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz --corpus $(BUILD)/fuzz-corpus
 
-environments: $(STAMP)  ## the lowest supported versions, the newest, the core alone: virtual environments and a smoke test
-	$(BIN)/python tests/faults/environments.py $(BUILD)/environments
+environments: $(STAMP)  ## the lowest supported versions, the newest, the core alone: fresh environments (12 GB) and a smoke test
+	$(BIN)/python tests/faults/environments.py $(BUILD)/environments --markdown docs/environments.md
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

@@ -34,10 +34,7 @@ class Attempts:
             return False
         return all(seen.changed <= tried.clock for seen in tried.footprint.values())
 
-    def note(
-        self, view: View, node: Node, refusal: Refusal, footprint: Footprint | None, *, thorough: bool
-    ) -> None:
-        """Keep a refusal; without a footprint it is asked for anew each time."""
+    def note(self, view: View, node: Node, refusal: Refusal, footprint: Footprint, *, thorough: bool) -> None:
+        """Keep a refusal, and what it rests on."""
         self.refusals[node.name] = refusal
-        if footprint is not None:
-            self._tried[id(node)] = _Tried(view.clock, thorough, footprint)
+        self._tried[id(node)] = _Tried(view.clock, thorough, footprint)

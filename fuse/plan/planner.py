@@ -37,7 +37,7 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     attempts = Attempts()
     all_of_them = [node.name for node in view.batchnorms()]
     while (
-        _round(view, plan, options, attempts)
+        _round(view, plan, options, attempts, thorough=False)
         or (view.pure and view.replaceable and _merge(view, plan, options))
         or (view.pure and _round(view, plan, options, attempts, thorough=True))
     ):
@@ -51,20 +51,14 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     return plan
 
 
-def _round(
-    view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, thorough: bool = False
-) -> bool:
+def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, thorough: bool) -> bool:
     """Try every map once; whether any went."""
     before = len(plan.edits)
-    for node in _maps(view):
-        if attempts.in_vain(node, thorough=thorough):
-            continue
+    for node in (node for node in _maps(view) if not attempts.in_vain(node, thorough=thorough)):
         footprint = _beside(node)
         outcome = _fold(view, node, options, footprint, thorough=thorough)
         if isinstance(outcome, Refusal):
-            # What a constant is computed from is not in the footprint.
-            known = None if node.outputs[0].constant is not None else footprint
-            attempts.note(view, node, outcome, known, thorough=thorough)
+            attempts.note(view, node, outcome, footprint, thorough=thorough)
             continue
         batchnorm = isinstance(node.op, BatchNorm)  # asked now: an edit may make it an addition
         for edit in outcome.edits:

@@ -104,7 +104,7 @@ def to_add(
     view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
 ) -> Fold | None:
     """Way 4: the scale goes, the shift stays as an addition in the node's place; None where it cannot."""
-    rank = source.rank if source.rank is not None else node.outputs[0].rank
+    rank = source.rank
     if rank is None or rank > _LARGEST_RANK_OF_AN_ADDITION or not options.allows(WAYS[2]):
         return None
     draft = Draft(view, options, node, seen)

@@ -1,8 +1,8 @@
 """Smoke tests in fresh virtual environments: the lowest supported versions, the newest, the core alone.
 
-    python tests/faults/environments.py build/environments [NAME ...] [--torch]
+    python tests/faults/environments.py build/environments [NAME ...] [--markdown docs/environments.md]
 
-Needs a package index. ``--torch`` adds environments with PyTorch, whose older releases may pull gigabytes of CUDA.
+Needs a package index, and some 12 GB of disk where PyTorch comes with CUDA.
 """
 
 from __future__ import annotations
@@ -47,6 +47,15 @@ assert result.report.batchnorm.after == 0 and result.report.verify['status'] == 
 convbn.export_onnx(net, x)
 """
 
+PAGE = """\
+# Where it was tried
+
+Written by `make environments`: each row is a fresh virtual environment with the lowest or the newest versions
+that pyproject.toml allows. In it `pip check` and `convbn doctor` pass, 24 grown models go through `inspect`, `fuse`
+and `verify`, and with PyTorch a module is folded, proved and exported to ONNX.
+
+"""
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -63,16 +72,17 @@ class Environment:
     torch: bool = False
 
 
-def environments(*, torch: bool) -> list[Environment]:
+def environments() -> list[Environment]:
     """By the bounds of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = tuple(project["dependencies"])
-    found = [Environment("core-lowest", lowest(core)), Environment("core-newest", core)]
-    if torch:
-        extra = tuple(project["optional-dependencies"]["torch"])
-        found.append(Environment("torch-lowest", lowest((*core, *extra)), torch=True))
-        found.append(Environment("torch-newest", (*core, *extra), torch=True))
-    return found
+    both = (*core, *project["optional-dependencies"]["torch"])
+    return [
+        Environment("core-lowest", lowest(core)),
+        Environment("core-newest", core),
+        Environment("torch-lowest", lowest(both), torch=True),
+        Environment("torch-newest", both, torch=True),
+    ]
 
 
 def lowest(requirements: Sequence[str]) -> tuple[str, ...]:
@@ -87,18 +97,20 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="only these environments")
-    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--markdown", type=Path, help="a page for the table")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     wheel = built(options.folder.resolve())
     rows = []
-    for environment in environments(torch=options.torch):
+    for environment in environments():
         if not options.names or environment.name in options.names:
             rows.append((environment.name, *tried(environment, wheel, options.folder.resolve())))
             print(f"{rows[-1][0]}: {rows[-1][1]}", flush=True)
-    print("\n| environment | outcome | versions |\n|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    table = "| environment | outcome | versions |\n|---|---|---|\n"
+    table += "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    print(f"\n{table}")
+    if options.markdown is not None:
+        options.markdown.write_text(PAGE + table)
     return 0 if all(outcome == "works" for _, outcome, _ in rows) else 1
 
 
@@ -149,9 +161,14 @@ def tried(environment: Environment, wheel: Path, folder: Path) -> tuple[str, str
     frozen = subprocess.run(
         [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=False
     ).stdout.split()
-    wanted = {re.split(r"[^\w-]", one)[0].lower() for one in environment.requirements} | {"protobuf"}
-    shown = [one.replace("==", " ") for one in frozen if one.split("==")[0].lower() in wanted]
+    wanted = {plain(re.split(r"[^\w-]", one)[0]) for one in environment.requirements} | {"protobuf"}
+    shown = [one.replace("==", " ") for one in frozen if plain(one.split("==")[0]) in wanted]
     return outcome.replace("|", "/"), ", ".join([f"Python {sys.version.split()[0]}", *shown])
+
+
+def plain(name: str) -> str:
+    """A distribution's name as the index compares it."""
+    return name.lower().replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
+
+from support.machine import machine  # noqa: E402 - the path comes first
 
 VERDICTS = ("equal", "refused", "wrong", "crashed", "hung", "half-written", "silent")
 PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "protobuf", "torch")
@@ -38,7 +37,7 @@ def main() -> int:
     parser.add_argument("--no-rows", action="store_true", help="keep the outcomes of the tests as they stand")
     options = parser.parse_args()
     found = {
-        "machine": machine(),
+        "machine": machine(*PACKAGES),
         "mutants": mutants(options.start, options.mutants),
         "rows": rows(before(options.json) if options.no_rows else outcomes()),
     }
@@ -51,26 +50,6 @@ def main() -> int:
         f"{faults} faults in {options.mutants} mutants; rows failed: {bad or 'none'}, not run: {waiting or 'none'}"
     )
     return 1 if bad or faults else 0
-
-
-def machine() -> dict[str, Any]:
-    """What all of it ran on."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(
-            (s.partition(":")[2].strip() for s in lines if s.startswith("model name")), processor
-        )
-    except OSError:
-        pass
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
 
 
 def mutants(start: int, count: int) -> dict[str, Any]:
@@ -167,8 +146,9 @@ def page(found: dict[str, Any]) -> str:
         "Each is grown from a seed by `tests/faults/grammar.py`, broken in one way by `tests/faults/mutations.py`, and",
         "given to `inspect` and `fuse`, each in a process with 10 s of CPU and 1 GiB beyond what the libraries map.",
         "Equality is judged by onnxruntime with its optimisations off, not by convbn's own proof. `python",
-        "tests/faults/fuzz.py seeds` goes on with other seeds, `bytes` lets atheris look for inputs that",
-        "reach new code: `make fuzz` does both.",
+        "tests/faults/fuzz.py seeds` goes on with other seeds, `graphs` folds random graphs and PyTorch modules",
+        "that are sound, judged by onnxruntime, onnx's reference evaluator and eager PyTorch, and `bytes` lets",
+        "atheris look for inputs that reach new code: `make fuzz` does all three.",
         "",
         "| broken in this way | tried | equal | refused | wrong | crashed | hung | half-written | silent |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",

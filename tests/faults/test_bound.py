@@ -20,7 +20,7 @@ def test_the_bound_holds_in_each_channel(dtype: type) -> None:
     (entry,) = result.report.to_dict()["folded"]
     assert entry["bound"] == np.finfo(dtype).eps / 2
     wide = np.longdouble
-    scale = p["bn.gamma"].astype(wide) / np.sqrt(p["bn.var"].astype(wide) + wide(1e-5))
+    scale = p["bn.gamma"].astype(wide) / np.sqrt(p["bn.var"].astype(wide) + wide(np.float32(1e-5)))
     exact = w.astype(wide) * scale[:, None, None, None]
     node = next(n for n in result.model.graph.node if n.op_type == "Conv")
     stored = next(t for t in result.model.graph.initializer if t.name == node.input[1])

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
+from support.graphs import batchnorm, batchnorm_parameters, model, random
 
+from convbn.fuse.fold import fold
 from convbn.fuse.plan.attempts import Attempts
+from convbn.fuse.plan.planner import _beside
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value, View
 from convbn.fuse.view.edits import Bypass, SetConstant
@@ -65,9 +70,23 @@ def test_a_neighbour_that_goes_counts() -> None:
     assert not attempts.in_vain(node, thorough=True)
 
 
-def test_without_a_footprint_it_is_tried_every_time() -> None:
+def test_an_attempt_rests_on_its_node_and_what_gives_its_inputs() -> None:
     view = chain(3)
-    attempts = Attempts()
-    attempts.note(view, view.nodes[1], NO, None, thorough=True)
-    assert not attempts.in_vain(view.nodes[1], thorough=False)
-    assert attempts.refusals["n1"] is NO
+    assert _beside(view.nodes[1]) == {id(node): node for node in view.nodes[:2]}
+
+
+def test_one_that_is_hopeless_does_not_end_the_round() -> None:
+    """A BatchNorm that is too far from its layer is tried again once the products with 1 between them are gone."""
+    nodes = [
+        batchnorm("z", "h", prefix="hopeless"),
+        helper.make_node("Tanh", ["h"], ["y1"]),
+        batchnorm("x", "v0", prefix="far"),
+        *(helper.make_node("Mul", [f"v{i}", "one"], [f"v{i + 1}"], name=f"mul{i}") for i in range(70)),
+        helper.make_node("Conv", ["v70", "w"], ["y2"], name="conv"),
+    ]
+    numbers = {"w": random(3, 4, 1, 1), "one": np.ones((1, 4, 1, 1), "f4")}
+    parameters = batchnorm_parameters(4, prefix="hopeless") | batchnorm_parameters(4, prefix="far")
+    built = model(nodes, {"x": [1, 4, 3, 3], "z": [1, 4, 3, 3]}, ["y1", "y2"], numbers | parameters)
+    report = fold(onnx.shape_inference.infer_shapes(built)).report
+    assert [kept.name for kept in report.kept] == ["hopeless"]
+    assert [folded.name for folded in report.folded] == ["far"]

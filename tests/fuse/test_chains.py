@@ -158,6 +158,12 @@ def test_low_rank_factors_stay() -> None:
     check(product, {"w1": (16, 2), "w2": (2, 16)}, 2, (2, 3, 16))
 
 
+@pytest.mark.parametrize(("rank", "left"), [(7, 2), (8, 1)])
+def test_factors_with_as_many_numbers_as_their_product_become_one(rank: int, left: int) -> None:
+    product = [helper.make_node("MatMul", ["x", "w1"], ["c"]), helper.make_node("MatMul", ["c", "w2"], ["y"])]
+    check(product, {"w1": (16, rank), "w2": (rank, 16)}, left, (2, 3, 16))
+
+
 def test_a_product_without_a_place_for_the_bias_stays() -> None:
     nodes = [
         helper.make_node("Gemm", ["x", "w1", "b1"], ["c"]),

@@ -97,7 +97,12 @@ def test_a_batchnorm_behind_the_standardised_convolution_goes_too() -> None:
         ["y"],
         stored(**batchnorm_parameters(6, prefix="b2", seed=5)),
     )
-    assert operators(check(built).model) == ["Conv"]
+    result = check(built)
+    assert operators(result.model) == ["Conv"]
+    # Constants first: the other order would leave the first one without anything it went into.
+    into = {entry.name: (entry.into, entry.rule) for entry in result.report.folded}
+    assert into["bn"] == (("conv_c",), RULE)
+    assert into["b2"][0] == ("conv_c",)
 
 
 def test_rounded_once_although_folded_twice() -> None:

@@ -267,7 +267,8 @@ def test_average_pool(attributes: dict[str, Any]) -> None:
     )
     conv = Branch(strides=(2, 2), pads=tuple(attributes.get("pads", (0, 0, 0, 0))))
     result = merges(built({"a": conv}, [pool, op("Add", "p", "a", "y")]))
-    assert result.report.merged[0].rule == "merge-average-pool"
+    (entry,) = result.report.merged
+    assert (entry.names, entry.into, entry.rule) == (("add_y", "pool"), "conv_a", "merge-average-pool")
 
 
 def test_average_pool_wider_than_the_kernel_stays() -> None:
@@ -602,6 +603,35 @@ def test_rules_can_be_switched_off() -> None:
     assert operators(merged(graph, skip=("merge-identity",)).model) == ["Conv", "Add"]
     assert operators(merged(graph, only=("merge-identity",)).model) == ["Conv", "Conv", "Add"]
     stays(graph, skip=MERGES)
+
+
+def test_a_rule_that_is_off_does_not_end_the_search() -> None:
+    graph = built(
+        {"a": Branch()},
+        [op("Add", "a", "x", "s"), op("Mul", "x", "k", "m"), op("Add", "s", "m", "y")],
+        initializers={"k": random(C, 1, 1)},
+    )
+    graph = onnx.shape_inference.infer_shapes(graph)
+    assert operators(merged(graph, skip=("merge-identity",)).model) == ["Conv", "Add"]
+
+
+def test_the_first_goes_into_the_second_where_that_cannot_go() -> None:
+    """What is subtracted from cannot give way, but it can take the other one in."""
+    nodes = [helper.make_node("Sigmoid", ["x"], ["z"]), op("Sub", "b", "z", "t"), op("Add", "a", "t", "y")]
+    result = merges(built({"a": Branch(), "b": POINT}, nodes), left=["Conv", "Sigmoid", "Sub"])
+    (entry,) = result.report.merged
+    assert (entry.names, entry.into) == (("add_y", "conv_a"), "conv_b")
+
+
+def test_the_identity_costs_no_more_than_the_sum() -> None:
+    """One tap, two places away, would become three; the sum pays for one, and the identity itself for none.
+
+    The checker takes no pads below 0, and so no such model; the rule holds without it.
+    """
+    conv = helper.make_node("Conv", ["x", "w"], ["a"], name="conv_a", kernel_shape=[1, 1], pads=[0, 2, 0, -2])
+    nodes = [conv, op("Add", "a", "x", "y")]
+    graph = model(nodes, {"x": ["n", 1, "h", "w"]}, ["y"], {"w": random(1, 1, 1, 1)})
+    assert not fold(graph).report.merged
 
 
 def test_graphsurgeon_graph_is_left_alone() -> None:

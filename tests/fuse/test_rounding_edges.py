@@ -342,3 +342,12 @@ def test_what_is_too_large_is_said_first() -> None:
 
 def test_a_vector_is_a_bias_unless_it_is_said_what_it_is() -> None:
     assert "the folded bias would exceed" in refused(round_vector(np.array([1e39]), np.dtype("f4")))
+
+
+def test_what_is_folded_into_a_vector_again_starts_from_its_exact_numbers() -> None:
+    """A bias that takes two maps is rounded once."""
+    exact = np.array([1 / 3, 1e-3, -2.0])
+    stored = round_vector(exact, np.dtype(np.float16))
+    assert isinstance(stored, Constant)
+    assert (stored.exact() == exact).all()
+    assert (stored.array() == exact.astype(np.float16)).all()

@@ -14,9 +14,10 @@ from convbn.fuse.fold import Folding, fold
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import conv_layer
 from convbn.fuse.plan.planner import make_plan
+from convbn.fuse.plan.ways import _near
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value, View
-from convbn.fuse.view.ops import BatchNorm, Conv, Op, Other, Window
+from convbn.fuse.view.ops import BIAS, Arithmetic, BatchNorm, Conv, Elementwise, Linear, Op, Other, Window
 
 
 def node(operator: str, sources: str, target: str, **attributes: Any) -> onnx.NodeProto:
@@ -243,6 +244,15 @@ def test_both_refusals_are_told() -> None:
     assert "Tanh" in on
 
 
+def test_integers_do_not_say_what_an_addition_must_be_of() -> None:
+    """A quantised weight changes its scales, and where a factor is negative its integers."""
+    quantised = helper.make_node("DequantizeLinear", ["q", "s"], ["w"], name="dq", axis=1)
+    numbers = {"q": np.arange(-12, 12, dtype=np.int8).reshape(4, 6), "s": np.full(6, 0.1, "f4")}
+    built = model([quantised, *SEQUENCE], {"x": [2, 5, 4]}, ["y"], {**numbers, **batchnorm_parameters(6)})
+    assert (batchnorm_parameters(6)["bn.gamma"] < 0).any()
+    check(built, ["DequantizeLinear", "MatMul", "Transpose", "Add", "Tanh"])
+
+
 # --- views in which nodes write to their inputs ------------------------------------------------------------
 
 
@@ -314,3 +324,36 @@ def test_what_nobody_else_sees_may_be_written_to(gamma: float) -> None:
     plan = make_plan(impure(gamma, "a convolution alone"), FuseOptions())
     assert not plan.kept
     assert [folded.name for folded in plan.folded] == ["bn"]
+
+
+@pytest.mark.parametrize("replaceable", [True, False])
+def test_an_addition_needs_a_node_that_can_be_replaced(replaceable: bool) -> None:
+    weight = Value("w", (2, 2), constant=Constant.of(np.ones((2, 2), "f4")))
+    product = call("m", Linear(output_axis=1), Value("x", (5, 2)), weight)
+    product.locks[BIAS] = Refusal(Reason.NO_BIAS, "for the test")
+    statistics = (constant("γ", 2, 3), constant("β", 1, 1), constant("μ", 0, 0), constant("σ²", 1, 1))
+    norm = call("bn", BatchNorm(epsilon=0.0), product.outputs[0], *statistics)
+    for made in (product, norm):
+        made.outputs[0].shape = (5, 2)
+    nodes = [product, norm, call("late", Other("tanh"), norm.outputs[0])]
+    plan = make_plan(View(nodes, pure=True, replaceable=replaceable), FuseOptions())
+    assert [folded.rule for folded in plan.folded] == (["batchnorm-to-add"] if replaceable else [])
+
+
+def test_no_shift_moves_where_there_is_nothing_to_measure_it_by() -> None:
+    """Of a channel that is always 0, μ and σ² are 0, and so may its shift be."""
+    source = Value("x", (1, 2, 3, 3))
+    numbers = (constant("γ", 1, 1), constant("β", 0, 0), constant("μ", 0, 0), constant("σ²", 0, 0))
+    norm = call("bn", BatchNorm(epsilon=1.0), source, *numbers)
+    assert _near(norm, np.zeros(2))
+    assert not _near(norm, np.array([0, 1e-30]))
+
+
+def test_only_batchnorms_go_where_nodes_write_to_their_inputs() -> None:
+    view = impure(2.0, "a convolution alone")
+    view.nodes[1].op = Elementwise(Arithmetic.MULTIPLY)
+    del view.nodes[1].inputs[2:]
+    view.nodes[1].inputs[1] = Value("k", (2, 1, 1), constant=Constant.of(np.full((2, 1, 1), 3, "f4")))
+    assert not make_plan(view, FuseOptions()).edits
+    pure = View(view.nodes, pure=True)
+    assert make_plan(pure, FuseOptions()).edits

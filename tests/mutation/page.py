@@ -1,0 +1,62 @@
+"""docs/mutation.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mutation.outcome import KILLED, SURVIVED, TIMEOUT, TYPES, UNTESTED
+from mutation.survivors import KINDS
+
+HEAD = """\
+# What the tests would notice
+
+Written by `make mutation`; the numbers and every survivor are in [mutation.json](mutation.json).
+
+[mutmut](https://mutmut.readthedocs.io) {mutmut} changes the arithmetic (`fuse/algebra`), the rules
+(`fuse/rules`) and the plan (`fuse/plan`), one expression at a time: an operator, a number, a comparison, an
+argument, a branch. A change that `mypy --strict` refuses could not land. Every other one is given to the
+tests of `fuse/` that reach it. The texts of refusals are left alone: a wording is not a result.
+
+**{total:,} changes: {types:,} refused by mypy, {killed:,} seen by a test, {timeout:,} ran on until stopped;
+{alive:,} survive, {explained}.**
+
+{machine}
+
+| file | changes | mypy | tests | ran on | survive |
+|---|--:|--:|--:|--:|--:|
+"""
+
+
+def page(found: dict[str, Any]) -> str:
+    """The document, from what ``run.py`` found."""
+    totals, explained, unexplained = found["totals"], found["explained"], found["unexplained"]
+    host = found["machine"]
+    took = "" if found["minutes"] is None else f"; {found['minutes']:.0f} minutes"
+    text = HEAD.format(
+        mutmut=host["mutmut"],
+        total=sum(totals.values()),
+        types=totals[TYPES],
+        killed=totals[KILLED],
+        timeout=totals[TIMEOUT],
+        alive=totals[SURVIVED] + totals[UNTESTED],
+        explained=f"{len(unexplained)} of them without a reason"
+        if unexplained
+        else "and each of them is known to change no result",
+        machine=f"{host['processor']}, {host['cores']} cores, Python {host['python']}{took}.",
+    )
+    for name, counts in found["files"].items():
+        alive = counts[SURVIVED] + counts[UNTESTED]
+        cells = (sum(counts.values()), counts[TYPES], counts[KILLED], counts[TIMEOUT], alive)
+        text += f"| {name} | {' | '.join(map(str, cells))} |\n"
+    for kind, meaning in KINDS.items():
+        chosen = [entry for entry in explained if entry["kind"] == kind]
+        if not chosen:
+            continue
+        text += f"\n## {kind}: {meaning} ({len(chosen)})\n"
+        for why in dict.fromkeys(entry["why"] for entry in chosen):
+            text += f"\n{why}\n\n"
+            text += "".join(f"* `{entry['mutant']}`\n" for entry in chosen if entry["why"] == why)
+    if unexplained:
+        text += f"\n## Not accounted for ({len(unexplained)})\n\n"
+        text += "".join(f"* `{mutant}`\n" for mutant in unexplained)
+    return text

@@ -1,0 +1,117 @@
+"""The list of survivors is held against the code, and what a run left is read as it should be."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mutation.outcome import ELLIPSIS, SURVIVED, TYPES, forget_survivors, mutants
+from mutation.run import summary
+from mutation.survivors import KINDS, Known, known
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines_of(file: str) -> dict[str, list[str]]:
+    """The lines of each function of a file below fuse/, by its name with its class."""
+    text = (ROOT / "fuse" / file).read_text()
+    lines = [line.strip() for line in text.splitlines()]
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, list[str]]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                yield from walk(child, f"{child.name}.")
+            elif isinstance(child, ast.FunctionDef):
+                yield prefix + child.name, lines[child.lineno - 1 : child.end_lineno]
+
+    return dict(walk(ast.parse(text), ""))
+
+
+def test_what_is_listed_still_stands_in_the_code() -> None:
+    files: dict[str, dict[str, list[str]]] = {}
+    for key, entry in known().items():
+        place, _, change = key.partition(": ")
+        file, _, function = place.partition(" ")
+        inside = files.setdefault(file, lines_of(file))
+        assert function in inside, key
+        old = change.partition(" → ")[0]
+        assert all(line in inside[function] for line in old.split(ELLIPSIS) if line), key
+        assert entry.kind in KINDS
+        assert len(entry.why) > 20, key
+
+
+def test_the_committed_run_left_nothing_without_a_reason() -> None:
+    found = json.loads((ROOT / "docs" / "mutation.json").read_text())
+    assert found["unexplained"] == []
+    assert found["gone"] == []
+    assert {entry["mutant"] for entry in found["explained"]} == set(known())
+    assert sum(found["totals"].values()) > 4_000
+
+
+BODY = """\
+def x_f__mutmut_orig(a, b):
+    if a < b:
+        return (
+            a
+        )
+    return b
+def x_f__mutmut_1(a, b):
+    if a <= b:
+        return (
+            a
+        )
+    return b
+class C:
+    def xǁCǁg__mutmut_orig(self):
+        return 1
+    def xǁCǁg__mutmut_1(self):
+        return 2
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    place = tmp_path / "mutants" / "src" / "convbn" / "fuse" / "rules"
+    place.mkdir(parents=True)
+    (place / "thing.py").write_text(BODY)
+    codes = {"convbn.fuse.rules.thing.x_f__mutmut_1": 0, "convbn.fuse.rules.thing.xǁCǁg__mutmut_1": 37}
+    (place / "thing.py.meta").write_text(json.dumps({"exit_code_by_key": codes}))
+    return tmp_path
+
+
+def test_a_run_is_read(run: Path) -> None:
+    first, second = mutants(run)
+    assert (first.key, first.verdict) == ("rules/thing.py f: if a < b: → if a <= b:", SURVIVED)
+    assert (second.key, second.verdict) == ("rules/thing.py C.g: return 1 → return 2", TYPES)
+
+
+def test_a_mutant_that_was_not_run_is_no_kill(run: Path) -> None:
+    place = run / "mutants" / "src" / "convbn" / "fuse" / "rules" / "thing.py.meta"
+    for code in (None, 2, 34, 99):
+        place.write_text(json.dumps({"exit_code_by_key": {"convbn.fuse.rules.thing.x_f__mutmut_1": code}}))
+        with pytest.raises(ValueError, match="was not run to its end"):
+            mutants(run)
+
+
+def test_only_what_no_test_noticed_is_tried_again(run: Path) -> None:
+    place = run / "mutants" / "src" / "convbn" / "fuse" / "rules" / "thing.py.meta"
+    codes = {"killed": 1, "types": 37, "slow": -24, "survived": 0, "untested": 33, "skipped": 34, "new": None}
+    place.write_text(json.dumps({"exit_code_by_key": codes, "durations_by_key": {}}))
+    forget_survivors(run)
+    left = json.loads(place.read_text())["exit_code_by_key"]
+    assert left == codes | dict.fromkeys(("survived", "untested", "skipped"))
+
+
+def test_survivors_are_told_from_those_that_are_known(run: Path) -> None:
+    ended = mutants(run)
+    assert summary(ended, {})["unexplained"] == [ended[0].key]
+    listed = {ended[0].key: Known("same", "because"), "rules/gone.py f: a → b": Known("same", "because")}
+    found = summary(ended, listed)
+    assert found["unexplained"] == []
+    assert found["explained"] == [{"mutant": ended[0].key, "kind": "same", "why": "because"}]
+    assert found["gone"] == ["rules/gone.py f: a → b"]
+    assert found["totals"] == {"types": 1, "killed": 0, "timeout": 0, "survived": 1, "no test": 0}
