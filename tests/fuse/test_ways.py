@@ -73,6 +73,25 @@ def test_a_shift_that_the_type_cannot_hold_is_no_addition() -> None:
     assert {tensor.data_type for tensor in fits.model.graph.initializer} == {TensorProto.FLOAT16}
 
 
+def test_an_addition_is_made_only_where_no_later_round_finds_a_place() -> None:
+    """The products with 1 go in the first round; before, they keep the convolution out of reach."""
+    nodes = [
+        *SEQUENCE[:2],
+        batchnorm("t", "v0"),
+        *(node("Mul", f"v{i} one", f"v{i + 1}") for i in range(70)),
+        node("Conv", "v70 k", "y"),
+    ]
+    numbers = {
+        "w": random(4, 6),
+        "one": np.ones((1, 6, 1), "f4"),
+        "k": random(3, 6, 1),
+        **batchnorm_parameters(6),
+    }
+    built = onnx.shape_inference.infer_shapes(model(nodes, {"x": [2, 5, 4]}, ["y"], numbers))
+    (folded,) = check(built, ["MatMul", "Transpose", "Conv"]).report.folded
+    assert (folded.into, folded.rule) == (("y",), "batchnorm-forward")
+
+
 @pytest.mark.parametrize("rank", [3, 4])
 def test_on_images_an_addition_costs_what_the_batchnorm_did(rank: int) -> None:
     x = {3: [2, 5, 4], 4: [2, 3, 5, 4]}[rank]

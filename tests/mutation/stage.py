@@ -71,6 +71,9 @@ def stage(folder: Path, *, keep: bool = False) -> None:
             if not target.exists() or target.read_bytes() != source.read_bytes():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
+    # On the path from the start (environment); Python takes a folder that was missing then for missing later on.
+    for name in ("src", "tests"):
+        (folder / "mutants" / name).mkdir(parents=True, exist_ok=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     settings = SETTINGS.format(
         mutated=", ".join(f'"src/convbn/fuse/{name}/*.py"' for name in MUTATED),
