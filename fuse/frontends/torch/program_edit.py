@@ -260,6 +260,7 @@ class _Editor:
         (self._state if spec.target in self._state else self._constants)[target] = self._like(old, values)
         with self._graph.inserting_after(beside):
             placeholder: torch.fx.Node = self._graph.placeholder(f"{beside.name}_{suffix or 'own'}")
+        placeholder.target = placeholder.name  # FX makes the name unique, and writes the target into the code
         new_dtype = (self._state if target in self._state else self._constants)[target].dtype
         placeholder.meta["val"] = beside.meta["val"].new_empty(values.shape, dtype=new_dtype)
         new = copy.deepcopy(spec)

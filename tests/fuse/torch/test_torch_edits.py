@@ -73,6 +73,34 @@ def test_branches_of_a_piece(randomised, fold_program, difference):
     assert difference(model, outcome.model.module(), X) < 2e-6
 
 
+class CalledTwice(nn.Module):
+    """One convolution without a bias, with a BatchNorm of its own behind each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = (
+            nn.Conv2d(4, 4, 1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.BatchNorm2d(4),
+        )
+
+    def forward(self, x):
+        return self.second(self.conv(torch.tanh(self.first(self.conv(x)))))
+
+
+def test_two_new_tensors_beside_one(randomised, fold_program, difference):
+    """Both maps only add, so both biases stand beside the one weight."""
+    model = randomised(CalledTwice())
+    for norm in (model.first, model.second):
+        norm.eps = 0.0
+        for part in (norm.running_var.data, norm.weight.data):
+            part.fill_(1)
+    program = exported(model)
+    outcome = fold_program(program)
+    assert outcome.report.batchnorm.after == 0
+    assert difference(program.module(), outcome.model.module(), X) < 2e-6
+
+
 def test_an_output_that_is_no_tensor(randomised, fold_program, fold, difference):
     class Sized(nn.Module):
         def __init__(self):
