@@ -92,7 +92,10 @@ def _check_module(module: nn.Module, x: Tensor, given: tuple[Tensor] | None) -> 
 
     again = fold(result.model, given)
     assert not again.report.folded
-    assert [(k.name, k.reason) for k in again.report.kept] == [(k.name, k.reason) for k in result.report.kept]
+    kept, before = again.report.kept, result.report.kept
+    assert [entry.name for entry in kept] == [entry.name for entry in before]
+    if given is not None:  # without inputs, a BatchNorm that has gone no longer says of what rank its data is
+        assert [entry.reason for entry in kept] == [entry.reason for entry in before]
     _same_state(result.model.state_dict(), again.model)
 
 
