@@ -27,7 +27,7 @@ from convbn.fuse.view.dataflow import Constant, View
 from convbn.fuse.view.edits import Edit, Replace, SetConstant
 
 if TYPE_CHECKING:
-    from convbn.fuse.frontends.torch.keys import StateBefore
+    from convbn.fuse.frontends.torch.checkpoint.key_map import StateBefore
 
 __all__ = ["Folding", "fold", "kind_of"]
 
@@ -166,10 +166,10 @@ def _capture(
 
         return capture_graph(model)
     if kind == "torch.nn.Module":
-        from convbn.fuse.frontends.torch.module import capture_module
+        from convbn.fuse.frontends.torch.capture.module import capture_module
 
         return capture_module(model, example_inputs)
-    from convbn.fuse.frontends.torch.program import capture_program
+    from convbn.fuse.frontends.torch.capture.program import capture_program
 
     return capture_program(model)
 
@@ -177,7 +177,7 @@ def _capture(
 def _state_before(model: Any, kind: str) -> StateBefore | None:
     if not kind.startswith("torch."):
         return None
-    from convbn.fuse.frontends.torch.keys import StateBefore
+    from convbn.fuse.frontends.torch.checkpoint.key_map import StateBefore
 
     return StateBefore(model)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from convbn.bench.compare import Change
-from convbn.bench.report.cases import Comparison
+from convbn.bench.results.compare import Change
+from convbn.bench.results.comparisons import Comparison
 
 __all__ = ["FIELDS", "UNITS", "Field", "Subject", "Value"]
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from convbn.bench.compare import Change, compare
 from convbn.bench.gates.conditions import Condition, parse, shown
 from convbn.bench.gates.fields import Subject
-from convbn.bench.report.cases import Comparison, comparisons, measured
-from convbn.bench.report.text import clean
+from convbn.bench.results.compare import Change, compare
+from convbn.bench.results.comparisons import Comparison, comparisons, measured
+from convbn.bench.results.text import clean
 from convbn.errors import UsageError
 
 __all__ = ["Gate", "Outcome", "confirmed", "gates_from", "judge", "unconfirmed"]

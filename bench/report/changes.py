@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from convbn.bench.compare import Change, ComparedResults
 from convbn.bench.report.markdown import COMMENT_BYTES, escaped, fitted
 from convbn.bench.report.terminal import aligned, wrap
-from convbn.bench.report.text import clean, plural, ratio_text, seconds_text
+from convbn.bench.results.compare import Change, ComparedResults
+from convbn.bench.results.text import clean, plural, ratio_text, seconds_text
 
 __all__ = ["markdown", "terminal", "verdict_sentences"]
 

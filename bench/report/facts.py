@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from convbn.bench.report.cases import Comparison, Summary, case_label, comparisons, measured, summaries
-from convbn.bench.report.text import clean, percent, plural, seconds_text, shape_text
+from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
+from convbn.bench.results.text import clean, percent, plural, seconds_text, shape_text
 
 __all__ = [
     "batchnorm_sentence",

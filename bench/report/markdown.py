@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from convbn.bench.report.cases import case_label, comparisons, measured
 from convbn.bench.report.facts import (
     batchnorm_sentence,
     environment_lines,
@@ -17,7 +16,8 @@ from convbn.bench.report.facts import (
     title_of,
     total_batchnorms,
 )
-from convbn.bench.report.text import clean, number, ratio_text, seconds_text
+from convbn.bench.results.comparisons import case_label, comparisons, measured
+from convbn.bench.results.text import clean, number, ratio_text, seconds_text
 
 __all__ = ["COMMENT_BYTES", "escaped", "fitted", "render"]
 

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from convbn.bench.report.cases import case_label, measured
 from convbn.bench.report.facts import (
     batchnorm_sentence,
     equality_entries,
@@ -16,7 +15,8 @@ from convbn.bench.report.facts import (
     title_of,
     total_batchnorms,
 )
-from convbn.bench.report.text import clean, number, ratio_text, seconds_text
+from convbn.bench.results.comparisons import case_label, measured
+from convbn.bench.results.text import clean, number, ratio_text, seconds_text
 
 __all__ = ["aligned", "render", "wrap"]
 

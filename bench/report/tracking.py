@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from convbn.bench.report.cases import measured
-from convbn.bench.report.text import clean
+from convbn.bench.results.comparisons import measured
+from convbn.bench.results.text import clean
 
 __all__ = ["bencher", "github"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from convbn.bench.history import History, Machine, Series
 from convbn.bench.report.page import marks
 from convbn.bench.report.page.elements import (
     cells,
@@ -18,7 +17,8 @@ from convbn.bench.report.page.elements import (
     simple_table,
     tag,
 )
-from convbn.bench.report.text import clean, plural, ratio_text, seconds_text
+from convbn.bench.results.history import History, Machine, Series
+from convbn.bench.results.text import clean, plural, ratio_text, seconds_text
 
 __all__ = ["render"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from convbn.bench.inputs import Array, Feeds
-from convbn.bench.nvml import L2, GpuMode
+from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.runtimes.nvml import L2, GpuMode
 from convbn.errors import ConvBNError
 
 if TYPE_CHECKING:

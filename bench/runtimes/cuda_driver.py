@@ -11,9 +11,9 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convbn.bench.errors import RuntimeMissingError, SessionError
-from convbn.bench.nvml import L2, GpuMode
+from convbn.bench.models.errors import RuntimeMissingError, SessionError
 from convbn.bench.runtimes.base import Device
+from convbn.bench.runtimes.nvml import L2, GpuMode
 
 __all__ = ["CudaDriver", "device_times"]
 

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from convbn.bench.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.inputs import Array, Feeds, dtype_of
-from convbn.bench.nvml import GpuMode
+from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
+from convbn.bench.models.inputs import Array, Feeds, dtype_of
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
 from convbn.bench.runtimes.gpu_stream import GpuStream
+from convbn.bench.runtimes.nvml import GpuMode
 from convbn.errors import ConvBNError
 
 __all__ = ["load_library", "open_session"]

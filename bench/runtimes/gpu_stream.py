@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from convbn.bench.nvml import L2, GpuMode
 from convbn.bench.runtimes.base import Prepared
 from convbn.bench.runtimes.cuda_driver import CudaDriver, device_times
+from convbn.bench.runtimes.nvml import L2, GpuMode
 
 __all__ = ["GpuStream"]
 

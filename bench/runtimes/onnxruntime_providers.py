@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convbn.bench.errors import RuntimeMissingError
+from convbn.bench.models.errors import RuntimeMissingError
 
 __all__ = ["PROVIDERS", "import_onnxruntime", "require_provider"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from convbn.bench.errors import KernelMissingError, ModelFormMissingError, SessionError
-from convbn.bench.inputs import Array, Feeds, dtype_of
+from convbn.bench.models.errors import KernelMissingError, ModelFormMissingError, SessionError
+from convbn.bench.models.inputs import Array, Feeds, dtype_of
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
 from convbn.bench.runtimes.onnxruntime_providers import PROVIDERS, import_onnxruntime, require_provider
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from convbn.bench.nvml import L2, GpuMode
 from convbn.bench.runtimes.base import Device, Prepared
+from convbn.bench.runtimes.nvml import L2, GpuMode
 
 if TYPE_CHECKING:
     import torch

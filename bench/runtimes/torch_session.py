@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from convbn.bench.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.inputs import Array, Feeds, dtype_of
+from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
+from convbn.bench.models.inputs import Array, Feeds, dtype_of
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from data import digits
 from train import train
 
 import convbn
-from convbn.bench.execution import execute
-from convbn.bench.rounding import rounded_graph
+from convbn.bench.equivalence.half_emulation import rounded_graph
+from convbn.bench.equivalence.reference_run import execute
 from convbn.converting import Conversion, converted
 from convbn.export.precision.options import PrecisionOptions
 

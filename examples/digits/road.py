@@ -23,7 +23,7 @@ from train import accuracy, train
 
 import convbn
 from convbn.bench.report import html, markdown, terminal
-from convbn.export.onnx_files import save_model
+from convbn.export.onnx_io.read import save_model
 
 INPUT = (8, 1, 8, 8)
 ENOUGH = 0.95

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from convbn.export.engines.backend import Backend
-from convbn.export.engines.builder import Plan, Request
-from convbn.export.engines.options import EngineOptions
+from convbn.export.engines.backends.backend import Backend
+from convbn.export.engines.build.builder import Plan, Request
+from convbn.export.engines.build.options import EngineOptions
 from convbn.export.shapes import ShapeRange
 
 __all__ = ["command_line"]

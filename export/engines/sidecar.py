@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from convbn.errors import BadInputError, FileAccessError
-from convbn.export.engines.backend import Backend
-from convbn.export.engines.builder import Plan, Request, TensorInfo
+from convbn.export.engines.backends.backend import Backend
+from convbn.export.engines.backends.gpus import Gpu
+from convbn.export.engines.build.builder import Plan, Request, TensorInfo
 from convbn.export.engines.command import command_line
 from convbn.export.engines.errors import EngineMismatchError
-from convbn.export.engines.gpus import Gpu
-from convbn.export.files import check_target, reason, sha256_file, write_atomically
+from convbn.export.files.atomic import check_target, reason, sha256_file, write_atomically
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -88,7 +88,7 @@ def check_engine_target(path: str | os.PathLike[str], *, overwrite: bool) -> Non
     A sidecar whose engine is missing, which a kill can leave, is in nobody's way.
 
     Raises:
-        FileAccessError: see :func:`convbn.export.files.check_target`.
+        FileAccessError: see :func:`convbn.export.files.atomic.check_target`.
     """
     engine = check_target(path, overwrite=overwrite)
     check_target(sidecar_path(path), overwrite=overwrite or _orphaned(engine, sidecar_path(path)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from convbn.export.onnx_io.validate import iterate_tensors
 from convbn.export.precision.errors import QuantisationOrderError
-from convbn.export.tensors import iterate_tensors
 
 if TYPE_CHECKING:
     import onnx

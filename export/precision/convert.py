@@ -14,7 +14,7 @@ from convbn.export.precision.options import PRECISIONS, PrecisionOptions
 if TYPE_CHECKING:
     import onnx
 
-    from convbn.export.precision.samples import Calibration
+    from convbn.export.precision.int8.samples import Calibration
 
 __all__ = ["Converted", "convert"]
 
@@ -117,7 +117,7 @@ def _int8(
     model: onnx.ModelProto, calibration: Calibration | None, options: PrecisionOptions, record: dict[str, Any]
 ) -> Converted:
     from convbn.export.precision.graphs import element_types, prepared
-    from convbn.export.precision.quantising import (
+    from convbn.export.precision.int8.quantising import (
         activation_ranges,
         left_in_float32,
         quantise,
@@ -156,7 +156,7 @@ def _out_of_range(
     model: onnx.ModelProto, calibration: Calibration | None
 ) -> tuple[dict[str, str], dict[str, int] | None]:
     from convbn.export.precision.graphs import element_types
-    from convbn.export.precision.ranges import activations_out_of_range, weights_out_of_range
+    from convbn.export.precision.int8.ranges import activations_out_of_range, weights_out_of_range
 
     beyond = weights_out_of_range(model)
     if calibration is None:
@@ -211,8 +211,8 @@ def _require_nodes(model: onnx.ModelProto, options: PrecisionOptions) -> None:
 
 def _in_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
     """The model in this opset or a later one."""
+    from convbn.export.onnx_io.provenance import in_opset
     from convbn.export.precision.graphs import opset_of
-    from convbn.export.provenance import in_opset
 
     if opset_of(model) >= opset:
         return model

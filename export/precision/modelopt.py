@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convbn.export.onnx_files import save_model
+from convbn.export.onnx_io.read import save_model
 from convbn.export.precision.errors import PrecisionError
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
         load_fused,
         save_fused,
     )
-    from convbn.bench.options import ProtocolOptions as BenchOptions
-    from convbn.export.engines.engine_report import inspect_engine
-    from convbn.export.engines.options import EngineOptions
-    from convbn.export.engines.runner import EngineRunner
-    from convbn.fuse.frontends.torch.registered import register_batchnorm
+    from convbn.bench.measure.options import ProtocolOptions as BenchOptions
+    from convbn.export.engines.build.options import EngineOptions
+    from convbn.export.engines.run.inspect import inspect_engine
+    from convbn.export.engines.run.runner import EngineRunner
+    from convbn.fuse.frontends.torch.modules.custom_batchnorms import register_batchnorm
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
     from convbn.grid import Grid as BenchGrid
@@ -75,9 +75,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "BenchGrid": ("convbn.grid", "Grid"),
-    "BenchOptions": ("convbn.bench.options", "ProtocolOptions"),
-    "EngineOptions": ("convbn.export.engines.options", "EngineOptions"),
-    "EngineRunner": ("convbn.export.engines.runner", "EngineRunner"),
+    "BenchOptions": ("convbn.bench.measure.options", "ProtocolOptions"),
+    "EngineOptions": ("convbn.export.engines.build.options", "EngineOptions"),
+    "EngineRunner": ("convbn.export.engines.run.runner", "EngineRunner"),
     "FuseOptions": ("convbn.fuse.options", "FuseOptions"),
     "FuseResult": ("convbn.api", "FuseResult"),
     "Report": ("convbn.fuse.report", "Report"),
@@ -85,9 +85,9 @@ _LAZY = {
     "export_onnx": ("convbn.api", "export_onnx"),
     "fuse_file": ("convbn.onnx_pass", "fuse_file"),
     "inspect": ("convbn.api", "inspect"),
-    "inspect_engine": ("convbn.export.engines.engine_report", "inspect_engine"),
+    "inspect_engine": ("convbn.export.engines.run.inspect", "inspect_engine"),
     "load_fused": ("convbn.api", "load_fused"),
-    "register_batchnorm": ("convbn.fuse.frontends.torch.registered", "register_batchnorm"),
+    "register_batchnorm": ("convbn.fuse.frontends.torch.modules.custom_batchnorms", "register_batchnorm"),
     "save_fused": ("convbn.api", "save_fused"),
     "verify": ("convbn.proof", "verify"),
 }

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    from convbn.bench.options import ProtocolOptions
-    from convbn.bench.result import BenchResult
-    from convbn.export.engines.build import EngineArtifact
-    from convbn.export.engines.options import EngineOptions
+    from convbn.bench.measure.options import ProtocolOptions
+    from convbn.bench.results.result import BenchResult
+    from convbn.export.engines.build.build import EngineArtifact
+    from convbn.export.engines.build.options import EngineOptions
     from convbn.export.precision.options import PrecisionOptions
     from convbn.export.shapes import Profile
     from convbn.fuse.options import FuseOptions
@@ -107,8 +107,8 @@ def fuse(
             report, reference, folding.model, example_inputs=examples, input_shapes=input_shapes
         )
     if inplace:
-        from convbn.fuse.frontends.torch.copies import checked
-        from convbn.fuse.frontends.torch.module_edit import adopt
+        from convbn.fuse.frontends.torch.edit.module import adopt
+        from convbn.fuse.frontends.torch.modules.copies import checked
 
         adopt(checked(model), folding.model)
         return FuseResult(model, report)
@@ -219,7 +219,7 @@ def export_onnx(
         opset: version of the default operator set.
         dynamic_batch: leave dimension 0 of every input free.
     """
-    from convbn.export.torch_files import export_onnx as export
+    from convbn.export.torch.save import export_onnx as export
 
     examples = as_tuple(example_inputs) or ()
     model = export(module, examples, opset=opset, dynamic_batch=dynamic_batch)
@@ -278,12 +278,12 @@ def build_engine(
         tolerance: how far they may be apart, in place of the precision's own bound.
         conversion: the record of a conversion that was made already; then none is made here.
     """
-    from convbn.export.engines.build import build_engine as build
+    from convbn.export.engines.build.build import build_engine as build
 
     if conversion is None and precision in ("fp16", "bf16", "int8"):
         from convbn.converting import Conversion, converted
         from convbn.export.engines.sidecar import check_engine_target
-        from convbn.export.onnx_files import load_model
+        from convbn.export.onnx_io.read import load_model
 
         check_engine_target(out, overwrite=overwrite)
         proto = load_model(model) if isinstance(model, str | os.PathLike) else model
@@ -338,8 +338,8 @@ def bench(
     Returns:
         Raw samples, statistics and verdicts, case by case; sides whose outputs differ are not timed.
     """
-    from convbn.bench.options import ProtocolOptions
-    from convbn.bench.protocol import measure_all
+    from convbn.bench.measure.options import ProtocolOptions
+    from convbn.bench.measure.protocol import measure_all
     from convbn.grid import Entry, Grid, contests
     from convbn.sides import Subject, default_runtimes
 

@@ -12,8 +12,8 @@ from convbn.sources import Source, SourceOptions
 if TYPE_CHECKING:
     import torch
 
-    from convbn.export.checkpoints import Checkpoint
-    from convbn.export.kinds import ArtifactKind
+    from convbn.export.checkpoints.load import Checkpoint
+    from convbn.export.files.sniff import ArtifactKind
 
 __all__ = ["open_checkpoint", "open_hub", "open_program"]
 
@@ -28,8 +28,8 @@ def open_checkpoint(path: str, kind: ArtifactKind, options: SourceOptions) -> So
     Raises:
         ConvBNError: the file is refused, or does not fit the architecture.
     """
-    from convbn.export.checkpoints import load_state
-    from convbn.export.kinds import ArtifactKind
+    from convbn.export.checkpoints.load import load_state
+    from convbn.export.files.sniff import ArtifactKind
 
     if options.arch is None:
         if kind is ArtifactKind.PICKLED:
@@ -52,8 +52,8 @@ def open_hub(name: str, options: SourceOptions) -> Source:
     Raises:
         ConvBNError: they cannot be fetched, are refused, or do not fit the architecture.
     """
-    from convbn.export.hub import HUB, fetch_weights
-    from convbn.export.kinds import sniff
+    from convbn.export.checkpoints.hub import HUB, fetch_weights
+    from convbn.export.files.sniff import sniff
 
     path = str(fetch_weights(name.removeprefix(HUB)))
     options = options if options.arch is not None else replace(options, arch=name)
@@ -67,8 +67,8 @@ def open_program(path: str, options: SourceOptions) -> Source:
     Raises:
         ConvBNError: the file is refused or damaged.
     """
-    from convbn.export.files import sha256_file
-    from convbn.export.trusted import load_program
+    from convbn.export.checkpoints.trusted import load_program
+    from convbn.export.files.atomic import sha256_file
 
     if options.arch is not None:
         raise UsageError("--arch is for checkpoints, and this is a torch.export archive", source=path)
@@ -90,8 +90,8 @@ def _fitted(
     path: str, checkpoint: Checkpoint, options: SourceOptions
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
     """The architecture with the weights in it; folded, if that is what they are."""
-    from convbn.export.architectures import parse_arguments
-    from convbn.export.checkpoints import apply_state
+    from convbn.export.checkpoints.architectures import parse_arguments
+    from convbn.export.checkpoints.load import apply_state
 
     document = description(checkpoint, path)
     if options.arch is None:
@@ -110,8 +110,8 @@ def _pickled_module(path: str, options: SourceOptions) -> Source:
 
     import torch
 
-    from convbn.export.state_dicts import WRAPPERS
-    from convbn.export.trusted import load_pickled
+    from convbn.export.checkpoints.state_dicts import WRAPPERS
+    from convbn.export.checkpoints.trusted import load_pickled
 
     if options.allow_cwd and options.trust:
         _allow_cwd()
@@ -128,8 +128,8 @@ def _pickled_module(path: str, options: SourceOptions) -> Source:
 
 
 def _refuse_script(path: str, options: SourceOptions) -> None:
-    from convbn.export.kinds import ArtifactKind
-    from convbn.export.trusted import refusal
+    from convbn.export.checkpoints.trusted import refusal
+    from convbn.export.files.sniff import ArtifactKind
 
     if not options.trust:
         raise refusal(path, ArtifactKind.TORCHSCRIPT, options.limits)
@@ -141,7 +141,7 @@ def _refuse_script(path: str, options: SourceOptions) -> None:
 
 
 def _source(path: str, module: torch.nn.Module, notes: tuple[str, ...], options: SourceOptions) -> Source:
-    from convbn.export.files import sha256_file
+    from convbn.export.files.atomic import sha256_file
 
     return Source(
         path,

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import onnx
 
     from convbn.export.precision.convert import Converted
-    from convbn.export.precision.images import Preprocess
+    from convbn.export.precision.int8.images import Preprocess
+    from convbn.export.precision.int8.samples import Calibration
     from convbn.export.precision.options import PrecisionOptions
-    from convbn.export.precision.samples import Calibration
 
 __all__ = ["Conversion", "Original", "converted"]
 
@@ -46,7 +46,7 @@ class Conversion:
     Attributes:
         precision: ``as-is``, ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         options: how to reach it.
-        calibration: see :func:`convbn.export.precision.calibration.calibration_from`.
+        calibration: see :func:`convbn.export.precision.int8.calibration.calibration_from`.
         preprocess: of calibration images.
         limit: use at most so many calibration samples.
         verify: compare the outputs with the original's.
@@ -81,8 +81,8 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | N
         CheckFailedError: the outputs differ by more than the tolerance, or prove nothing.
         ConvBNError: see :func:`convbn.export.precision.convert.convert`.
     """
-    from convbn.export.precision.calibration import calibration_from
     from convbn.export.precision.convert import convert
+    from convbn.export.precision.int8.calibration import calibration_from
 
     original = original or Original()
     given = None
@@ -101,8 +101,8 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | N
 
 
 def _random_input(model: onnx.ModelProto, seed: int, original: Original) -> Calibration:
-    from convbn.bench.feeds import model_feeds
-    from convbn.export.precision.samples import Calibration
+    from convbn.bench.models.feeds import model_feeds
+    from convbn.export.precision.int8.samples import Calibration
 
     feeds = model_feeds(
         (model,), shapes=original.shapes, seed=seed, samples=1, example_inputs=original.example_inputs
@@ -117,8 +117,8 @@ def _compared(
     original: Original,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
-    from convbn.bench.equality import compare
-    from convbn.bench.precision import tolerance_of
+    from convbn.bench.equivalence.compare import compare
+    from convbn.bench.equivalence.tolerance import tolerance_of
 
     inputs = None if calibration is None else list(calibration.limited(_VERIFIED_SAMPLES).samples())
     answer = compare(

@@ -17,7 +17,7 @@ from convbn.fuse.report import Report
 if TYPE_CHECKING:
     import torch
 
-    from convbn.export.checkpoints import Checkpoint
+    from convbn.export.checkpoints.load import Checkpoint
 
     Architecture: TypeAlias = str | torch.nn.Module | Callable[..., torch.nn.Module]
 
@@ -56,8 +56,8 @@ def save_fused(
         BadInputError: the state dict holds something that safetensors cannot.
         FileAccessError: the target cannot be written.
     """
-    from convbn.export.torch_files import save_tensors
-    from convbn.fuse.frontends.torch.rebuild import structure_of
+    from convbn.export.torch.save import save_tensors
+    from convbn.fuse.frontends.torch.checkpoint.rebuild import structure_of
 
     if original is folded:
         raise UsageError(
@@ -80,8 +80,8 @@ def load_fused(
     path: str | os.PathLike[str], arch: Architecture, arguments: Mapping[str, Any]
 ) -> torch.nn.Module:
     """See :func:`convbn.api.load_fused`."""
-    from convbn.export.checkpoints import load_state
-    from convbn.export.kinds import ArtifactKind, sniff
+    from convbn.export.checkpoints.load import load_state
+    from convbn.export.files.sniff import ArtifactKind, sniff
 
     kind = sniff(path)
     if kind is not ArtifactKind.SAFETENSORS:
@@ -127,8 +127,8 @@ def rebuilt(
     Raises:
         BadInputError: the architecture is another one, or tensors are missing, unexpected or misshapen.
     """
-    from convbn.export.checkpoints import apply_state
-    from convbn.fuse.frontends.torch.rebuild import apply_structure, tie_shared
+    from convbn.export.checkpoints.load import apply_state
+    from convbn.fuse.frontends.torch.checkpoint.rebuild import apply_structure, tie_shared
 
     try:
         structured = apply_structure(module, document["structure"])
@@ -152,7 +152,7 @@ def architecture(
         ConvBNError: it cannot be built.
     """
     if isinstance(arch, str):
-        from convbn.export.architectures import build_module
+        from convbn.export.checkpoints.architectures import build_module
 
         return build_module(arch, arguments, allow_cwd=allow_cwd)
     import torch

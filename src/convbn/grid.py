@@ -13,7 +13,7 @@ from convbn.side_forms import converted, with_engines
 from convbn.sides import SELF_FUSED, Subject, at_batch, folded_side, original_side
 
 if TYPE_CHECKING:
-    from convbn.bench.contest import Contest
+    from convbn.bench.measure.case import Contest
     from convbn.bench.runtimes.base import Side
     from convbn.fuse.options import FuseOptions
 
@@ -106,7 +106,7 @@ def contests(
 
 
 def _of_entry(entry: Entry, plan: _Plan, folder: Path) -> Iterator[Contest]:
-    from convbn.bench.contest import Contest
+    from convbn.bench.measure.case import Contest
 
     names = ("original", *(name for name, _ in entry.others)) if entry.others else ("original", "folded")
     grid = plan.grid

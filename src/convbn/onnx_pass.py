@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from convbn.export.onnx_files import OpenModel
-    from convbn.export.onnx_saving import ExternalData
+    from convbn.export.onnx_io.read import OpenModel
+    from convbn.export.onnx_io.write import ExternalData
     from convbn.fuse.fold import Folding
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
@@ -26,7 +26,7 @@ class Written:
     Attributes:
         path: the target.
         overwrite: whether an existing file may be replaced.
-        external_data: see :func:`convbn.export.onnx_saving.staged_model`.
+        external_data: see :func:`convbn.export.onnx_io.write.staged_model`.
     """
 
     path: str | os.PathLike[str]
@@ -67,8 +67,8 @@ def fuse_file(
         BadInputError: the source is no ONNX model, or its external data is not in order.
         FileAccessError: a file cannot be read or written.
     """
-    from convbn.export.files import check_target
-    from convbn.export.onnx_files import open_model
+    from convbn.export.files.atomic import check_target
+    from convbn.export.onnx_io.read import open_model
     from convbn.fuse.options import FuseOptions
     from convbn.proof import verified
 
@@ -100,8 +100,8 @@ def staged_fold(opened: OpenModel, folding: Folding, target: Written) -> Iterato
         The path of the complete model; it gets the target's name when the block ends, and does not stay if
         the block raises.
     """
-    from convbn.export.onnx_saving import staged_model
-    from convbn.export.weights import StoredWeights
+    from convbn.export.onnx_io.weights import StoredWeights
+    from convbn.export.onnx_io.write import staged_model
 
     with staged_model(
         folding.model,

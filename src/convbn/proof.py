@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convbn.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from convbn.bench.equality import Equality
+    from convbn.bench.equivalence.compare import Equality
     from convbn.fuse.report import Report
 
 __all__ = ["as_tuple", "runnable", "verified", "verify"]
@@ -41,10 +41,10 @@ def verify(
 
     Returns:
         The answer; ``bool(answer.equal)`` says whether equality was shown. See
-        :func:`convbn.bench.equality.compare` for the bound.
+        :func:`convbn.bench.equivalence.compare.compare` for the bound.
     """
-    from convbn.bench.equality import compare
-    from convbn.bench.precision import tolerance_of
+    from convbn.bench.equivalence.compare import compare
+    from convbn.bench.equivalence.tolerance import tolerance_of
 
     allowed = None
     if precision is not None or tolerance is not None:

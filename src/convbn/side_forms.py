@@ -74,7 +74,7 @@ def with_engines(side: Side, runtimes: Sequence[str] | None, subject: Subject, f
 
 
 def _engine(model: Any, backend: str, subject: Subject, folder: Path) -> Path:
-    from convbn.export.engines.build import build_engine
+    from convbn.export.engines.build.build import build_engine
     from convbn.export.shapes import ShapeRange
 
     path = folder / f"{len(list(folder.iterdir()))}.engine"
@@ -94,8 +94,8 @@ def _converted_onnx(model: Any, precision: str, subject: Subject, seed: int) -> 
 
 
 def _random_calibration(model: Any, subject: Subject, seed: int) -> Any:
-    from convbn.bench.feeds import model_feeds
-    from convbn.export.precision.calibration import Calibration
+    from convbn.bench.models.feeds import model_feeds
+    from convbn.export.precision.int8.calibration import Calibration
 
     feeds = model_feeds(
         [model],

@@ -102,7 +102,7 @@ def original_side(subject: Subject, runtimes: Sequence[str] | None = None) -> Si
         return replace(side, onnx=subject.model)
     exported = None
     if onnx_wanted(runtimes) and subject.example_inputs is not None:
-        from convbn.export.torch_files import export_onnx
+        from convbn.export.torch.save import export_onnx
 
         exported = export_onnx(subject.model, subject.example_inputs)
     return replace(side, onnx=exported, module=subject.model, example_inputs=subject.example_inputs)
@@ -190,7 +190,7 @@ def loaded_model(model: Any) -> Any:
     """The model itself, where it may be the path of its file."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from convbn.export.onnx_files import load_model
+    from convbn.export.onnx_io.read import load_model
 
     return load_model(model)
 
@@ -203,7 +203,7 @@ def _batched(value: Any, batch: int) -> Any:
 
 
 def _onnx_shapes(subject: Subject, batch: int) -> dict[str, tuple[int, ...]]:
-    from convbn.bench.inputs import input_specs
+    from convbn.bench.models.inputs import input_specs
 
     shapes = dict(subject.input_shapes or {})
     for spec in input_specs(subject.model):

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import NotSupportedError, UsageError
-from convbn.export.limits import Limits
+from convbn.export.checkpoints.limits import Limits
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-    from convbn.export.onnx_files import OpenModel
+    from convbn.export.onnx_io.read import OpenModel
     from convbn.fused_files import Architecture
 
 __all__ = ["Source", "SourceOptions", "open_source"]
@@ -110,8 +110,8 @@ def open_source(path: str, options: SourceOptions, *, light: bool = False, hashe
         ConvBNError: it cannot be read, is of a kind that is not supported here, or options are missing.
     """
     from convbn import checkpoint_sources as checkpoints
-    from convbn.export.hub import HUB
-    from convbn.export.kinds import ArtifactKind, sniff
+    from convbn.export.checkpoints.hub import HUB
+    from convbn.export.files.sniff import ArtifactKind, sniff
 
     if path.startswith(HUB):
         return checkpoints.open_hub(path, options)
@@ -126,7 +126,7 @@ def open_source(path: str, options: SourceOptions, *, light: bool = False, hashe
 
 
 def _open_onnx(path: str, options: SourceOptions, *, light: bool, hashed: bool) -> Source:
-    from convbn.export.onnx_files import OpenModel, open_model, read_model
+    from convbn.export.onnx_io.read import OpenModel, open_model, read_model
 
     if options.arch is not None:
         raise UsageError("--arch is for checkpoints, and this is an ONNX file", source=path)

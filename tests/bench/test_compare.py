@@ -15,10 +15,10 @@ from support import bench_results
 from support.bench_results import HOSTILE
 from support.chromium import find_chromium, open_browser
 
-from convbn.bench.compare import Change, MachineDiffersError, check_machines, compare
-from convbn.bench.history import read_history
 from convbn.bench.report import changes, trend
-from convbn.bench.stored import ResultFormatError, read_result
+from convbn.bench.results.compare import Change, MachineDiffersError, check_machines, compare
+from convbn.bench.results.history import read_history
+from convbn.bench.results.read import ResultFormatError, read_result
 from convbn.errors import BadInputError, FileAccessError
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from convbn.bench.errors import RuntimeMissingError, SessionError
+from convbn.bench.models.errors import RuntimeMissingError, SessionError
 from convbn.bench.runtimes import cuda_driver
 from convbn.bench.runtimes.cuda_driver import CudaDriver
 from convbn.bench.runtimes.engine_session import EngineSession

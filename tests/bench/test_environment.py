@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from convbn.bench.environment import describe_environment
+from convbn.bench.results.environment import describe_environment
 
 
 def test_the_environment_is_named_and_json() -> None:
@@ -19,7 +19,7 @@ def test_the_environment_is_named_and_json() -> None:
 
 def test_no_framework_is_imported_to_find_out() -> None:
     code = (
-        "import sys; from convbn.bench.environment import describe_environment; describe_environment();"
+        "import sys; from convbn.bench.results.environment import describe_environment; describe_environment();"
         "sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnxruntime', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

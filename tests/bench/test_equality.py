@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from convbn.bench.equality import compare
-from convbn.bench.errors import ReferenceFailedError
+from convbn.bench.equivalence.compare import compare
+from convbn.bench.models.errors import ReferenceFailedError
 from convbn.errors import CheckFailedError, UsageError
 
 ConvModel = Callable[..., onnx.ModelProto]

@@ -11,7 +11,7 @@ from support import bench_results
 from convbn.bench.gates.conditions import parse
 from convbn.bench.gates.fields import FIELDS, Subject
 from convbn.bench.gates.judge import Outcome, confirmed, gates_from, judge, unconfirmed
-from convbn.bench.report.cases import comparisons
+from convbn.bench.results.comparisons import comparisons
 from convbn.errors import UsageError
 
 

@@ -14,9 +14,9 @@ from onnx import helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 import convbn
-from convbn.bench.contest import Contest, batch_of, contest_feeds, model_file
-from convbn.bench.options import ProtocolOptions
-from convbn.bench.protocol import measure_all
+from convbn.bench.measure.case import Contest, batch_of, contest_feeds, model_file
+from convbn.bench.measure.options import ProtocolOptions
+from convbn.bench.measure.protocol import measure_all
 from convbn.bench.runtimes.base import Side
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 from convbn.grid import Entry, Grid, contests

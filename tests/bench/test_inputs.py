@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from convbn.bench.inputs import InputSpec, input_specs, make_inputs, specs_of_tensors
+from convbn.bench.models.inputs import InputSpec, input_specs, make_inputs, specs_of_tensors
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from convbn.bench.memory import peak_memory
+from convbn.bench.measure.memory import peak_memory
 from convbn.bench.runtimes.base import Side
 
 MEGABYTE = 2**20

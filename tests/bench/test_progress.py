@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from convbn.bench.progress import Progress
+from convbn.bench.measure.progress import Progress
 
 
 class Ticks:

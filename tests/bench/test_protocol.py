@@ -12,18 +12,18 @@ import numpy as np
 import onnx
 import pytest
 
-from convbn.bench import protocol
-from convbn.bench.blocks import interleave
-from convbn.bench.contest import Contest
-from convbn.bench.inputs import Array, Feeds
-from convbn.bench.options import ProtocolOptions
-from convbn.bench.protocol import measure, measure_all
-from convbn.bench.result import BenchResult
+from convbn.bench.measure import protocol
+from convbn.bench.measure.blocks import interleave
+from convbn.bench.measure.case import Contest
+from convbn.bench.measure.options import ProtocolOptions
+from convbn.bench.measure.protocol import measure, measure_all
+from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.results.result import BenchResult
 from convbn.bench.runtimes.base import Device, Prepared, SessionOptions, Side
 from convbn.errors import FileAccessError, UsageError
 
 ConvModel = Callable[..., onnx.ModelProto]
-SCHEMA = json.loads((Path(str(protocol.__file__)).parent / "bench-result.schema.json").read_text())
+SCHEMA = json.loads((Path(str(protocol.__file__)).parents[1] / "bench-result.schema.json").read_text())
 FEEDS = [{"x": np.random.default_rng(i).standard_normal((1, 4)).astype(np.float32)} for i in range(2)]
 QUICK = ProtocolOptions(budget_seconds=0.5, warmup_seconds=0.1, block_seconds=0.005, threads=1, memory=False)
 

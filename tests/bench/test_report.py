@@ -15,13 +15,13 @@ import pytest
 from support import bench_results
 from support.bench_results import HOSTILE
 
-from convbn.bench import protocol
+from convbn.bench.measure import protocol
 from convbn.bench.report import html, junit, markdown, terminal, tracking
-from convbn.bench.report.cases import case_label, geometric_mean, summaries
 from convbn.bench.report.facts import sentences, title_of
-from convbn.bench.report.text import bytes_text, clean, seconds_text
+from convbn.bench.results.comparisons import case_label, geometric_mean, summaries
+from convbn.bench.results.text import bytes_text, clean, seconds_text
 
-SCHEMA = json.loads((Path(str(protocol.__file__)).parent / "bench-result.schema.json").read_text())
+SCHEMA = json.loads((Path(str(protocol.__file__)).parents[1] / "bench-result.schema.json").read_text())
 Render = Callable[[dict[str, Any]], str]
 RENDERS: list[Render] = [html.render, markdown.render, terminal.render]
 NOT_TEXT = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -15,7 +15,7 @@ from support.bench_results import HOSTILE
 from support.chromium import Page, find_chromium, open_browser
 
 from convbn.bench.report import html
-from convbn.bench.stored import read_result
+from convbn.bench.results.read import read_result
 
 TABLE = Path(__file__).parents[2] / "docs" / "bench" / "table.json"
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from convbn.bench.errors import ModelFormMissingError, RuntimeMissingError, SessionError
+from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
 from convbn.bench.runtimes.base import SessionOptions, Side
 from convbn.bench.runtimes.onnxruntime_providers import require_provider
 from convbn.bench.runtimes.registry import (

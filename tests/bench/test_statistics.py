@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convbn.bench.statistics import latency, paired_ratio
+from convbn.bench.results.statistics import latency, paired_ratio
 
 
 def test_quantiles_of_known_times() -> None:

@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.graphs import model, random, run
 
-from convbn.bench.difference import judge
-from convbn.bench.equality import compare
-from convbn.bench.precision import bound_of, tolerance_of
-from convbn.bench.rounding import rounded_graph
+from convbn.bench.equivalence.compare import compare
+from convbn.bench.equivalence.difference import judge
+from convbn.bench.equivalence.half_emulation import rounded_graph
+from convbn.bench.equivalence.tolerance import bound_of, tolerance_of
 from convbn.errors import UsageError
 
 

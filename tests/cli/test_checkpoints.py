@@ -16,7 +16,7 @@ from support.graphs import operators
 from support.networks import randomised
 
 from convbn.cli import parser
-from convbn.export.limits import Limits
+from convbn.export.checkpoints.limits import Limits
 
 ARCHITECTURE = """
 from torch import nn

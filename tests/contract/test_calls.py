@@ -7,9 +7,9 @@ import pytest
 from support import tensorrt_calls
 from support.bindings import Bindings
 
-from convbn.export.engines.backend import Backend
-from convbn.export.engines.configuration import apply_options
-from convbn.export.engines.engine_report import inspect_engine
+from convbn.export.engines.backends.backend import Backend
+from convbn.export.engines.build.configuration import apply_options
+from convbn.export.engines.build.options import EngineOptions
 from convbn.export.engines.errors import (
     BackendNotInstalledError,
     BuildCancelledError,
@@ -17,8 +17,8 @@ from convbn.export.engines.errors import (
     UnsupportedOpError,
     UnsupportedOptionError,
 )
-from convbn.export.engines.options import EngineOptions
-from convbn.export.engines.runner import EngineRunner
+from convbn.export.engines.run.inspect import inspect_engine
+from convbn.export.engines.run.runner import EngineRunner
 
 # What a removed name may end in: never in a build that ignores what was asked for.
 TOLD = (AttributeError, UnsupportedOptionError, BackendNotInstalledError, TypeError)
@@ -85,8 +85,8 @@ def test_a_changed_signature_is_found(real, tmp_path):
 
 
 def test_the_progress_callback_cancels(real, tmp_path):
-    from convbn.export.engines.builder import Request, build_plan
-    from convbn.export.engines.source import read_source
+    from convbn.export.engines.build.builder import Request, build_plan
+    from convbn.export.engines.build.source import read_source
 
     bindings = Bindings(real, tensorrt_calls.network_script(real))
     request = Request(read_source(tensorrt_calls.tiny_model()), "tensorrt", profiles=(tensorrt_calls.RANGE,))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convbn.export.triton import TritonModel, TritonTensor
+from convbn.export.engines.triton import TritonModel, TritonTensor
 
 FOLDER = os.environ.get("CONVBN_TRITONCLIENT")
 
@@ -45,7 +45,7 @@ def test_triton_reads_it(definition):
 
 
 def test_every_type_is_one_of_tritons(definition):
-    from convbn.export import triton
+    from convbn.export.engines import triton
 
     names = {*triton._ONNX_TYPES.values(), *triton._TENSORRT_TYPES.values()}
     assert {f"TYPE_{name}" for name in names} <= set(definition.DataType.keys())

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from convbn.errors import BadInputError, NotSupportedError, UsageError
-from convbn.export.architectures import build_module, parse_arguments
+from convbn.export.checkpoints.architectures import build_module, parse_arguments
 
 torch = pytest.importorskip("torch")
 
@@ -72,7 +72,7 @@ def test_broken_torchvision_is_explained(spec):
         "import sys\n"
         "try:\n    import torchvision\nexcept RuntimeError:\n    broken = True\nelse:\n    sys.exit(77)\n"
         "from convbn.errors import NotSupportedError\n"
-        "from convbn.export.architectures import build_module\n"
+        "from convbn.export.checkpoints.architectures import build_module\n"
         "for name in [n for n in sys.modules if n.startswith('torchvision')]: del sys.modules[name]\n"
         "try:\n    build_module(sys.argv[1])\nexcept NotSupportedError as error:\n    print(error)\n"
     )

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 
 from convbn.errors import BadInputError, ConvBNError, FileAccessError
-from convbn.export.kinds import ArtifactKind, sniff
-from convbn.export.pickles import code_globals
+from convbn.export.checkpoints.pickle_scan import code_globals
+from convbn.export.files.sniff import ArtifactKind, sniff
 
 torch = pytest.importorskip("torch")
 
@@ -156,7 +156,7 @@ def test_noise_gives_only_typed_errors(tmp_path, saved, module):
 
 def test_neither_torch_nor_onnx_is_imported(saved):
     code = (
-        "import sys\nfrom convbn.export.kinds import sniff\nsniff(sys.argv[1])\n"
+        "import sys\nfrom convbn.export.files.sniff import sniff\nsniff(sys.argv[1])\n"
         "assert not {'torch', 'onnx', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, saved], check=True)

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from convbn.errors import FileAccessError
-from convbn.export.files import sha256_file, write_atomically
+from convbn.export.files.atomic import sha256_file, write_atomically
 
 
 def put(data: bytes):
@@ -133,7 +133,7 @@ def test_full_disk(tmp_path, names):
     code = (
         "import resource, signal, sys\n"
         "from convbn.errors import FileAccessError\n"
-        "from convbn.export.files import write_atomically\n"
+        "from convbn.export.files.atomic import write_atomically\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "try:\n"
@@ -154,7 +154,7 @@ def test_kill_leaves_old_or_new(tmp_path):
     path.write_bytes(b"0" * size)
     code = (
         "import itertools, sys\n"
-        "from convbn.export.files import write_atomically\n"
+        "from convbn.export.files.atomic import write_atomically\n"
         "for i in itertools.count(1):\n"
         "    write_atomically(sys.argv[1], lambda f: f.write(b'%d' % (i % 10) * (1 << 20)), overwrite=True)\n"
     )

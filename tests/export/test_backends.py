@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from convbn.export.engines import registry
-from convbn.export.engines.backend import Backend
-from convbn.export.engines.build import build_engine
+from convbn.export.engines.backends import registry
+from convbn.export.engines.backends.backend import Backend
+from convbn.export.engines.backends.gpus import Gpu, list_gpus
+from convbn.export.engines.backends.logs import clean, collect, logger_of
+from convbn.export.engines.backends.registry import available_backends, choose_backend
+from convbn.export.engines.build.build import build_engine
 from convbn.export.engines.errors import BackendNotInstalledError, NoGpuError
-from convbn.export.engines.gpus import Gpu, list_gpus
-from convbn.export.engines.logs import clean, collect, logger_of
-from convbn.export.engines.registry import available_backends, choose_backend
 
 rtx_module = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 

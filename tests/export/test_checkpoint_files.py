@@ -11,9 +11,9 @@ from collections import OrderedDict
 import pytest
 
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, UsageError
-from convbn.export.checkpoints import Checkpoint, apply_state, load_state
-from convbn.export.limits import Limits
-from convbn.export.torch_files import save_program, save_tensors
+from convbn.export.checkpoints.limits import Limits
+from convbn.export.checkpoints.load import Checkpoint, apply_state, load_state
+from convbn.export.torch.save import save_program, save_tensors
 
 torch = pytest.importorskip("torch")
 
@@ -132,7 +132,7 @@ def test_code_is_not_run(tmp_path, monkeypatch, legacy):
 def test_code_that_hides_behind_a_harmless_name_is_not_run(tmp_path, monkeypatch):
     # The scan of names is no gate; torch's restricted loader is.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("convbn.export.kinds.code_globals", lambda file, max_mib: [])
+    monkeypatch.setattr("convbn.export.files.sniff.code_globals", lambda file, max_mib: [])
     torch.save({"w": torch.zeros(2), "x": Evil()}, "a.pth")
     with pytest.raises(BadInputError, match="mkdir"):
         load_state("a.pth")

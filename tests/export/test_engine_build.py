@@ -14,7 +14,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
-from convbn.export.engines.build import build_engine
+from convbn.export.engines.build.build import build_engine
+from convbn.export.engines.build.monitor import make_monitor
+from convbn.export.engines.build.network import network_summary
 from convbn.export.engines.errors import (
     BuildCancelledError,
     BuildError,
@@ -24,10 +26,8 @@ from convbn.export.engines.errors import (
     ShapeProfileError,
     UnsupportedOpError,
 )
-from convbn.export.engines.monitor import make_monitor
-from convbn.export.engines.network import network_summary
 from convbn.export.engines.sidecar import read_sidecar
-from convbn.export.kinds import ArtifactKind, sniff
+from convbn.export.files.sniff import ArtifactKind, sniff
 from convbn.export.shapes import ShapeRange, parse_shapes
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
@@ -119,7 +119,7 @@ def test_external_data_is_read_from_beside_the_model(tiny, tmp_path):
 
 def test_a_model_too_large_for_one_message_goes_through_a_file(tiny, tmp_path, monkeypatch, names):
     plain = build_engine(tiny.conv_bn(folded=True), tmp_path / "a", backend=RTX)
-    monkeypatch.setattr("convbn.export.engines.source.PROTOBUF_LIMIT", 10)
+    monkeypatch.setattr("convbn.export.engines.build.source.PROTOBUF_LIMIT", 10)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     large = build_engine(tiny.conv_bn(folded=True), tmp_path / "b", backend=RTX)

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from convbn.errors import FileAccessError
-from convbn.export.engines import caches
-from convbn.export.engines.caches import CacheFile, cache_file
-from convbn.export.engines.gpus import Gpu
-from convbn.export.engines.timing import keep_timings, use_timings
+from convbn.export.engines.backends import caches
+from convbn.export.engines.backends.caches import CacheFile, cache_file
+from convbn.export.engines.backends.gpus import Gpu
+from convbn.export.engines.build.timing import keep_timings, use_timings
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "570.1")
 
@@ -22,7 +22,7 @@ ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "570.1")
 WRITER = """
 import sys
 from pathlib import Path
-from convbn.export.engines.caches import CacheFile
+from convbn.export.engines.backends.caches import CacheFile
 cache, name = CacheFile(Path(sys.argv[1])), sys.argv[2]
 for i in range(int(sys.argv[3])):
     def merge(old):

@@ -9,11 +9,12 @@ from support import tensorrt_calls
 from support.bindings import Bindings
 
 from convbn.errors import ConvBNError
-from convbn.export.engines import cuda, errors
-from convbn.export.engines.build import build_engine
-from convbn.export.engines.options import EngineOptions
-from convbn.export.engines.registry import choose_backend
-from convbn.export.engines.runner import EngineRunner
+from convbn.export.engines import errors
+from convbn.export.engines.backends.registry import choose_backend
+from convbn.export.engines.build.build import build_engine
+from convbn.export.engines.build.options import EngineOptions
+from convbn.export.engines.run import cuda
+from convbn.export.engines.run.runner import EngineRunner
 from convbn.export.engines.sidecar import read_sidecar
 
 real = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from convbn.errors import FileAccessError
-from convbn.export.engines.build import build_engine
+from convbn.export.engines.build.build import build_engine
 from convbn.export.engines.errors import EngineMismatchError
 from convbn.export.engines.sidecar import read_sidecar, write_engine
 
@@ -28,7 +28,7 @@ BUILDER = """
 import os, sys, time
 import onnx
 import tensorrt_rtx
-from convbn.export.engines.build import build_engine
+from convbn.export.engines.build.build import build_engine
 from convbn.export.engines import command, sidecar
 for line in sys.stdin:
     child = os.fork()
@@ -122,7 +122,7 @@ def test_an_engine_that_cannot_get_its_name_changes_nothing(
 def test_a_full_disk_leaves_nothing(saved, tmp_path, names):
     """A limit on the size of files stands for it: the engine is larger, the sidecar is not."""
     program = (
-        "import resource, sys\nfrom convbn.export.engines.build import build_engine\n"
+        "import resource, sys\nfrom convbn.export.engines.build.build import build_engine\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "build_engine(sys.argv[1], 'b', backend='tensorrt-rtx')\n"
     )
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_nothing(saved, tmp_path, names):
 
 def test_sigterm_in_a_build_leaves_nothing(saved, tmp_path, names):
     program = (
-        "import sys\nfrom convbn.export.engines.build import build_engine\n"
+        "import sys\nfrom convbn.export.engines.build.build import build_engine\n"
         "def say(*event): print(*event, flush=True)\n"
         "build_engine(sys.argv[1], 'b', backend='tensorrt-rtx', progress=say)\n"
     )

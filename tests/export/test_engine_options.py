@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from convbn.errors import UsageError
-from convbn.export.engines import registry
-from convbn.export.engines.build import build_engine
-from convbn.export.engines.configuration import APPLIED_ELSEWHERE, SETTERS, apply_options
+from convbn.export.engines.backends import registry
+from convbn.export.engines.build.build import build_engine
+from convbn.export.engines.build.configuration import APPLIED_ELSEWHERE, SETTERS, apply_options
+from convbn.export.engines.build.options import EngineOptions, parse_size
 from convbn.export.engines.errors import BuildError, ShapeProfileError, UnsupportedOptionError
-from convbn.export.engines.options import EngineOptions, parse_size
 from convbn.export.shapes import parse_profiles
 
 trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
@@ -24,7 +24,7 @@ H100 = "NVIDIA H100 80GB HBM3, 9.0, 570.1"
 
 @pytest.fixture
 def config():
-    from convbn.export.engines.logs import collect, logger_of
+    from convbn.export.engines.backends.logs import collect, logger_of
 
     with collect(trt):
         builder = trt.Builder(logger_of(trt))
@@ -100,8 +100,8 @@ def test_rtx_really_ignores_what_is_refused_for_it(config):
 
 
 def test_optimisation_levels_give_one_engine(tiny):
-    from convbn.export.engines.builder import Request, build_plan
-    from convbn.export.engines.source import read_source
+    from convbn.export.engines.build.builder import Request, build_plan
+    from convbn.export.engines.build.source import read_source
 
     source = read_source(tiny.conv_bn(folded=True))
     plans = {
@@ -113,9 +113,9 @@ def test_optimisation_levels_give_one_engine(tiny):
 
 @pytest.mark.parametrize("name", ["refit", "strip_weights", "version_compatible"])
 def test_rtx_fails_to_build_what_is_refused_for_it(saved, name):
-    from convbn.export.engines.builder import Request, build_plan
-    from convbn.export.engines.gpus import list_gpus
-    from convbn.export.engines.source import read_source
+    from convbn.export.engines.backends.gpus import list_gpus
+    from convbn.export.engines.build.builder import Request, build_plan
+    from convbn.export.engines.build.source import read_source
 
     if list_gpus():
         pytest.skip("these are refused where there is no GPU")

@@ -15,10 +15,8 @@ from support import tensorrt_calls
 from support.bindings import Bindings
 
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
-from convbn.export.engines import buffers, cuda, interface, runner
-from convbn.export.engines.buffers import host_type
-from convbn.export.engines.build import build_engine
-from convbn.export.engines.cuda import Device
+from convbn.export.engines.backends.gpus import list_gpus
+from convbn.export.engines.build.build import build_engine
 from convbn.export.engines.errors import (
     BuildError,
     CaptureError,
@@ -27,8 +25,10 @@ from convbn.export.engines.errors import (
     NoGpuError,
     UntrustedEngineError,
 )
-from convbn.export.engines.gpus import list_gpus
-from convbn.export.engines.runner import EngineRunner
+from convbn.export.engines.run import buffers, cuda, interface, runner
+from convbn.export.engines.run.buffers import host_type
+from convbn.export.engines.run.cuda import Device
+from convbn.export.engines.run.runner import EngineRunner
 
 real = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 

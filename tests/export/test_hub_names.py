@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
-from convbn.export.architectures import build_module
-from convbn.export.hub import fetch, fetch_weights
+from convbn.export.checkpoints.architectures import build_module
+from convbn.export.checkpoints.hub import fetch, fetch_weights
 
 torch = pytest.importorskip("torch")
 hub = pytest.importorskip("huggingface_hub")

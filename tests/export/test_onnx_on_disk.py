@@ -12,10 +12,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from convbn.errors import BadInputError, ConvBNError, FileAccessError
-from convbn.export import onnx_saving
-from convbn.export.files import sha256_file
-from convbn.export.onnx_encoding import encode_model, pieces_of, total_bytes
-from convbn.export.onnx_files import load_model, read_model, save_model
+from convbn.export.files.atomic import sha256_file
+from convbn.export.onnx_io import write as onnx_saving
+from convbn.export.onnx_io.encoding import encode_model, pieces_of, total_bytes
+from convbn.export.onnx_io.read import load_model, read_model, save_model
 
 
 def joined(model) -> bytes:

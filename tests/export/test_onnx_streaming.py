@@ -17,12 +17,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convbn.errors import BadInputError, FileAccessError, UsageError
-from convbn.export import onnx_saving
-from convbn.export.external_data import PIECE, is_external
-from convbn.export.files import sha256_file
-from convbn.export.onnx_files import load_model, open_model
-from convbn.export.onnx_saving import save_model, staged_model
-from convbn.export.weights import StoredWeights
+from convbn.export.files.atomic import sha256_file
+from convbn.export.onnx_io import write as onnx_saving
+from convbn.export.onnx_io.external_data import PIECE, is_external
+from convbn.export.onnx_io.read import load_model, open_model
+from convbn.export.onnx_io.weights import StoredWeights
+from convbn.export.onnx_io.write import save_model, staged_model
 
 
 def built(**arrays: np.ndarray[Any, Any]) -> onnx.ModelProto:
@@ -415,7 +415,7 @@ def test_memory_does_not_follow_from_the_size(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     code = (
         "import resource, sys\n"
-        "from convbn.export.onnx_files import open_model\n"
+        "from convbn.export.onnx_io.read import open_model\n"
         "opened = open_model(sys.argv[1])\n"
         "for tensor in opened.model.graph.initializer:\n"
         "    assert sum(map(len, opened.files.pieces(tensor))) == 64 << 20\n"

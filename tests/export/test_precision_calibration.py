@@ -13,9 +13,9 @@ from onnx import helper
 from support.graphs import model, random
 
 from convbn.errors import FileAccessError, UsageError
-from convbn.export.precision.calibration import calibration_from, read_calibration
 from convbn.export.precision.errors import CalibrationError
-from convbn.export.precision.images import Preprocess, load_image, parse_preprocess
+from convbn.export.precision.int8.calibration import calibration_from, read_calibration
+from convbn.export.precision.int8.images import Preprocess, load_image, parse_preprocess
 
 
 def network(batch: int | str = 2, size: int | str = 4, channels: int = 3) -> onnx.ModelProto:

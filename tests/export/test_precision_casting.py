@@ -12,13 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random, relative_error, run
 
-from convbn.bench.rounding import rounded_graph
+from convbn.bench.equivalence.half_emulation import rounded_graph
 from convbn.errors import UsageError
-from convbn.export.precision.calibration import calibration_from
 from convbn.export.precision.convert import Converted, convert
 from convbn.export.precision.errors import PrecisionError
+from convbn.export.precision.int8.calibration import calibration_from
+from convbn.export.precision.int8.samples import Calibration
 from convbn.export.precision.options import PrecisionOptions
-from convbn.export.precision.samples import Calibration
 
 X = {"x": random(2, 3, 8, 8, seed=3)}
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from convbn.errors import NotSupportedError
-from convbn.export.provenance import add_provenance, in_opset
+from convbn.export.onnx_io.provenance import add_provenance, in_opset
 
 
 def facts_of(model):

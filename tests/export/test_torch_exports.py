@@ -7,10 +7,10 @@ import onnx
 import pytest
 
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
-from convbn.export.checkpoints import load_state
-from convbn.export.engines.network import network_summary
-from convbn.export.kinds import ArtifactKind, sniff
-from convbn.export.torch_files import export_onnx, save_program, save_tensors
+from convbn.export.checkpoints.load import load_state
+from convbn.export.engines.build.network import network_summary
+from convbn.export.files.sniff import ArtifactKind, sniff
+from convbn.export.torch.save import export_onnx, save_program, save_tensors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -8,9 +8,8 @@ import pytest
 from onnx import helper
 
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
-from convbn.export.engines.build import build_engine
-from convbn.export.shapes import parse_profiles, parse_shapes
-from convbn.export.triton import (
+from convbn.export.engines.build.build import build_engine
+from convbn.export.engines.triton import (
     TritonModel,
     TritonTensor,
     copy_to,
@@ -18,6 +17,7 @@ from convbn.export.triton import (
     onnx_model,
     write_repository,
 )
+from convbn.export.shapes import parse_profiles, parse_shapes
 
 _TOKEN = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+-]+|[{}\[\]:,])', re.ASCII)
 

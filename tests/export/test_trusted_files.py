@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from convbn.errors import BadInputError, ConvBNError
-from convbn.export.checkpoints import load_state
-from convbn.export.limits import Limits, check_archive
-from convbn.export.trusted import load_pickled, load_program, load_script
+from convbn.export.checkpoints.limits import Limits, check_archive
+from convbn.export.checkpoints.load import load_state
+from convbn.export.checkpoints.trusted import load_pickled, load_program, load_script
 
 torch = pytest.importorskip("torch")
 LIMITS = Limits()

@@ -74,7 +74,7 @@ def coverage_guided(seed: int, minutes: float, corpus: Path | None, crashes: Pat
     import atheris
 
     with atheris.instrument_imports(include=["convbn"]):
-        import convbn.export.onnx_files
+        import convbn.export.onnx_io.read
         import convbn.fuse.fold
         import convbn.fuse.frontends.onnx.capture
         import convbn.onnx_pass
@@ -97,13 +97,13 @@ def coverage_guided(seed: int, minutes: float, corpus: Path | None, crashes: Pat
         path.write_bytes(data)
         out.unlink(missing_ok=True)
         try:
-            convbn.export.onnx_files.load_model(path)
+            convbn.export.onnx_io.read.load_model(path)
             convbn.onnx_pass.fuse_file(path, out, options=_unverified())
         except ConvBNError:
             if out.exists():
                 raise RuntimeError("a file was written although the fold was refused") from None
             return
-        convbn.export.onnx_files.load_model(out)
+        convbn.export.onnx_io.read.load_model(out)
 
     arguments = [
         f"-max_total_time={int(minutes * 60)}",

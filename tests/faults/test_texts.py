@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from convbn.errors import BadInputError
-from convbn.export.onnx_files import load_model
+from convbn.export.onnx_io.read import load_model
 from convbn.fuse.fold import fold
 from faults.grammar import grow
 

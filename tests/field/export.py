@@ -96,7 +96,7 @@ def export_one(cache: Path, architecture: Architecture) -> dict[str, Any]:
     import onnx
     import torch
 
-    from convbn.export.torch_files import export_onnx
+    from convbn.export.torch.save import export_onnx
 
     torch.set_num_threads(2)
     module, inputs = trained_network(architecture, SEED, INPUTS)

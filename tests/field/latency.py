@@ -51,8 +51,8 @@ def latencies(
 
 def _measured(path: Path, budget_s: float) -> dict[str, Any]:
     import convbn
-    from convbn.bench.options import ProtocolOptions
-    from convbn.bench.protocol import measure
+    from convbn.bench.measure.options import ProtocolOptions
+    from convbn.bench.measure.protocol import measure
     from convbn.bench.runtimes.base import Side
 
     nothing = {"failure": None, "ratio": None, "milliseconds": None, "verdict": None, "noise_floor": None}

@@ -49,7 +49,7 @@ def summarise(
         latency_totals: likewise.
         torch: what :func:`field.torch_summary.summarise_torch` made, if it was run.
     """
-    from convbn.bench.environment import describe_environment
+    from convbn.bench.results.environment import describe_environment
 
     models, absent = [], []
     for name in names:

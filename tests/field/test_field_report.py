@@ -58,11 +58,11 @@ def test_a_row_made_while_rules_were_edited_is_not_kept(cache: Path, monkeypatch
 
 
 def test_the_state_of_the_rules_leaves_the_torch_frontend_out(tmp_path: Path) -> None:
-    for path in ("fuse/rules/one.py", "fuse/frontends/torch/module.py"):
+    for path in ("fuse/rules/one.py", "fuse/frontends/torch/capture/module.py"):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text("1")
     first = fold_state(tmp_path)
-    (tmp_path / "fuse/frontends/torch/module.py").write_text("2")
+    (tmp_path / "fuse/frontends/torch/capture/module.py").write_text("2")
     assert fold_state(tmp_path) == first
     (tmp_path / "fuse/rules/one.py").write_text("2")
     assert fold_state(tmp_path) != first

@@ -108,7 +108,7 @@ def test_only_what_changed_runs_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_state_that_rows_depend_on_has_the_torch_frontend_in_it(tmp_path: Path) -> None:
-    path = tmp_path / "fuse/frontends/torch/module.py"
+    path = tmp_path / "fuse/frontends/torch/capture/module.py"
     path.parent.mkdir(parents=True)
     path.write_text("1")
     first = fold_state(tmp_path, torch=True)

@@ -45,7 +45,7 @@ def summarise_torch(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         rows: of the trials by network, in order.
     """
-    from convbn.bench.environment import describe_environment
+    from convbn.bench.results.environment import describe_environment
 
     models = [
         {"family": by_name(name).family, **row} for name, row in rows.items() if not row["network"]["failure"]

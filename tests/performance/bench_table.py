@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from networks import TABLE, subject
 
-from convbn.bench.options import ProtocolOptions
-from convbn.bench.protocol import measure_all
+from convbn.bench.measure.options import ProtocolOptions
+from convbn.bench.measure.protocol import measure_all
 from convbn.bench.report import html, markdown
 from convbn.console import Console
 from convbn.grid import Entry, Grid, contests

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from networks import CLAIM, subject
 
-from convbn.bench.options import ProtocolOptions
-from convbn.bench.protocol import measure_all
-from convbn.bench.result import BenchResult, Case, Row
+from convbn.bench.measure.options import ProtocolOptions
+from convbn.bench.measure.protocol import measure_all
+from convbn.bench.results.result import BenchResult, Case, Row
 from convbn.console import Console
 from convbn.grid import Entry, Grid, contests
 

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from networks import CLAIM, TABLE, subject
 
-from convbn.bench.contest import Contest
-from convbn.bench.options import ProtocolOptions
-from convbn.bench.protocol import measure_all
+from convbn.bench.measure.case import Contest
+from convbn.bench.measure.options import ProtocolOptions
+from convbn.bench.measure.protocol import measure_all
 from convbn.bench.report import html, markdown
 from convbn.bench.runtimes.base import Side
 from convbn.bench.runtimes.registry import load_library

@@ -13,7 +13,7 @@ from PIL import Image
 from support.chromium import find_chromium, open_browser
 
 from convbn.bench.report import html
-from convbn.bench.stored import read_result
+from convbn.bench.results.read import read_result
 
 WIDTH, TALLEST = 1100, 3000
 MOST_BYTES = 300_000

@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from convbn.export.engines import errors
-from convbn.export.engines.options import EngineOptions
-from convbn.export.engines.registry import backend_named
+from convbn.export.engines.backends.registry import backend_named
+from convbn.export.engines.build.options import EngineOptions
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tensorrt.md").read_text()
 

@@ -79,7 +79,7 @@ def test_fuse_is_a_package_and_a_function() -> None:
     code = (
         "import convbn\n"
         "import convbn.fuse.rules.registry as registry\n"
-        "from convbn.bench import statistics\n"
+        "from convbn.bench.results import statistics\n"
         "assert callable(convbn.fuse) and callable(convbn.bench)\n"
         "try: convbn.fuse(3)\n"
         "except convbn.UsageError: pass"

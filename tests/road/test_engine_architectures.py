@@ -13,7 +13,7 @@ import torch
 from support.networks import randomised, torchvision_models
 
 import convbn
-from convbn.export.engines.network import network_summary
+from convbn.export.engines.build.network import network_summary
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 

@@ -6,7 +6,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from convbn.bench.environment import describe_environment
+from convbn.bench.results.environment import describe_environment
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convbn.export.torch_files import export_onnx
+from convbn.export.torch.save import export_onnx
 from convbn.fuse.fold import Folding, fold
 from support import graph_laws
 from support.graphs import run

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from convbn.export.engines import loading, runner
-from convbn.export.engines.backend import Backend
-from convbn.export.engines.builder import Plan, Request, build_plan
-from convbn.export.engines.caches import CacheFile
-from convbn.export.engines.options import EngineOptions
-from convbn.export.engines.source import read_source
+from convbn.export.engines.backends.backend import Backend
+from convbn.export.engines.backends.caches import CacheFile
+from convbn.export.engines.build.builder import Plan, Request, build_plan
+from convbn.export.engines.build.options import EngineOptions
+from convbn.export.engines.build.source import read_source
+from convbn.export.engines.run import load as loading
+from convbn.export.engines.run import runner
 from convbn.export.shapes import ShapeRange
 from support.bindings import Bindings
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbn.bench.report.cases import measured
 from convbn.bench.report.page import marks
 from convbn.bench.report.page.elements import esc, section
-from convbn.bench.report.text import seconds_text
+from convbn.bench.results.comparisons import measured
+from convbn.bench.results.text import seconds_text
 
 __all__ = ["HOW_TO_READ", "charts", "latencies"]
 

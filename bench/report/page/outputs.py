@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from convbn.bench.report.cases import case_label
 from convbn.bench.report.facts import equality_entries
 from convbn.bench.report.page.elements import cells, esc, more, scroll, section, tag
-from convbn.bench.report.text import number, shape_text
+from convbn.bench.results.comparisons import case_label
+from convbn.bench.results.text import number, shape_text
 
 __all__ = ["equality"]
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from convbn.bench.report.cases import Comparison, Summary, case_label, comparisons, measured, summaries
 from convbn.bench.report.facts import sentence, summary_sentence
 from convbn.bench.report.page import marks
 from convbn.bench.report.page.elements import (
@@ -20,7 +19,8 @@ from convbn.bench.report.page.elements import (
     section,
     tag,
 )
-from convbn.bench.report.text import percent, ratio_text, seconds_text
+from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
+from convbn.bench.results.text import percent, ratio_text, seconds_text
 
 __all__ = ["facts", "gates", "results", "verdicts"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from convbn.bench.compare import check_machines, compare
 from convbn.bench.report import changes
-from convbn.bench.stored import read_result
+from convbn.bench.results.compare import check_machines, compare
+from convbn.bench.results.read import read_result
 from convbn.commands.shared import console_of, write_json, write_text
 from convbn.errors import UsageError
 
@@ -15,7 +15,7 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Compare; the exit code is 0 whatever changed, as gates are for ``bench`` and ``report``."""
-    from convbn.export.files import check_target
+    from convbn.export.files.atomic import check_target
 
     if options.json == "-" and options.markdown == "-":
         raise UsageError("--json - and --markdown - both want stdout")

@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def _parts() -> Iterator[Part]:
     for module, distribution, required, purpose, hint in _PACKAGES:
         yield _package(module, distribution, required, purpose, hint)
-    from convbn.export.engines.registry import available_backends
+    from convbn.export.engines.backends.registry import available_backends
 
     for backend in available_backends():
         detail = "builds TensorRT engines" if backend.usable else backend.reason or "cannot be used"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
-    from convbn.export.engines.options import EngineOptions
+    from convbn.export.engines.build.options import EngineOptions
 
 __all__ = ["engine_options", "refuse_engine_options"]
 
@@ -33,7 +33,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
     Raises:
         UsageError: a value makes no sense.
     """
-    from convbn.export.engines.options import EngineOptions, parse_size
+    from convbn.export.engines.build.options import EngineOptions, parse_size
 
     return EngineOptions(
         workspace=None if options.workspace is None else parse_size(options.workspace),

@@ -36,7 +36,7 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 def run(options: argparse.Namespace) -> int:
     """Fold IN unless told otherwise, compare, and only then write OUT."""
-    from convbn.export.files import check_target
+    from convbn.export.files.atomic import check_target
 
     console = console_of(options)
     kind = output_kind(options.output, (".onnx", ".pt2", *_ENGINE_SUFFIXES))
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         console.report(report)
     model, conversion = _converted(model, source, options, console)
     if kind == ".pt2":
-        from convbn.export.torch_files import save_program
+        from convbn.export.torch.save import save_program
 
         save_program(model, source.example_inputs or (), options.output, overwrite=options.force)
         console.say(f"written: {printable(options.output)}")
@@ -103,15 +103,15 @@ def _check(options: argparse.Namespace, kind: str) -> None:
     if options.no_fuse and options.json is not None:
         raise UsageError("--json writes the report of a fold, and --no-fuse makes none")
     if options.triton is not None:
-        from convbn.export.triton import check_repository
+        from convbn.export.engines.triton import check_repository
 
         check_repository(options.triton, Path(options.output).stem, overwrite=options.force)
 
 
 def _check_engine(options: argparse.Namespace) -> None:
-    from convbn.export.engines.configuration import require_honoured
-    from convbn.export.engines.gpus import list_gpus
-    from convbn.export.engines.registry import choose_backend
+    from convbn.export.engines.backends.gpus import list_gpus
+    from convbn.export.engines.backends.registry import choose_backend
+    from convbn.export.engines.build.configuration import require_honoured
     from convbn.export.shapes import parse_profiles
 
     wanted = engine_options(options)
@@ -119,7 +119,7 @@ def _check_engine(options: argparse.Namespace) -> None:
     backend = choose_backend(options.backend)
     require_honoured(backend, wanted, gpu=bool(list_gpus()))
     if options.triton is not None:
-        from convbn.export.triton import require_served
+        from convbn.export.engines.triton import require_served
 
         require_served(backend.name)
 
@@ -134,10 +134,10 @@ def _captured(source: Source, options: argparse.Namespace, kind: str) -> Any:
             raise UsageError("--dynamic-batch is for checkpoints", source=source.path, hint=hint)
         if options.opset is None:
             return source.onnx
-        from convbn.export.provenance import in_opset
+        from convbn.export.onnx_io.provenance import in_opset
 
         return in_opset(source.onnx, options.opset)
-    from convbn.export.torch_files import export_onnx, export_program
+    from convbn.export.torch.save import export_onnx, export_program
 
     if kind == ".pt2":
         return source.program or export_program(source.model, source.needed_inputs())
@@ -159,8 +159,8 @@ def _write_onnx(
     console: Console,
 ) -> None:
     from convbn import __version__
-    from convbn.export.onnx_files import save_model
-    from convbn.export.provenance import add_provenance
+    from convbn.export.onnx_io.provenance import add_provenance
+    from convbn.export.onnx_io.read import save_model
 
     facts = {"version": __version__, "source": Path(source.path).name}
     if source.sha256 is not None:
@@ -173,7 +173,7 @@ def _write_onnx(
     add_provenance(model, facts)
     described = None
     if options.triton is not None:
-        from convbn.export.triton import onnx_model
+        from convbn.export.engines.triton import onnx_model
 
         described = onnx_model(model, max_batch=_largest_batch(options))
     save_model(model, options.output, overwrite=options.force)
@@ -233,13 +233,13 @@ def _build(
         f"{artifact.backend} {artifact.backend_version}) and {printable(artifact.sidecar_path.name)}"
     )
     if options.triton is not None:
-        from convbn.export.triton import copy_to, from_sidecar
+        from convbn.export.engines.triton import copy_to, from_sidecar
 
         _serve(from_sidecar(artifact.sidecar), copy_to(artifact.path, options.force), options, console)
 
 
 def _serve(described: Any, write: Any, options: argparse.Namespace, console: Console) -> None:
-    from convbn.export.triton import write_repository
+    from convbn.export.engines.triton import write_repository
 
     name = Path(options.output).stem
     folder = write_repository(options.triton, name, described, write, overwrite=options.force)

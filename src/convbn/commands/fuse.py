@@ -25,14 +25,14 @@ from convbn.fuse.report import Report
 from convbn.sources import Source, open_source
 
 if TYPE_CHECKING:
-    from convbn.export.onnx_files import OpenModel
+    from convbn.export.onnx_io.read import OpenModel
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
     """Fold IN, compare it with what came in, and only then write OUT."""
-    from convbn.export.files import check_target
+    from convbn.export.files.atomic import check_target
 
     console = console_of(options)
     refuse_unproven(options)
@@ -98,19 +98,19 @@ def _captured_form(source: Source, kind: str) -> Any:
         return as_onnx(source)
     if source.module is None or kind == ".safetensors":
         return source.model
-    from convbn.export.torch_files import export_program
+    from convbn.export.torch.save import export_program
 
     return export_program(source.module, source.needed_inputs())
 
 
 def _write(artefact: Any, report: Report, source: Source, kind: str, options: argparse.Namespace) -> None:
     if kind == ".onnx":
-        from convbn.export.onnx_files import save_model
+        from convbn.export.onnx_io.read import save_model
 
         save_model(artefact, options.output, overwrite=options.force, external_data=options.external_data)
         return
     if kind == ".pt2":
-        from convbn.export.torch_files import save_program
+        from convbn.export.torch.save import save_program
 
         save_program(artefact, source.example_inputs or (), options.output, overwrite=options.force)
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from convbn.bench.history import read_history
 from convbn.bench.report import trend
+from convbn.bench.results.history import read_history
 from convbn.commands.shared import write_text
 from convbn.console import Console, printable
 
@@ -14,7 +14,7 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Read the folder and write the page."""
-    from convbn.export.files import check_target
+    from convbn.export.files.atomic import check_target
 
     check_target(options.output, overwrite=options.force)
     history = read_history(options.folder)

@@ -11,14 +11,14 @@ from convbn.console import Console, printable
 from convbn.errors import ConvBNError, UsageError
 
 if TYPE_CHECKING:
-    from convbn.export.engines.engine_report import EngineReport
+    from convbn.export.engines.run.inspect import EngineReport
 
 __all__ = ["is_engine", "run_on_engine"]
 
 
 def is_engine(path: str) -> bool:
     """Whether the file begins as an engine does."""
-    from convbn.export.kinds import ArtifactKind, sniff
+    from convbn.export.files.sniff import ArtifactKind, sniff
 
     try:
         return sniff(path) is ArtifactKind.ENGINE
@@ -28,7 +28,7 @@ def is_engine(path: str) -> bool:
 
 def run_on_engine(options: argparse.Namespace) -> int:
     """Say what file and sidecar prove, and list the layers of an engine that is trusted where a GPU is."""
-    from convbn.export.engines.engine_report import inspect_engine
+    from convbn.export.engines.run.inspect import inspect_engine
 
     if options.arch is not None or options.input_shape or options.only or options.skip:
         raise UsageError("options of a fold mean nothing for an engine", source=options.input)

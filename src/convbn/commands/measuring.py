@@ -13,8 +13,8 @@ from convbn.commands.shared import source_options
 from convbn.errors import ConvBNError, UsageError
 
 if TYPE_CHECKING:
-    from convbn.bench.options import ProtocolOptions
-    from convbn.bench.result import BenchResult
+    from convbn.bench.measure.options import ProtocolOptions
+    from convbn.bench.results.result import BenchResult
     from convbn.console import Console
     from convbn.grid import Entry, Grid
     from convbn.sides import Subject
@@ -29,7 +29,7 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
         options: of ``convbn bench``.
         console: where the progress is shown.
     """
-    from convbn.bench.protocol import measure_all
+    from convbn.bench.measure.protocol import measure_all
     from convbn.bench.runtimes.registry import check_runtime
     from convbn.grid import contests
     from convbn.sides import default_runtimes
@@ -56,7 +56,7 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
 
 
 def _protocol(options: argparse.Namespace) -> ProtocolOptions:
-    from convbn.bench.options import ProtocolOptions
+    from convbn.bench.measure.options import ProtocolOptions
 
     usual = ProtocolOptions()
     return ProtocolOptions(
@@ -104,8 +104,8 @@ def _opener(path: str, options: argparse.Namespace) -> Callable[[], Subject]:
 
 
 def _opened(path: str, options: argparse.Namespace) -> Subject:
-    from convbn.export.hub import HUB
-    from convbn.export.kinds import ArtifactKind, sniff
+    from convbn.export.checkpoints.hub import HUB
+    from convbn.export.files.sniff import ArtifactKind, sniff
     from convbn.sides import Subject
     from convbn.sources import open_source
 

@@ -80,7 +80,7 @@ def check_precision(options: argparse.Namespace) -> None:
 def conversion_of(options: argparse.Namespace) -> Conversion:
     """What the command line asks for."""
     from convbn.converting import Conversion
-    from convbn.export.precision.images import parse_preprocess
+    from convbn.export.precision.int8.images import parse_preprocess
     from convbn.export.precision.options import PrecisionOptions
 
     given: dict[str, Any] = {

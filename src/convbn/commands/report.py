@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from convbn.bench.gates.judge import judge, unconfirmed
-from convbn.bench.stored import read_result
+from convbn.bench.results.read import read_result
 from convbn.commands.reporting import deliver, finish, plan
 from convbn.commands.shared import console_of, write_json
 from convbn.sides import SELF_FUSED

@@ -50,7 +50,7 @@ def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = No
         ConvBNError: a target exists, or the baseline cannot be used.
     """
     from convbn.bench.gates.judge import gates_from
-    from convbn.export.files import check_target
+    from convbn.export.files.atomic import check_target
 
     if options.json == "-" and options.markdown == "-":
         raise UsageError("--json - and --markdown - both want stdout")
@@ -73,9 +73,9 @@ def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = No
 
 
 def _baseline(options: argparse.Namespace, environment: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    from convbn.bench.compare import check_machines
-    from convbn.bench.environment import describe_environment
-    from convbn.bench.stored import read_result
+    from convbn.bench.results.compare import check_machines
+    from convbn.bench.results.environment import describe_environment
+    from convbn.bench.results.read import read_result
 
     baseline = read_result(options.baseline)
     if not options.baseline_any_machine:

@@ -36,7 +36,7 @@ __all__ = [
 
 def source_options(options: argparse.Namespace) -> SourceOptions:
     """How the command line says to open IN."""
-    from convbn.export.limits import Limits
+    from convbn.export.checkpoints.limits import Limits
 
     return SourceOptions(
         options.arch,
@@ -78,7 +78,7 @@ def as_onnx(source: Source) -> Any:
     """The ONNX model; of a checkpoint, exported exactly as it is."""
     if source.onnx is not None:
         return source.onnx
-    from convbn.export.torch_files import export_onnx
+    from convbn.export.torch.save import export_onnx
 
     return export_onnx(source.model, source.needed_inputs(), input_names=source.input_names)
 
@@ -151,7 +151,7 @@ def write_text(path: str, text: str, *, overwrite: bool = True) -> None:
     if path == "-":
         sys.stdout.write(text)
         return
-    from convbn.export.files import write_atomically
+    from convbn.export.files.atomic import write_atomically
 
     data = text.encode("utf-8", "backslashreplace")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import convbn
 from convbn.errors import BadInputError, UsageError
-from convbn.fuse.frontends.torch import registered
+from convbn.fuse.frontends.torch.modules import custom_batchnorms as registered
 from convbn.fuse.refusal import Reason
 
 X = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)

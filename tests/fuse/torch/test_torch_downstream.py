@@ -191,7 +191,7 @@ def test_distributed_data_parallel_is_taken_out(randomised, fold, difference):
 def test_fully_sharded_module_is_refused(randomised):
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-    from convbn.fuse.frontends.torch.module import capture_module
+    from convbn.fuse.frontends.torch.capture.module import capture_module
 
     model = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     with pytest.raises(BadInputError, match="shard") as caught:

@@ -11,10 +11,10 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import nn
 
 import convbn
-from convbn.fuse.frontends.torch.program import capture_program
-from convbn.fuse.frontends.torch.program_edit import edit_program
-from convbn.fuse.frontends.torch.tensors import why_not_constant
-from convbn.fuse.frontends.torch.writing import call_of
+from convbn.fuse.frontends.torch.calls.tensors import why_not_constant
+from convbn.fuse.frontends.torch.capture.program import capture_program
+from convbn.fuse.frontends.torch.edit.program import edit_program
+from convbn.fuse.frontends.torch.edit.writing import call_of
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Bypass, SetConstant
 from convbn.fuse.view.ops import Conv, Pad

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 from convbn.errors import BadInputError, UsageError
-from convbn.fuse.frontends.torch.module import capture_module
-from convbn.fuse.frontends.torch.program import capture_program
+from convbn.fuse.frontends.torch.capture.module import capture_module
+from convbn.fuse.frontends.torch.capture.program import capture_program
 
 
 def refused(model, inputs, cause, error=BadInputError):

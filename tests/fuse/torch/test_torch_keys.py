@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from convbn.fuse.fold import fold
-from convbn.fuse.frontends.torch.keys import StateBefore, same_numbers
+from convbn.fuse.frontends.torch.checkpoint.key_map import StateBefore, same_numbers
 from convbn.fuse.plan.plan import Folded
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "fuse" / "fuse-report.schema.json").read_text())

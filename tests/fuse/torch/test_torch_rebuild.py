@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from convbn.errors import BadInputError, NotSupportedError
-from convbn.fuse.frontends.torch.rebuild import apply_structure, structure_of, tie_shared
-from convbn.fuse.frontends.torch.settings import settings_of
+from convbn.fuse.frontends.torch.checkpoint.layer_settings import settings_of
+from convbn.fuse.frontends.torch.checkpoint.rebuild import apply_structure, structure_of, tie_shared
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "fuse" / "fused-checkpoint.schema.json").read_text())
 

@@ -11,8 +11,8 @@ import torch.fx
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import nn
 
-from convbn.fuse.frontends.torch.preparation import prepare
-from convbn.fuse.frontends.torch.traced import trace
+from convbn.fuse.frontends.torch.modules.instrument import prepare
+from convbn.fuse.frontends.torch.tracing.trace import trace
 from convbn.fuse.refusal import Reason
 
 X = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)

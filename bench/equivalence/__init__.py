@@ -1,0 +1,1 @@
+"""Whether two models compute the same, and how far apart they are."""

@@ -1,0 +1,201 @@
+"""Do two models compute the same function? Run both on the same random inputs and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from convbn.bench.equivalence.difference import OutputDifference, Status, Verdict, has_nonfinite, judge
+from convbn.bench.equivalence.half_emulation import rounded_graph
+from convbn.bench.equivalence.reference_run import Execution, execute
+from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
+from convbn.bench.models.errors import ReferenceFailedError, SessionError
+from convbn.bench.models.feeds import inputs_differ, model_feeds, scaled
+from convbn.bench.models.inputs import Feeds, dtype_of, input_specs, is_float, is_onnx
+from convbn.bench.results.environment import library_versions
+from convbn.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    Model: TypeAlias = onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram
+
+__all__ = ["Equality", "compare"]
+
+#: Inputs are scaled by this once if the reference overflows on standard normal ones.
+RETRY_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class Equality:
+    """The answer of :func:`compare`.
+
+    Attributes:
+        status: "equal", "different", or "inconclusive" where the outputs prove nothing.
+        reason: one sentence.
+        outputs: one entry an output; empty if the models could not be compared output by output.
+        samples: number of inputs both models were run on.
+        seed: of the random inputs; None for inputs that were given.
+        input_scale: factor on the inputs, 1 unless the reference overflowed.
+        runtime: what ran the reference and the candidate.
+        versions: of the libraries that ran them.
+        tolerance: that was asked for; None where the bound follows from the models.
+    """
+
+    status: Status
+    reason: str
+    outputs: tuple[OutputDifference, ...]
+    samples: int
+    seed: int | None
+    input_scale: float
+    runtime: str
+    versions: Mapping[str, str]
+    tolerance: Tolerance | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether equality was shown."""
+        return self.status == "equal"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "outputs": [output.to_dict() for output in self.outputs],
+            "samples": self.samples,
+            "seed": self.seed,
+            "input_scale": self.input_scale,
+            "runtime": self.runtime,
+            "versions": dict(self.versions),
+            "tolerance": None if self.tolerance is None else self.tolerance.to_dict(),
+        }
+
+
+def compare(
+    reference: Model,
+    candidate: Model,
+    *,
+    inputs: Sequence[Feeds] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    samples: int = 2,
+    example_inputs: Sequence[Any] | None = None,
+    tolerance: Tolerance | None = None,
+) -> Equality:
+    """Run two models on the same inputs and compare what they give.
+
+    ONNX graphs run in onnxruntime on the CPU with its optimisations off: left on, onnxruntime folds the
+    reference itself and the comparison would be between two folded graphs. Where it has no kernel
+    (bfloat16 convolutions), onnx's reference evaluator runs them. PyTorch runs eagerly on the CPU. A float16
+    candidate with a tolerance is judged by :mod:`convbn.bench.equivalence.half_emulation`, after it ran as it is.
+
+    Outputs are equal if the relative error and the error of the worst channel stay below √ε of the
+    coarsest float type involved (:func:`convbn.bench.equivalence.tolerance.bound_of`); integers and booleans must
+    be identical.
+
+    Args:
+        reference: ONNX model, path of an ONNX file, PyTorch module or exported program.
+        candidate: likewise; the two may be of different kinds.
+        inputs: arrays by name, one mapping a sample; a PyTorch model takes them in this order.
+            Random without.
+        shapes: full shapes by input name, for models with open axes.
+        seed: of the random inputs; sample i has ``seed + i``.
+        samples: number of random inputs.
+        example_inputs: positional inputs of a PyTorch model: their shapes and types are used,
+            not their values.
+        tolerance: for a candidate in another precision (:func:`convbn.bench.equivalence.tolerance.tolerance_of`); its
+            inputs and outputs may then be of another float type than the reference's.
+
+    Returns:
+        The answer with its numbers.
+
+    Raises:
+        ReferenceFailedError: the reference cannot be run.
+        UsageError: shapes are missing or do not fit, or there is nothing to make inputs from.
+        NotSupportedError: onnxruntime or torch is missing.
+    """
+    if inputs is None:
+        feeds = model_feeds(
+            (reference, candidate), shapes=shapes, seed=seed, samples=samples, example_inputs=example_inputs
+        )
+    else:
+        feeds = [dict(sample) for sample in inputs]
+    if not feeds:
+        raise UsageError("a comparison needs at least one sample")
+    scale = 1.0
+    expected = _run_reference(reference, feeds)
+    if has_nonfinite(expected.outputs):
+        smaller = [scaled(sample, RETRY_SCALE) for sample in feeds]
+        again = _run_reference(reference, smaller)
+        if not has_nonfinite(again.outputs):
+            scale, feeds, expected = RETRY_SCALE, smaller, again
+    runtime = expected.runtime
+    try:
+        actual = execute(candidate, "candidate", feeds) if tolerance is None else _lower(candidate, feeds)
+    except SessionError as error:
+        verdict = Verdict("different", f"the candidate cannot be run: {error.cause}")
+    else:
+        if actual.runtime != runtime:
+            runtime = f"{runtime} against {actual.runtime}"
+        verdict = judge(
+            expected.names,
+            expected.outputs,
+            actual.outputs,
+            computed_in=(coarsest_float(reference),),
+            inputs_differ=inputs_differ(feeds),
+            tolerance=tolerance,
+        )
+    return Equality(
+        verdict.status,
+        verdict.reason,
+        verdict.outputs,
+        len(feeds),
+        seed if inputs is None else None,
+        scale,
+        runtime,
+        library_versions(),
+        tolerance,
+    )
+
+
+def _lower(model: Model, feeds: Sequence[Feeds]) -> Execution:
+    """Run a model of another precision, with every float16 rounding that the CPU provider would leave out."""
+    fitted = [_fitted(model, sample) for sample in feeds]
+    actual = execute(model, "candidate", fitted)
+    if not is_onnx(model) or coarsest_float(model) != "float16":
+        return actual
+    import onnx
+
+    rounded = rounded_graph(onnx.load(str(model)) if isinstance(model, str | Path) else model)
+    if rounded is None:
+        return replace(actual, runtime=f"{actual.runtime}, which computes float16 in float32")
+    exact = execute(rounded, "candidate", fitted)
+    return replace(exact, runtime=f"{exact.runtime}, rounded to float16 after every node")
+
+
+def _fitted(model: Model, feeds: Feeds) -> Feeds:
+    """The feeds with floats in the type that the model takes."""
+    if not is_onnx(model):
+        return feeds
+    dtypes = {spec.name: dtype_of(spec.dtype) for spec in input_specs(model)}
+    return {
+        name: array.astype(dtypes[name])
+        if name in dtypes and is_float(array.dtype) and is_float(dtypes[name])
+        else array
+        for name, array in feeds.items()
+    }
+
+
+def _run_reference(model: Model, feeds: Sequence[Feeds]) -> Execution:
+    try:
+        return execute(model, "reference", feeds)
+    except SessionError as error:
+        raise ReferenceFailedError(
+            f"the original cannot be run, so nothing can be verified: {error.cause}",
+            source=model if isinstance(model, str | Path) else None,
+            hint="give the shapes it expects with --input-shape, or go without proof with --no-verify",
+        ) from error

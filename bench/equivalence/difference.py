@@ -1,0 +1,273 @@
+"""The arithmetic of a comparison: how far outputs are apart, and whether that proves anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from convbn.bench.equivalence.similarity import likeness, ratio, top1_agreement
+from convbn.bench.equivalence.tolerance import Tolerance, bound_of
+from convbn.bench.models.inputs import Array, is_float
+
+__all__ = ["OutputDifference", "Status", "Verdict", "has_nonfinite", "judge"]
+
+Status: TypeAlias = Literal["equal", "different", "inconclusive"]
+
+#: A channel needs this many values before its root mean square says something about it.
+MIN_CHANNEL_VALUES = 8
+#: Rounding reaches every channel with some ε of the largest value anywhere, however weak the channel. This
+#: many ε are let through: correct folds of a 34-layer network showed up to 5 in float32, and up to 2 in the
+#: 16-bit types, whose sums are kept in float32.
+CHANNEL_NOISE, CHANNEL_NOISE_16_BIT = 16, 4
+#: Bounds (√ε) from here on belong to 16-bit types.
+_BOUND_16_BIT = 0.03
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far one output of the candidate b is from that of the reference a, over all samples.
+
+    Attributes:
+        name: of the output in the reference.
+        dtype: of the reference's output.
+        shape: of the first sample.
+        max_abs_error: max |a − b|, in the output's own unit.
+        rel_error: max |a − b| / max |a|.
+        worst_channel_error: the largest over the channels c (axis 1) of
+            max |a_c − b_c| / max(rms(a_c), k √ε max |a|), k = 16, or 4 for 16-bit types; with the bound √ε
+            a channel may be off by √ε of its own level, or by k ε of the largest value anywhere.
+            None below rank 2 or 8 values a channel.
+        bound: what both relative errors may reach, or `rms_error` where the tolerance is of that norm; 0 for
+            integers and booleans.
+        ok: within the bound.
+        rms_error: ‖a − b‖ / ‖a‖ over all values; None for integers and booleans.
+        cosine: ⟨a, b⟩ / (‖a‖ ‖b‖); None where one of them is zero, and for integers and booleans.
+        top1_agreement: share of the rows with the same largest value, for outputs that look like a
+            classifier's: floats of shape [rows, 2 or more classes].
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    max_abs_error: float
+    rel_error: float
+    worst_channel_error: float | None
+    bound: float
+    ok: bool
+    rms_error: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; errors that are not finite become None."""
+        values = asdict(self) | {"shape": list(self.shape)}
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the outputs show. ``reason`` is one sentence."""
+
+    status: Status
+    reason: str
+    outputs: tuple[OutputDifference, ...] = ()
+
+
+def has_nonfinite(samples: Sequence[Sequence[Array]]) -> bool:
+    """Whether any float output of any sample holds NaN or infinity."""
+    return any(not _finite(array).all() for outputs in samples for array in outputs)
+
+
+def judge(
+    names: Sequence[str],
+    reference: Sequence[Sequence[Array]],
+    candidate: Sequence[Sequence[Array]],
+    *,
+    computed_in: Sequence[str | None] = (),
+    inputs_differ: bool,
+    tolerance: Tolerance | None = None,
+) -> Verdict:
+    """Compare outputs and say whether they are equal, different, or prove nothing.
+
+    Args:
+        names: the reference's outputs.
+        reference: outputs by sample, then by output.
+        candidate: the same from the other model, for the same inputs.
+        computed_in: float types that the models or the runtime compute in besides the output's.
+        inputs_differ: whether the samples had different inputs.
+        tolerance: of a candidate in another precision, whose float outputs may then be of another type too.
+            Without it the bound follows from `computed_in` and the outputs.
+
+    Returns:
+        "different" before "inconclusive" before "equal".
+    """
+    counts = {len(outputs) for outputs in candidate} | {len(outputs) for outputs in reference}
+    if len(counts) > 1:
+        have = f"{len(reference[0])} outputs against {len(candidate[0])}"
+        return Verdict("different", f"the number of outputs differs: {have}")
+    if not names:
+        return Verdict("inconclusive", "the reference has no outputs")
+    pairs = [
+        ([outputs[i] for outputs in reference], [outputs[i] for outputs in candidate])
+        for i in range(len(names))
+    ]
+    for name, (a, b) in zip(names, pairs, strict=True):
+        mismatch = _mismatch(a, b, same_floats=tolerance is None)
+        if mismatch:
+            return Verdict("different", f"output {name!r} {mismatch}")
+    outputs = tuple(
+        _difference(name, a, b, computed_in, tolerance) for name, (a, b) in zip(names, pairs, strict=True)
+    )
+    wrong = [output for output in outputs if not output.ok]
+    if wrong:
+        return Verdict("different", _why(wrong, tolerance), outputs)
+    for name, (a, _) in zip(names, pairs, strict=True):
+        vacuous = _vacuous(a)
+        if vacuous:
+            return Verdict("inconclusive", f"output {name!r} {vacuous}", outputs)
+    if inputs_differ and len(reference) > 1 and all(_all_same(a) for a, _ in pairs):
+        return Verdict(
+            "inconclusive", "different inputs give the same outputs, so any model would do", outputs
+        )
+    worst = max(outputs, key=lambda output: _judged(output, tolerance))
+    return Verdict(
+        "equal",
+        f"largest relative {_NOUNS[tolerance.norm if tolerance else 'max']} {_judged(worst, tolerance):.2g} "
+        f"(output {worst.name!r}), bound {worst.bound:.2g}",
+        outputs,
+    )
+
+
+def _mismatch(reference: Sequence[Array], candidate: Sequence[Array], *, same_floats: bool) -> str | None:
+    for a, b in zip(reference, candidate, strict=True):
+        if a.shape != b.shape:
+            return f"has shape {list(a.shape)} in the reference and {list(b.shape)} in the candidate"
+        both_floats = is_float(a.dtype) and is_float(b.dtype)
+        if a.dtype != b.dtype and (same_floats or not both_floats):
+            return f"is {a.dtype.name} in the reference and {b.dtype.name} in the candidate"
+        for label, test in (("NaN", np.isnan), ("infinite values", np.isinf)):
+            if is_float(a.dtype) and not np.array_equal(test(a), test(b)):
+                return f"has {label} in only one of the two models"
+    return None
+
+
+def _difference(
+    name: str,
+    reference: Sequence[Array],
+    candidate: Sequence[Array],
+    computed_in: Sequence[str | None],
+    tolerance: Tolerance | None,
+) -> OutputDifference:
+    first = reference[0]
+    if not is_float(first.dtype):
+        same = all(np.array_equal(a, b) for a, b in zip(reference, candidate, strict=True))
+        gap = 0.0 if same else _largest_gap(reference, candidate)
+        error = 0.0 if same else math.inf
+        return OutputDifference(name, first.dtype.name, first.shape, gap, error, None, 0.0, same)
+    a = [_float64(array) for array in reference]
+    b = [_float64(array) for array in candidate]
+    largest = max((float(np.abs(x).max(initial=0.0)) for x in a), default=0.0)
+    gap = max(float(np.abs(x - y).max(initial=0.0)) for x, y in zip(a, b, strict=True))
+    bound = bound_of(first.dtype.name, *computed_in) if tolerance is None else tolerance.bound
+    noise = CHANNEL_NOISE_16_BIT if bound > _BOUND_16_BIT else CHANNEL_NOISE
+    channel = _worst_channel(a, b, noise * bound * largest)
+    relative = ratio(gap, largest)
+    rms, cosine = likeness(a, b)
+    if tolerance is not None and tolerance.norm == "rms":
+        ok = rms <= bound
+    else:
+        ok = relative <= bound and (channel is None or channel <= bound)
+    return OutputDifference(
+        name,
+        first.dtype.name,
+        first.shape,
+        gap,
+        relative,
+        channel,
+        bound,
+        ok,
+        rms,
+        cosine,
+        top1_agreement(a, b),
+    )
+
+
+def _worst_channel(a: Sequence[Array], b: Sequence[Array], floor: float) -> float | None:
+    if a[0].ndim < 2 or len({x.shape[1] for x in a}) != 1 or a[0].shape[1] == 0:
+        return None
+    rows = [np.concatenate([_by_channel(x) for x in side], axis=1) for side in (a, b)]
+    if rows[0].shape[1] < MIN_CHANNEL_VALUES:
+        return None
+    level = np.maximum(np.sqrt(np.mean(rows[0] ** 2, axis=1)), floor)
+    gaps = np.abs(rows[0] - rows[1]).max(axis=1)
+    return max(ratio(float(gap), float(scale)) for gap, scale in zip(gaps, level, strict=True))
+
+
+def _by_channel(array: Array) -> Array:
+    return np.moveaxis(array, 1, 0).reshape(array.shape[1], -1)
+
+
+def _vacuous(samples: Sequence[Array]) -> str | None:
+    if not is_float(samples[0].dtype):
+        return None
+    if not all(_finite(array).all() for array in samples):
+        return "holds NaN or infinity, so it cannot be compared there"
+    values = [array.astype(np.float64) for array in samples if array.size]
+    if not values:
+        return "is empty"
+    low = min(float(array.min()) for array in values)
+    high = max(float(array.max()) for array in values)
+    return f"is {low:g} everywhere, which any model can give" if low == high else None
+
+
+def _all_same(samples: Sequence[Array]) -> bool:
+    return all(np.array_equal(samples[0], other, equal_nan=False) for other in samples[1:])
+
+
+def _finite(array: Array) -> Array:
+    return np.isfinite(array) if is_float(array.dtype) else np.ones((), dtype=bool)
+
+
+def _float64(array: Array) -> Array:
+    # Where both sides are NaN or infinite alike (checked before), nothing is left to subtract.
+    return np.where(_finite(array), array, 0).astype(np.float64)
+
+
+def _largest_gap(reference: Sequence[Array], candidate: Sequence[Array]) -> float:
+    if reference[0].dtype.kind not in "iub":
+        return math.inf
+    return max(
+        float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
+        for a, b in zip(reference, candidate, strict=True)
+    )
+
+
+_NOUNS = {"max": "error", "rms": "RMS error"}
+
+
+def _judged(output: OutputDifference, tolerance: Tolerance | None) -> float:
+    """The error that the bound is for."""
+    if tolerance is not None and tolerance.norm == "rms" and output.rms_error is not None:
+        return output.rms_error
+    return output.rel_error
+
+
+def _why(wrong: Sequence[OutputDifference], tolerance: Tolerance | None) -> str:
+    worst = max(wrong, key=lambda output: _judged(output, tolerance))
+    error = _judged(worst, tolerance)
+    if worst.bound == 0.0:
+        return f"output {worst.name!r} ({worst.dtype}) must be identical and is not"
+    if error > worst.bound:
+        noun = _NOUNS[tolerance.norm if tolerance else "max"]
+        return f"output {worst.name!r}: relative {noun} {error:.2g} is over the bound {worst.bound:.2g}"
+    return (
+        f"output {worst.name!r}: error {worst.worst_channel_error:.2g} of its worst channel "
+        f"is over the bound {worst.bound:.2g}"
+    )

@@ -1,0 +1,81 @@
+"""Run a model as it stands, with nothing folded or fused behind its back.
+
+ONNX graphs run in onnxruntime on the CPU with its optimisations off, and in onnx's reference evaluator
+where onnxruntime has no kernel (float64 or bfloat16 convolutions). PyTorch runs eagerly on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from convbn.bench.models.errors import KernelMissingError, SessionError
+from convbn.bench.models.inputs import Array, Feeds, is_onnx
+from convbn.bench.runtimes.base import Side
+from convbn.bench.runtimes.registry import open_session
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    Model: TypeAlias = onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram
+
+__all__ = ["Execution", "execute"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Outputs by sample, then in order of ``names``; ``runtime`` says what computed them."""
+
+    names: tuple[str, ...]
+    outputs: list[list[Array]]
+    runtime: str
+
+
+def execute(model: Model, role: str, feeds: Sequence[Feeds]) -> Execution:
+    """Run a model on the CPU as it stands.
+
+    Args:
+        model: ONNX model, path of an ONNX file, PyTorch module or exported program.
+        role: what errors call it.
+        feeds: arrays by input name, one mapping a sample.
+
+    Returns:
+        The outputs of every sample.
+
+    Raises:
+        SessionError: the model cannot be run.
+        NotSupportedError: onnxruntime or torch is missing.
+    """
+    if is_onnx(model):
+        name, side = "onnxruntime-cpu@off", Side(role, onnx=model)
+    else:
+        module = cast("torch.nn.Module | torch.export.ExportedProgram", model)
+        name, side = "torch-cpu", Side(role, module=module)
+    try:
+        with open_session(name, side) as session:
+            outputs = [session.run(sample) for sample in feeds]
+            return Execution(session.output_names, outputs, name)
+    except KernelMissingError:
+        return _evaluate(model, role, feeds)
+
+
+def _evaluate(model: Any, role: str, feeds: Sequence[Feeds]) -> Execution:
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        with np.errstate(all="ignore"):
+            evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+            known = set(evaluator.input_names)
+            inputs = [{key: array for key, array in sample.items() if key in known} for sample in feeds]
+            outputs = [[np.asarray(array) for array in evaluator.run(None, sample)] for sample in inputs]
+    except Exception as error:  # the evaluator raises whatever its numpy code meets
+        text = " ".join(str(error).split())[:300]
+        raise SessionError(
+            f"neither onnxruntime nor onnx's reference evaluator can run the model ({text})", source=role
+        ) from error
+    return Execution(tuple(str(name) for name in evaluator.output_names), outputs, "onnx reference evaluator")

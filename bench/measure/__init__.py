@@ -1,0 +1,1 @@
+"""The measuring protocol: interleaved blocks, an A/A control, verdicts."""

@@ -1,0 +1,85 @@
+"""How far a measurement is and how long it will still take, as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from convbn.bench.measure.blocks import Clock
+
+__all__ = ["Progress"]
+
+_CELLS = 20
+#: Seconds between two lines: more often nobody can read, and each line takes time from the measurement.
+_PAUSE = 0.25
+
+
+class Progress:
+    """Counts races (one runtime of one case) and tells a line about the one that is run.
+
+    What remains is the time budget of the races to come plus what each race so far took beside its budget
+    (loading, compiling, comparing outputs), so the estimate grows where models load slowly.
+
+    Args:
+        tell: is given the line; None for nobody.
+        clock: monotonic time in seconds.
+        races: how many there will be; None if that is not known.
+        budget_seconds: of each race.
+    """
+
+    def __init__(
+        self, tell: Callable[[str], object] | None, clock: Clock, races: int | None, budget_seconds: float
+    ) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._races = races
+        self._budget = budget_seconds
+        self._done = 0
+        self._start = self._last = clock()
+        self._label = ""
+
+    def race(self, label: str, budget_seconds: float) -> None:
+        """A race begins.
+
+        Args:
+            label: what is raced where.
+            budget_seconds: time for it.
+        """
+        self._label = label
+        self._budget = budget_seconds
+        self.tell("loading")
+
+    def finished(self) -> None:
+        """A race has ended."""
+        self._done += 1
+
+    def timing(self, left: float, doing: str) -> None:
+        """The race is being timed; lines that come too soon after another are dropped.
+
+        Args:
+            left: seconds of it that are probably left.
+            doing: what is done just now.
+        """
+        if self._tell is not None and self._clock() - self._last >= _PAUSE:
+            self._line(left, doing)
+
+    def tell(self, doing: str) -> None:
+        """Something begins that is not timed."""
+        if self._tell is not None:
+            self._line(self._budget, doing)
+
+    def _line(self, left: float, doing: str) -> None:
+        self._last = self._clock()
+        line = f"{self._label}: {doing}"
+        if self._tell is not None:
+            self._tell(line if self._races is None else f"{self._bar(left)}  {line}")
+
+    def _bar(self, left: float) -> str:
+        races = max(self._races or 1, self._done + 1)
+        spent = self._last - self._start
+        per_race = max(self._budget, spent / self._done if self._done else 0.0)
+        remaining = max(0.0, left) + per_race * (races - self._done - 1)
+        share = spent / (spent + remaining) if spent + remaining > 0 else 1.0
+        full = round(share * _CELLS)
+        minutes, seconds = divmod(round(remaining), 60)
+        bar = "█" * full + "·" * (_CELLS - full)
+        return f"{bar} {self._done + 1}/{races}, about {minutes}:{seconds:02d} left"

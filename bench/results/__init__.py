@@ -1,0 +1,1 @@
+"""Results of a benchmark: read, written, compared, in words."""

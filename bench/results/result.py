@@ -1,0 +1,237 @@
+"""What a measurement gives: one value, written as JSON (``bench-result.schema.json``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from convbn.bench.equivalence.compare import Equality
+from convbn.bench.results.statistics import Latency, Ratio
+from convbn.bench.runtimes.nvml import GpuFacts
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BenchResult",
+    "Case",
+    "ModelFile",
+    "Row",
+    "RuntimeControl",
+    "Verdict",
+    "case_id",
+]
+
+SCHEMA_VERSION = "2"
+
+Verdict: TypeAlias = Literal["baseline", "faster", "slower", "no difference detected"]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One side: its name, and path, SHA-256 and size in bytes if it came from a file.
+
+    A model that lies only in memory has no path; ``bytes`` is then what its weights take.
+    """
+
+    name: str
+    path: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"name": self.name, "path": self.path, "sha256": self.sha256, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side in one runtime.
+
+    Attributes:
+        runtime: its name.
+        side: name of the model.
+        status: "measured" or "not measured".
+        reason: why it was not measured; None if it was.
+        equality: of its outputs to the baseline's in this runtime; None for the baseline.
+        latency: of single inferences.
+        throughput: samples per second: batch / mean latency, with a batch of 1 where there is none.
+        block_seconds: raw samples, seconds per inference, one a block.
+        calls_per_block: inferences in each block.
+        warm: whether the warm-up ended with stable times.
+        ratio: time / baseline time with its interval; None for the baseline.
+        verdict: what the ratio shows.
+        peak_memory: bytes that loading the model and one inference add to a fresh process.
+        load_seconds: from the model to a session that is ready to be timed.
+        gpu: how a GPU was driven and what state it was in; None on a CPU.
+    """
+
+    runtime: str
+    side: str
+    status: Literal["measured", "not measured"]
+    reason: str | None = None
+    equality: Equality | None = None
+    latency: Latency | None = None
+    throughput: float | None = None
+    block_seconds: tuple[float, ...] = ()
+    calls_per_block: int | None = None
+    warm: bool | None = None
+    ratio: Ratio | None = None
+    verdict: Verdict | None = None
+    peak_memory: int | None = None
+    load_seconds: float | None = None
+    gpu: GpuFacts | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "runtime": self.runtime,
+            "side": self.side,
+            "status": self.status,
+            "reason": self.reason,
+            "equality": None if self.equality is None else self.equality.to_dict(),
+            "latency_seconds": None if self.latency is None else self.latency.to_dict(),
+            "throughput_per_second": self.throughput,
+            "block_seconds": list(self.block_seconds),
+            "calls_per_block": self.calls_per_block,
+            "warm": self.warm,
+            "ratio": None if self.ratio is None else self.ratio.to_dict(),
+            "verdict": self.verdict,
+            "peak_memory_bytes": self.peak_memory,
+            "load_seconds": self.load_seconds,
+            "gpu": None if self.gpu is None else self.gpu.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class RuntimeControl:
+    """What one runtime calls a difference on this machine.
+
+    Attributes:
+        runtime: its name.
+        control: a second session of the baseline against the first (A/A); None if nothing was measured.
+        noise_floor: how far from 1 that interval reaches; smaller effects are not called differences.
+        note: what to expect of this runtime, if there is something to expect.
+    """
+
+    runtime: str
+    control: Ratio | None = None
+    noise_floor: float | None = None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "runtime": self.runtime,
+            "control": None if self.control is None else self.control.to_dict(),
+            "noise_floor": self.noise_floor,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model under one set of conditions.
+
+    Attributes:
+        id: unique in the result, and the same for the same name and conditions in another.
+        name: the model's name for people.
+        batch: size of axis 0 that all inputs share; None where they do not.
+        precision: "as-is", or what every side was converted to.
+        threads: threads inside one operator; None leaves each runtime its default.
+        inputs: name, dtype and shape of each input that was timed.
+        sides: the models, the baseline first.
+        rows: in order of runtimes, the baseline first in each.
+        runtimes: the A/A control of each runtime.
+        fold: the report of the fold, if one side is the folded other.
+    """
+
+    id: str
+    name: str
+    batch: int | None
+    precision: str
+    threads: int | None
+    inputs: tuple[Mapping[str, Any], ...]
+    sides: tuple[ModelFile, ...]
+    rows: tuple[Row, ...]
+    runtimes: tuple[RuntimeControl, ...]
+    fold: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "batch": self.batch,
+            "precision": self.precision,
+            "threads": self.threads,
+            "inputs": [dict(spec) for spec in self.inputs],
+            "sides": [side.to_dict() for side in self.sides],
+            "rows": [row.to_dict() for row in self.rows],
+            "runtimes": [control.to_dict() for control in self.runtimes],
+            "fold": None if self.fold is None else dict(self.fold),
+        }
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything a report is made from.
+
+    Attributes:
+        cases: one a model and set of conditions.
+        options: of the protocol.
+        environment: what it ran on.
+        created: start in UTC, ISO 8601.
+        seconds: the whole measurement took.
+        title: heading of the reports.
+        command: what to type to measure again.
+        extra: further facts for the reports, each ``{"label": …, "value": …}``.
+    """
+
+    cases: tuple[Case, ...]
+    options: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    created: str
+    seconds: float
+    title: str | None = None
+    command: str | None = None
+    extra: Sequence[Mapping[str, str]] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON by the published schema."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "title": self.title,
+            "created": self.created,
+            "seconds": self.seconds,
+            "command": self.command,
+            "options": dict(self.options),
+            "environment": dict(self.environment),
+            "extra": [dict(fact) for fact in self.extra],
+            "cases": [case.to_dict() for case in self.cases],
+        }
+
+
+def case_id(name: str, batch: int | None, precision: str, threads: int | None, taken: Sequence[str]) -> str:
+    """An id made of a case's name and conditions, numbered where two cases would share it.
+
+    Args:
+        name: of the model; only its letters and digits are kept.
+        batch: of the case.
+        precision: of the case.
+        threads: of the case.
+        taken: ids of the cases before it.
+    """
+    parts = [_slug(name) or "model", _slug(precision)]
+    parts += [f"b{batch}"] if batch is not None else []
+    parts += [f"t{threads}"] if threads is not None else []
+    stem, number = "-".join(parts), 1
+    found = stem
+    while found in taken:
+        number += 1
+        found = f"{stem}-{number}"
+    return found
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:80]

@@ -1,0 +1,1 @@
+"""Checkpoint files: read safely, unpacked, and matched with an architecture."""

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: which is installed, and how they differ."""

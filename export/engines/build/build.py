@@ -1,0 +1,163 @@
+"""ONNX in, engine and sidecar out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convbn.errors import UsageError
+from convbn.export.engines.build.builder import Request, build_plan
+from convbn.export.engines.backends.caches import cache_file
+from convbn.export.engines.build.configuration import require_honoured
+from convbn.export.engines.errors import PrecisionError
+from convbn.export.engines.backends.gpus import list_gpus
+from convbn.export.engines.build.monitor import Progress
+from convbn.export.engines.build.network import network_summary
+from convbn.export.engines.build.options import EngineOptions
+from convbn.export.engines.backends.registry import choose_backend
+from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
+from convbn.export.engines.build.source import element_types, read_source, require_fp32
+from convbn.export.precision.carried import carried_precision, refuse_unfolded_quantisation
+from convbn.export.precision.options import PRECISIONS
+from convbn.export.shapes import Profile
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["EngineArtifact", "build_engine"]
+
+
+@dataclass(frozen=True)
+class EngineArtifact:
+    """An engine on disk.
+
+    Attributes:
+        path: of the engine.
+        sidecar_path: of the JSON file beside it.
+        sha256: of the engine.
+        size: of the engine, bytes.
+        backend: that built it.
+        backend_version: its version.
+        sidecar: the content of the JSON file.
+    """
+
+    path: Path
+    sidecar_path: Path
+    sha256: str
+    size: int
+    backend: str
+    backend_version: str
+    sidecar: Mapping[str, object]
+
+
+def build_engine(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    precision: str = "as-is",
+    tf32: bool = True,
+    shapes: Profile | Sequence[Profile] | None = None,
+    options: EngineOptions | None = None,
+    unfused_model: onnx.ModelProto | str | os.PathLike[str] | None = None,
+    fold_summary: Mapping[str, object] | None = None,
+    conversion: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> EngineArtifact:
+    """Build a TensorRT engine and write it with its sidecar.
+
+    Args:
+        model: a model, or the path of one.
+        out: where the engine goes; the sidecar goes to ``<out>.json``.
+        backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
+        precision: ``as-is`` computes in the types that the model carries, as every strongly typed engine
+            does; any other refuses a model that carries something else.
+        tf32: whether float32 convolutions may round their inputs to TF32 on the GPU.
+        shapes: range of shapes of each dynamic input, by name; None names the only input. Several such
+            mappings are several optimisation profiles.
+        options: what else is wanted of the build; by default TensorRT decides.
+        unfused_model: the model before its BatchNorms were folded; its Scale layers are counted.
+        fold_summary: recorded in the sidecar as it is; JSON values.
+        conversion: likewise, how the model came to its precision (:mod:`convbn.export.precision`).
+        overwrite: whether existing files may be replaced.
+        progress: called in another thread with phase, steps done and steps in all; False cancels.
+
+    Returns:
+        What was written. After any error nothing was.
+
+    Raises:
+        UsageError: an option value is unknown, or the shapes do not fit (ShapeProfileError).
+        PrecisionError: the model does not have the precision.
+        QuantisationOrderError: it was quantised before its BatchNorms were folded.
+        UnsupportedOptionError: the backend would ignore an option that is given.
+        BackendNotInstalledError: see :func:`convbn.export.engines.backends.registry.choose_backend`.
+        NoGpuError: likewise.
+        OnnxParseError: TensorRT does not accept the model.
+        UnsupportedOpError: it does not implement an operator.
+        BuildError: it failed.
+        BuildCancelledError: `progress` answered False.
+        FileAccessError: a file cannot be read or written.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}", hint=f"choose {' or '.join(PRECISIONS)}")
+    options = options or EngineOptions()
+    check_engine_target(out, overwrite=overwrite)
+    chosen = choose_backend(backend)
+    gpu = next(iter(list_gpus()), None)
+    require_honoured(chosen, options, gpu=gpu is not None)
+    trt = chosen.load()
+    source = read_source(model)
+    refuse_unfolded_quantisation(source.model)
+    if precision == "fp32":
+        require_fp32(source)
+    elif precision not in ("as-is", carried_precision(source.model)):
+        hint = "convert it first, see convbn.export.precision.convert"
+        raise PrecisionError(f"the model does not carry {precision}", source=source.shown, hint=hint)
+    before = None if unfused_model is None else network_summary(unfused_model, chosen.name)
+    timings = None
+    if options.timing_cache is not None and gpu is not None:
+        timings = cache_file(options.timing_cache, "timing", str(trt.__version__), gpu)
+    profiles = (shapes,) if isinstance(shapes, Mapping) else tuple(shapes or ())
+    request = Request(source, chosen.name, tf32, profiles, options, timings)
+    start = time.perf_counter()
+    plan = build_plan(trt, request, progress)
+    seconds = time.perf_counter() - start
+    warnings = list(plan.warnings)
+    if "float64" in element_types(source.model):
+        warnings.append("The model carries float64, which TensorRT computes in float32.")
+    if chosen.name == "tensorrt-rtx" and carried_precision(source.model) == "int8":
+        warnings.append("TensorRT-RTX documents int8 for weights alone; fp16 may be the faster engine.")
+    if gpu is not None and not chosen.serves(gpu):
+        warnings.append(f"Engines of {chosen.name} do not run on the GPU here, {gpu}.")
+    sidecar = describe(
+        plan,
+        request,
+        chosen,
+        backend_version=str(trt.__version__),
+        gpu=gpu,
+        engine=os.fspath(out),
+        precision=precision,
+        before=before,
+        fold_summary=fold_summary,
+        conversion=conversion,
+        build_seconds=seconds,
+        warnings=warnings,
+    )
+    digest = hashlib.sha256(plan.data).hexdigest()
+    sidecar["engine"] = {"sha256": digest, "bytes": len(plan.data)}
+    write_engine(plan.data, sidecar, out, overwrite=overwrite)
+    return EngineArtifact(
+        path=Path(out),
+        sidecar_path=sidecar_path(out),
+        sha256=digest,
+        size=len(plan.data),
+        backend=chosen.name,
+        backend_version=str(trt.__version__),
+        sidecar=sidecar,
+    )

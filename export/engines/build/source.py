@@ -1,0 +1,101 @@
+"""The model that an engine is built from, as bytes with a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convbn.export.engines.errors import PrecisionError
+from convbn.export.onnx_io.encoding import encode_model, pieces_of, total_bytes
+from convbn.export.onnx_io.read import PROTOBUF_LIMIT, LoadedModel, read_model
+from convbn.export.onnx_io.validate import iterate_tensors
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Source", "element_types", "read_source", "require_fp32"]
+
+_NAMES = {10: "float16", 16: "bfloat16", 11: "float64"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to parse.
+
+    Attributes:
+        model: the model, with its weights.
+        data: its bytes; None where it is too large for one protobuf message.
+        sha256: of the model file, or of `data` where there is none.
+        size: of the same, bytes.
+        shown: path, or a name for messages.
+        has_file: whether `shown` is a path.
+    """
+
+    model: onnx.ModelProto
+    data: bytes | None
+    sha256: str
+    size: int
+    shown: str
+    has_file: bool
+
+
+def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
+    """Bring a model into the form that a parser takes.
+
+    External data is read here, under this package's rules, so that TensorRT's parser opens no file
+    that the model names. Only beyond protobuf's 2 GiB must it do so itself, after the same check.
+
+    Args:
+        model: a model, or the path of one.
+
+    Raises:
+        FileAccessError: the file cannot be read.
+        BadInputError: it is no ONNX model, or its external data is not in order.
+    """
+    path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+    loaded: LoadedModel | None = None
+    if path is not None:
+        loaded = read_model(path)
+        proto = loaded.model
+    else:
+        proto = model  # type: ignore[assignment]  # what is no path is a model
+    parts = encode_model(proto)
+    data = b"".join(pieces_of(parts)) if total_bytes(parts) <= PROTOBUF_LIMIT else None
+    if loaded is not None and path is not None:
+        return Source(proto, data, loaded.sha256, loaded.size, path, True)
+    digest = hashlib.sha256()
+    for piece in pieces_of(parts):
+        digest.update(piece)
+    return Source(proto, data, digest.hexdigest(), total_bytes(parts), "the model", False)
+
+
+def element_types(model: onnx.ModelProto) -> set[str]:
+    """Which of float16, bfloat16 and float64 occur among inputs, weights, annotations and casts."""
+    return {_NAMES[code] for code in _codes(model) if code in _NAMES}
+
+
+def require_fp32(source: Source) -> None:
+    """Refuse a model that carries a lower precision.
+
+    Raises:
+        PrecisionError: it holds half floats or quantisation.
+    """
+    found = sorted(element_types(source.model) & {"float16", "bfloat16"})
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in source.model.graph.node):
+        found.append("quantised values")
+    if found:
+        cause = f"precision fp32 was asked for, but the model carries {' and '.join(found)}"
+        raise PrecisionError(cause, source=source.shown, hint="use precision as-is or export it in float32")
+
+
+def _codes(model: onnx.ModelProto) -> Iterator[int]:
+    for tensor in iterate_tensors(model):
+        yield tensor.data_type
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        yield value.type.tensor_type.elem_type
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            yield from (attribute.i for attribute in node.attribute if attribute.name == "to")

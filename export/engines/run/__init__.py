@@ -1,0 +1,1 @@
+"""Loading, inspecting and running an engine."""

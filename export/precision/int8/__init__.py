@@ -1,0 +1,1 @@
+"""Quantisation to int8: calibration data, ranges, and the quantised graph."""

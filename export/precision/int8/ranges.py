@@ -1,0 +1,149 @@
+"""What values flow through a network: does float16 hold them?"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from convbn.errors import ConvBNError
+from convbn.export.onnx_io.read import save_model
+from convbn.export.precision.casting import narrowed
+from convbn.export.precision.errors import CalibrationError
+from convbn.export.precision.graphs import FLOAT, Names
+
+if TYPE_CHECKING:
+    import onnx
+
+    from convbn.export.precision.int8.samples import Calibration
+
+__all__ = ["FLOAT16_MAX", "LOSS", "activations_out_of_range", "weights_out_of_range"]
+
+FLOAT16_MAX: Final = 65504.0
+#: The relative error ‖x − float16(x)‖ / ‖x‖ from which a tensor stays in float32. Rounding alone gives at most
+#: 2⁻¹¹; more comes from values below 6.1e-5, where float16 runs out of digits. 2⁻⁸ is bfloat16's rounding.
+LOSS: Final = 2.0**-8
+
+
+def weights_out_of_range(model: onnx.ModelProto) -> dict[str, str]:
+    """Initializers that float16 cannot hold, each with a sentence; infinities it can."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type != FLOAT:
+            continue
+        array = numpy_helper.to_array(tensor)
+        finite = array[np.isfinite(array)].astype(np.float64)
+        largest = float(np.abs(finite).max(initial=0.0))
+        loss = 0.0
+        if 0 < largest <= FLOAT16_MAX:
+            error = finite - narrowed(finite.astype(np.float32), "float16").astype(np.float64)
+            loss = float(np.linalg.norm(error / largest) / np.linalg.norm(finite / largest))
+        sentence = _sentence(f"weight {tensor.name!r}", largest, loss)
+        if sentence:
+            found[tensor.name] = sentence
+    return found
+
+
+def activations_out_of_range(
+    model: onnx.ModelProto, types: Mapping[str, int], calibration: Calibration
+) -> tuple[dict[str, str], int]:
+    """Run a float32 model and look at every tensor on the way.
+
+    Each tensor is reduced to two numbers inside the graph, so that memory is that of one inference.
+
+    Args:
+        model: prepared, see :func:`convbn.export.precision.graphs.prepared`.
+        types: element type of each tensor.
+        calibration: the inputs.
+
+    Returns:
+        The tensors that float16 cannot hold, each with a sentence, and how many were looked at.
+
+    Raises:
+        CalibrationError: onnxruntime cannot run the model on these inputs.
+    """
+    import onnxruntime
+
+    probed, probes = _with_probes(model, types)
+    largest, loss = dict.fromkeys(probes, 0.0), dict.fromkeys(probes, 0.0)
+    options = onnxruntime.SessionOptions()
+    # Left on, they might take the cast there and back for nothing.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    wanted = [name for pair in probes.values() for name in pair]
+    with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
+        path = Path(folder) / "probed.onnx"
+        save_model(probed, path)
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            for sample in calibration.samples():
+                values = [float(value) for value in session.run(wanted, dict(sample))]
+                for index, name in enumerate(probes):
+                    largest[name] = _worse(largest[name], values[2 * index])
+                    loss[name] = _worse(loss[name], values[2 * index + 1])
+        except ConvBNError:  # of a sample that cannot be read
+            raise
+        except Exception as error:  # onnxruntime's errors share no base class below Exception
+            text = " ".join(str(error).split())[:200]
+            raise CalibrationError(
+                f"onnxruntime cannot run the model on the calibration data ({text})",
+                source=calibration.origin,
+            ) from error
+    sentences = {name: _sentence(f"tensor {name!r}", largest[name], loss[name]) for name in probes}
+    return {name: sentence for name, sentence in sentences.items() if sentence}, len(probes)
+
+
+def _with_probes(
+    model: onnx.ModelProto, types: Mapping[str, int]
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+    """The model with ``max |x|`` and ``‖x − float16(x)‖ / ‖x‖`` of every float32 tensor as its outputs."""
+    import onnx
+    from onnx import helper
+
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    names, graph = Names(probed), probed.graph
+    made = [name for node in model.graph.node for name in node.output]
+    tensors = [n for n in (*(v.name for v in model.graph.input), *made) if types.get(n) == FLOAT]
+    probes: dict[str, tuple[str, str]] = {}
+    for index, tensor in enumerate(tensors):
+        n = {key: names.fresh(f"probe_{index}_{key}") for key in
+             ("abs", "max", "low", "back", "gap", "unit", "error", "size", "off", "loss")}  # fmt: skip
+        graph.node.extend(
+            [
+                helper.make_node("Abs", [tensor], [n["abs"]]),
+                helper.make_node("ReduceMax", [n["abs"]], [n["max"]], keepdims=0),
+                helper.make_node("Cast", [tensor], [n["low"]], to=10),
+                helper.make_node("Cast", [n["low"]], [n["back"]], to=FLOAT),
+                helper.make_node("Sub", [tensor, n["back"]], [n["gap"]]),
+                # In units of the largest value, so that no square leaves float32.
+                helper.make_node("Div", [tensor, n["max"]], [n["unit"]]),
+                helper.make_node("Div", [n["gap"], n["max"]], [n["error"]]),
+                helper.make_node("ReduceL2", [n["unit"]], [n["size"]], keepdims=0),
+                helper.make_node("ReduceL2", [n["error"]], [n["off"]], keepdims=0),
+                helper.make_node("Div", [n["off"], n["size"]], [n["loss"]]),
+            ]
+        )
+        probes[tensor] = (n["max"], n["loss"])
+    del graph.output[:]
+    for pair in probes.values():
+        graph.output.extend(helper.make_tensor_value_info(name, FLOAT, []) for name in pair)
+    return probed, probes
+
+
+def _worse(known: float, new: float) -> float:
+    """The larger; NaN, which an empty or all-zero tensor gives, says nothing."""
+    return known if math.isnan(new) else max(known, new)
+
+
+def _sentence(what: str, largest: float, loss: float) -> str | None:
+    if largest > FLOAT16_MAX:
+        return f"{what} reaches {largest:.3g}, and float16 ends at {FLOAT16_MAX:.0f}"
+    if loss > LOSS:
+        return f"{what} is so small (at most {largest:.1e}) that float16 would change it by {loss:.1%}"
+    return None

@@ -1,0 +1,1 @@
+"""Files that PyTorch writes: ONNX, exported programs, state dicts."""

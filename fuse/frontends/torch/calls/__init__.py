@@ -1,0 +1,1 @@
+"""Operator calls of PyTorch, in the view's vocabulary."""

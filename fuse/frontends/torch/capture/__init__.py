@@ -1,0 +1,1 @@
+"""Modules and exported programs, captured as a dataflow view."""

@@ -1,0 +1,187 @@
+"""PyTorch modules: an ``nn.Module`` in, a copy of the same class out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from convbn.errors import BadInputError, UsageError
+from convbn.fuse.frontends.frontend import Applied, Capture
+from convbn.fuse.frontends.torch.capture.program import hidden_batchnorms, program_source
+from convbn.fuse.frontends.torch.capture.recorded import (
+    RECORDED,
+    own_buffers,
+    own_inputs,
+    record,
+    recorded_source,
+)
+from convbn.fuse.frontends.torch.edit.module import edit_module
+from convbn.fuse.frontends.torch.graph_view.build import Drawing, Source, draw, innermost
+from convbn.fuse.frontends.torch.limits.locks import add_locks
+from convbn.fuse.frontends.torch.modules.copies import checked, duplicate, first_line
+from convbn.fuse.frontends.torch.modules.instrument import Prepared, prepare
+from convbn.fuse.frontends.torch.tracing.trace import trace, traced_source
+from convbn.fuse.plan.plan import Kept
+from convbn.fuse.refusal import Reason
+from convbn.fuse.view.edits import Bypass, Edit
+
+if TYPE_CHECKING:
+    import torch
+    import torch.fx
+
+__all__ = ["capture_module"]
+
+_EXPORTED = (
+    "Captured by torch.export with the example inputs, in the training flags the module has: proven for "
+    "every input that takes the same way through the forward."
+)
+_TRACED = (
+    "Captured by symbolic tracing, without inputs: proven wherever a layer's own code settles the rank; "
+    "example inputs would settle the others."
+)
+
+
+def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | None = None) -> Capture:
+    """Take the dataflow of a module.
+
+    A module in ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile`` is taken out of it. Forward
+    hooks run once, on tensors without numbers.
+
+    Args:
+        module: it is not changed; its training flags decide which BatchNorms normalise by the batch.
+        example_inputs: positional arguments of its forward. Without them no shape is known.
+
+    Returns:
+        The capture; its ``apply`` gives a copy of the same class, forward and parameter names, in which a
+        folded BatchNorm is ``nn.Identity`` (or the activation that was part of it) and its layer has a bias.
+
+    Raises:
+        BadInputError: the module has no numbers, or cannot be copied or captured; the text says why.
+        UsageError: the example inputs are no tuple.
+    """
+    begun = time.perf_counter()
+    if example_inputs is not None and not isinstance(example_inputs, tuple):
+        raise UsageError(
+            f"example_inputs is a {type(example_inputs).__name__}, not a tuple",
+            hint="write (x,) for one input",
+        )
+    inner = checked(module)
+    taken = _traced(inner) if example_inputs is None else _exported(inner, example_inputs)
+    prepared, source, how = taken.prepared, taken.source, taken.how
+    unreachable = list(taken.unreachable)
+    drawing = draw(source)
+    unreachable.extend(_unreached(prepared, drawing, {kept.name for kept in unreachable}))
+
+    @cache
+    def spelled() -> Source | None:
+        if taken.traced:
+            return source
+        try:
+            return _traced(inner).source
+        except BadInputError:
+            return None
+
+    add_locks(prepared, drawing, source, spelled)
+
+    def apply(edits: Sequence[Edit]) -> Applied:
+        gone = sum(isinstance(edit, Bypass) for edit in edits)
+        return Applied(edit_module(inner, edits), drawing.nodes - gone)
+
+    return Capture(
+        view=drawing.view,
+        nodes=drawing.nodes,
+        apply=apply,
+        unreachable=unreachable,
+        how=how,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What one way of capturing gave."""
+
+    prepared: Prepared
+    source: Source
+    how: str
+    unreachable: tuple[Kept, ...] = ()
+    traced: bool = False
+
+
+def _traced(module: torch.nn.Module) -> _Taken:
+    prepared = prepare(duplicate(module, share=True))
+    graph = trace(prepared)
+    source = traced_source(prepared, graph, paths=_first_names(prepared))
+    return _Taken(prepared, source, _TRACED, traced=True)
+
+
+def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Taken:
+    """By torch.export; where that fails by tracing, and where that fails too from one run."""
+    import torch
+
+    prepared = prepare(duplicate(module, share=True))
+    try:
+        # A region under no_grad is part of the main graph when gradients are off anyway.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about this copy, which nobody else sees
+            program = torch.export.export(prepared.module, example_inputs, strict=False)
+    except Exception as error:  # whatever the user's forward raises on tensors without numbers
+        return _otherwise(module, example_inputs, first_line(error))
+    paths = _first_names(prepared)
+    source = program_source(program, absent=prepared.trials, graph_form=False, paths=paths)
+    return _Taken(prepared, source, _EXPORTED, tuple(hidden_batchnorms(program)))
+
+
+def _otherwise(module: torch.nn.Module, example_inputs: tuple[Any, ...], cause: str) -> _Taken:
+    _check_run(module, example_inputs)
+    try:
+        taken = _traced(module)
+    except BadInputError:
+        copied = duplicate(module, share=True)
+        own_buffers(copied)
+        prepared = prepare(copied)
+        graph = record(prepared.module, example_inputs)
+        source = recorded_source(prepared, graph, absent=prepared.trials, paths=_first_names(prepared))
+        return _Taken(prepared, source, RECORDED.format(cause=cause))
+    return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")
+
+
+def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """Tell a forward that no tracer takes from one that does not run on these inputs at all."""
+    import torch
+
+    copied = duplicate(module, share=True)
+    own_buffers(copied)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copied(*own_inputs(example_inputs))
+    except Exception as error:  # whatever the user's forward raises
+        raise BadInputError(
+            f"its forward fails on the example inputs ({first_line(error)})",
+            source=type(module).__name__,
+            hint="give inputs that it takes",
+        ) from error
+
+
+def _first_names(prepared: Prepared) -> dict[str, str]:
+    """The first name of each module, by all its names."""
+    first: dict[int, str] = {}
+    return {path: first.setdefault(id(part), path) for path, part in prepared.parts.items()}
+
+
+def _unreached(prepared: Prepared, drawing: Drawing, hidden: set[str]) -> Iterator[Kept]:
+    """BatchNorm modules that stand behind no node of the view."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    shown = {innermost(node.handle) for node in drawing.view.batchnorms()} | hidden
+    for path, part in prepared.module.named_modules():
+        if not isinstance(part, _BatchNorm) or path in shown:
+            continue
+        if path in prepared.called:
+            yield Kept(path, Reason.NOT_A_MODULE, f"the forward of {type(part).__name__} calls no batch_norm")
+        else:
+            yield Kept(path, Reason.NEVER_CALLED, "the forward that was captured does not call it")

@@ -1,0 +1,1 @@
+"""State dicts before and after a fold, and modules rebuilt from them."""

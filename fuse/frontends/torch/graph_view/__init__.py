@@ -1,0 +1,1 @@
+"""A recorded graph of calls as a dataflow view."""

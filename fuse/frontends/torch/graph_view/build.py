@@ -1,0 +1,310 @@
+"""From an FX graph, exported or traced, to the dataflow view."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from convbn.fuse.frontends.torch.calls.aten import fixed_shape, shape_of
+from convbn.fuse.frontends.torch.calls.call import Mapped, Shape
+from convbn.fuse.frontends.torch.calls.schema import (
+    label,
+    only_metadata,
+    passes_through,
+    shown_by,
+    written_by,
+)
+from convbn.fuse.frontends.torch.calls.tensors import number, to_array, why_not_constant
+from convbn.fuse.frontends.torch.graph_view.aliasing import Memory
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant, Node, Reader, Value, View
+from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Linear, Other, Split
+
+if TYPE_CHECKING:
+    import torch
+    import torch.fx
+
+__all__ = ["Drawing", "Source", "draw", "innermost", "stack"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A graph, and what is known about it.
+
+    Attributes:
+        graph: in running order.
+        state: every parameter, buffer and constant tensor by its qualified name.
+        names: the graph nodes that stand for one of them.
+        mapper: what a node computes.
+        refused: names of tensors whose numbers are not the same in every run, and why.
+        absent: names of tensors that are in ``state`` on trial: the view shows their slot as empty.
+        graph_form: whether the graph itself is edited. Then one reader of a tensor can be given another one
+            and nodes can be replaced; a module only takes other parameters.
+        pure: whether maps may move in every direction.
+        computed: the constant that a node gives, if it computes it from constants alone.
+        metadata: whether a node looks at no numbers.
+        handed_on: the input that a node hands on as it is, memory and all.
+        writes: the tensors whose numbers a node changes.
+        shows: the tensor in whose memory a node's result may lie.
+        shape: the shape of a node's result.
+        paths: one path for every name of a module that has several.
+    """
+
+    graph: torch.fx.Graph
+    state: Mapping[str, torch.Tensor]
+    names: Mapping[torch.fx.Node, str]
+    mapper: Callable[[torch.fx.Node], Mapped | None]
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+    graph_form: bool = True
+    pure: bool = True
+    computed: Callable[[torch.fx.Node, Mapping[torch.fx.Node, Value]], Value | None] | None = None
+    metadata: Callable[[torch.fx.Node], bool] = only_metadata
+    handed_on: Callable[[torch.fx.Node], torch.fx.Node | None] = passes_through
+    writes: Callable[[torch.fx.Node], Iterable[torch.fx.Node]] = written_by
+    shows: Callable[[torch.fx.Node], torch.fx.Node | None] = shown_by
+    shape: Callable[[torch.fx.Node], Shape | None] = shape_of
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A view, and the way back to the graph it shows.
+
+    Attributes:
+        view: each node's handle is the graph node.
+        values: the value that a graph node stands for.
+        on_trial: the name of the tensor that would stand in an empty slot.
+        nodes: number of operator calls.
+    """
+
+    view: View
+    values: Mapping[torch.fx.Node, Value]
+    on_trial: Mapping[tuple[Node, int], str]
+    nodes: int
+
+
+def stack(node: torch.fx.Node) -> list[str]:
+    """The paths of the modules whose forward a node was called in, from the outermost on."""
+    return [str(entry[0]) for entry in node.meta.get("nn_module_stack", {}).values()]
+
+
+def innermost(node: torch.fx.Node) -> str:
+    """The path of the module whose own forward called a node; empty for the model's."""
+    paths = stack(node)
+    return paths[-1] if paths else ""
+
+
+def draw(source: Source) -> Drawing:
+    """Build the view of a graph."""
+    return _Draughtsman(source).draw()
+
+
+class _Draughtsman:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._mapped = {node: source.mapper(node) for node in source.graph.nodes}
+        self._values: dict[torch.fx.Node, Value] = {}
+        self._state: dict[int, Value] = {}
+        self._on_trial: dict[tuple[Node, int], str] = {}
+        self._nodes: list[Node] = []
+        self._taken: set[str] = set()
+        self._numberless: set[torch.fx.Node] = set()
+        self._memory = Memory(source.graph, source.shows)
+        self._tangled: set[torch.fx.Node] = set()
+        self._own = self._own_names()
+
+    def draw(self) -> Drawing:
+        for node in self._source.graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self._values[node] = self._input(node)
+            elif node.op == "output":
+                for read in node.all_input_nodes:
+                    if read in self._values:
+                        self._values[read].observed = "an output of the model"
+            elif not self._skipped(node):
+                self._call(node)
+        for node, value in self._values.items():
+            if self._memory.base(node) in self._tangled and node not in self._source.names:
+                value.observed = value.observed or _WRITTEN
+        for drawn in self._nodes:
+            _settle_axis(drawn)
+        view = View(self._nodes, pure=self._source.pure, replaceable=self._source.graph_form)
+        return Drawing(view, self._values, self._on_trial, len(self._nodes))
+
+    def _skipped(self, node: torch.fx.Node) -> bool:
+        """Nodes that are no computation of their own; most are another name for a value."""
+        checks = bool(node.all_input_nodes) and self._numberless.issuperset(node.all_input_nodes)
+        if checks or self._source.metadata(node):
+            self._numberless.add(node)
+            return True
+        handed_on = self._source.handed_on(node)
+        if handed_on is not None and handed_on not in self._source.names:
+            self._values[node] = self._values[handed_on]
+            return True
+        if node.target is operator.getitem and node in self._values:
+            return True
+        users = [self._mapped[user] for user in node.users]
+        return bool(users) and all(user is not None and user.through is node for user in users)
+
+    def _input(self, node: torch.fx.Node) -> Value:
+        name = self._source.names.get(node)
+        if name is not None:
+            return self._tensor(name)
+        return Value(node.name, self._source.shape(node))
+
+    def _tensor(self, name: str) -> Value:
+        """The value of a parameter, one for all its names."""
+        tensor = self._source.state[name]
+        value = self._state.get(id(tensor))
+        if value is not None:
+            return value
+        shape = tuple(getattr(tensor, "shape", ()))
+        value = Value(name, shape)
+        value.not_constant = self._source.refused.get(name) or why_not_constant(name, tensor)
+        if value.not_constant is None:
+            value.constant = Constant(shape, lambda: to_array(tensor), cloneable=self._source.graph_form)
+        self._state[id(tensor)] = value
+        return value
+
+    def _call(self, node: torch.fx.Node) -> None:
+        if self._source.computed is not None:
+            constant = self._source.computed(node, self._values)
+            if constant is not None:
+                self._values[node] = constant
+                return
+        mapped = self._mapped[node]
+        if mapped is None:
+            inputs = [self._values.get(read) for read in node.all_input_nodes]
+            drawn = Node(self._name(node), Other(label(node)), list(inputs), [], handle=node)
+        else:
+            drawn = Node(self._name(node), mapped.op, [], [], handle=node)
+            for slot, read in enumerate(mapped.slots):
+                drawn.inputs.append(self._at(drawn, slot, read))
+        for slot, value in enumerate(drawn.inputs):
+            if value is not None:
+                value.readers.append(Reader(drawn, slot))
+        self._outputs(node, drawn)
+        product = isinstance(drawn.op, Linear) and mapped is not None and mapped.names[BIAS:] == (None,)
+        if product and not (self._source.graph_form and drawn.outputs[0].rank == 2):
+            drawn.locks[BIAS] = Refusal(
+                Reason.NO_BIAS, f"{drawn.label} has no bias, and no rank 2 to become an addmm"
+            )
+        self._write(node, drawn)
+        self._nodes.append(drawn)
+
+    def _at(self, drawn: Node, slot: int, read: torch.fx.Node | str | float | None) -> Value | None:
+        if read is None:
+            return None
+        if isinstance(read, int | float):
+            value = Value(f"{drawn.name}.{slot}", ())
+            value.constant = number(read, drawn.handle.meta.get("val"))
+            return value
+        name = read if isinstance(read, str) else self._source.names.get(read)
+        if name is not None and name in self._source.absent:
+            self._on_trial[drawn, slot] = name
+            return None
+        return self._tensor(read) if isinstance(read, str) else self._values.get(read)
+
+    def _outputs(self, node: torch.fx.Node, drawn: Node) -> None:
+        parts: dict[torch.fx.Node, Any] = {
+            user: user.args[1] for user in node.users if user.target is operator.getitem
+        }
+        shapes = self._parts(node, drawn, parts.values())
+        if shapes is None:
+            value = Value(node.name, self._source.shape(node), drawn)
+            self._values[node] = value
+            drawn.outputs.append(value)
+            return
+        drawn.outputs.extend(
+            Value(f"{node.name}.{index}", shape, drawn) for index, shape in enumerate(shapes)
+        )
+        for user, index in parts.items():
+            self._values[user] = drawn.outputs[index]
+
+    def _parts(self, node: torch.fx.Node, drawn: Node, asked: Iterable[Any]) -> list[Shape | None] | None:
+        """The shapes of a node's several results; None where it has one."""
+        value = node.meta.get("val")
+        if isinstance(value, tuple | list):
+            return [fixed_shape(part) for part in value]
+        if not isinstance(drawn.op, Split) or value is not None:
+            return None
+        # Of a traced call the pieces are known by who asks for them.
+        wanted = sorted({index for index in asked if isinstance(index, int)})
+        whole = wanted == list(range(len(wanted))) and len(wanted) == len(node.users)
+        if not whole:
+            drawn.op = Other(label(node))
+        pieces = self._source.shape(node)
+        return [pieces] * len(wanted) if whole else None
+
+    def _write(self, node: torch.fx.Node, drawn: Node) -> None:
+        """Whoever reads a tensor after ``node`` has written to it reads another value."""
+        for written in self._source.writes(node):
+            old = self._values.get(written)
+            if old is None or written in self._source.names:
+                continue  # what is written to a parameter is refused by its name
+            if self._source.shows(node) is written and drawn.outputs:
+                new = drawn.outputs[0]
+            else:
+                new = Value(f"{written.name}.written", old.shape, drawn)
+                drawn.outputs.append(new)
+            base = self._memory.base(written)
+            if any(self._values.get(o) is not old for o in self._memory.others_read_after(written, node)):
+                self._tangled.add(base)
+                old.observed = _WRITTEN
+            if base.op in ("placeholder", "get_attr"):
+                new.observed = "written into an input of the model"
+            self._values.update({other: new for other, value in self._values.items() if value is old})
+
+    def _own_names(self) -> dict[torch.fx.Node, str]:
+        """Names for the calls that are all there is to a module: the module's path."""
+        names: dict[torch.fx.Node, str] = {}
+        calls: dict[str, int] = {}
+        paths = self._source.paths
+        for node, mapped in self._mapped.items():
+            path = innermost(node)
+            path = paths.get(path, path)
+            if mapped is None or not path or not isinstance(mapped.op, _NAMED):
+                continue
+            named = (
+                key if isinstance(key, str) else self._source.names.get(key)
+                for key in mapped.slots
+                if key is not None and not isinstance(key, int | float)
+            )
+            owners = {name.rpartition(".")[0] for name in named if name is not None}
+            if owners and path not in {paths.get(owner, owner) for owner in owners}:
+                continue
+            calls[path] = calls.get(path, 0) + 1
+            names[node] = path if calls[path] == 1 else f"{path} (call {calls[path]})"
+            self._taken.add(names[node])
+        return names
+
+    def _name(self, node: torch.fx.Node) -> str:
+        own = self._own.get(node)
+        if own is not None:
+            return own
+        mapped = self._mapped[node]
+        wanted = "" if mapped is not None and isinstance(mapped.op, _NAMED) else innermost(node)
+        name = wanted if wanted and wanted not in self._taken else node.name
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+
+def _settle_axis(node: Node) -> None:
+    """Channels stand before the spatial axes: first in a convolution of one sample, second in a batch."""
+    if not isinstance(node.op, Conv | ConvTranspose):
+        return
+    weight, rank = node.input(WEIGHT), node.outputs[0].rank
+    spatial = None if weight is None or weight.rank is None else weight.rank - 2
+    axis = None if rank is None or spatial is None else rank - 1 - spatial
+    node.op = replace(node.op, channel_axis=axis if axis in (0, 1) else None)
+
+
+_NAMED = (BatchNorm, Conv, ConvTranspose, Linear)
+"""Operators that are all there is to a module."""
+
+_WRITTEN = "written to in place through another view of its memory"

@@ -1,0 +1,1 @@
+"""Which edits a module's own code does not allow, stated on the view."""

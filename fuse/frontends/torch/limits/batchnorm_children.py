@@ -1,0 +1,97 @@
+"""What a BatchNorm module does beside normalising, proven on the captured graph.
+
+A module may go if its forward normalises its one input, hands the result through children one after
+the other (a dropout, an activation) and returns it. The children are then what remains of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from convbn.fuse.frontends.torch.calls.schema import is_marker, only_metadata
+from convbn.fuse.frontends.torch.graph_view.build import innermost
+from convbn.fuse.frontends.torch.modules.instrument import Prepared
+from convbn.fuse.frontends.torch.modules.layers import plain_forward
+from convbn.fuse.frontends.torch.tracing.trace import only_shape
+from convbn.fuse.refusal import Reason, Refusal
+
+if TYPE_CHECKING:
+    import torch.fx
+
+__all__ = ["Remainders"]
+
+
+class Remainders:
+    """Answers for one captured graph.
+
+    Args:
+        graph: with markers at the entries and exits of BatchNorms and their children.
+        prepared: the module it was captured from.
+    """
+
+    def __init__(self, graph: torch.fx.Graph, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._parts = prepared.parts
+        self._looks_only: set[torch.fx.Node] = set()
+        self._own: dict[str, list[torch.fx.Node]] = {}
+        for node in graph.nodes:
+            reads = node.all_input_nodes
+            checks = bool(reads) and all(read in self._looks_only for read in reads)
+            if checks or only_metadata(node) or only_shape(node):
+                self._looks_only.add(node)
+            elif node.op in ("call_function", "call_method", "call_module"):
+                self._own.setdefault(innermost(node), []).append(node)
+
+    def of(self, node: torch.fx.Node) -> tuple[str, ...] | Refusal:
+        """Names of the children that remain when the BatchNorm behind ``node`` goes, in calling order."""
+        if node.op == "call_module":
+            part = self._parts[str(node.target)]
+            if plain_forward(part):
+                return ()
+            what = f"'{node.target}' ({type(part).__name__})"
+            return _stays(f"the forward of {what} cannot be looked into without example inputs")
+        path = innermost(node)
+        own = self._own[path]
+        markers = [other for other in own if is_marker(other)]
+        if not markers:
+            return _stays(f"batch_norm is called in the forward of '{path or 'the model'}', which does more")
+        if path in self._prepared.opaque or len(markers) != 2 or node.all_input_nodes[0] is not markers[0]:
+            return _stays(f"'{path}' does more than normalise its one input")
+        children = None if {*own} - {*markers, node} else self._chain(path, node, markers[1])
+        if children is None:
+            return _stays(f"'{path}' does more than normalise and call its children")
+        return children
+
+    def _chain(self, path: str, node: torch.fx.Node, end: torch.fx.Node) -> tuple[str, ...] | None:
+        """The children that hand ``node`` on to ``end``, None where anything else happens to it."""
+        names = {id(child): name for name, child in self._parts[path].named_children()}
+        remaining: list[str] = []
+        current = node
+        while True:
+            users = [user for user in current.users if user not in self._looks_only]
+            if len(users) != 1:
+                return None
+            if users[0] is end:
+                return tuple(remaining)
+            child = innermost(users[0])
+            name = names.get(id(self._parts[child]))
+            left = self._left(child, users[0])
+            if name is None or name in remaining or left is None:
+                return None
+            remaining.append(name)
+            current = left
+
+    def _left(self, child: str, entry: torch.fx.Node) -> torch.fx.Node | None:
+        """What a child gives for its one input, where ``entry`` is the call of it or its first marker."""
+        if entry.op == "call_module":
+            return entry if len(entry.args) == 1 and not entry.kwargs else None
+        if not is_marker(entry) or child in self._prepared.opaque:
+            return None
+        # A child with one tensor in and one out has two markers a call: entries and exits alternate.
+        markers = [other for other in self._own[child] if is_marker(other)]
+        index = markers.index(entry)
+        return None if index % 2 else markers[index + 1]
+
+
+def _stays(detail: str) -> Refusal:
+    return Refusal(Reason.NOT_A_MODULE, detail)

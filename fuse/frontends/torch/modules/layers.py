@@ -1,0 +1,52 @@
+"""What the classes of ``torch.nn`` stand for, and whether a module's forward is its class's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convbn.fuse.frontends.torch.calls.operators import window
+from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear, Op
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["batchnorm_of", "layer_of", "plain_forward"]
+
+
+def plain_forward(part: torch.nn.Module) -> bool:
+    """Whether a layer computes just what its base class does, by identity of the code."""
+    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    kind: Any = type(part)
+    if "forward" in vars(part) or kind.__call__ is not nn.Module.__call__:
+        return False
+    for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if isinstance(part, base):
+            return kind.forward is base.forward and kind._conv_forward is base._conv_forward
+    for other in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear):
+        if isinstance(part, other):
+            return kind.forward is other.forward
+    return isinstance(part, _BatchNorm) and kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def layer_of(part: torch.nn.Module) -> Op | None:
+    """The operator that a layer's class stands for, whether or not its forward is the class's own."""
+    from torch import nn
+    from torch.nn.modules.conv import _ConvTransposeNd
+
+    if isinstance(part, _ConvTransposeNd):
+        return ConvTranspose(part.groups)
+    if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        zeros = part.padding_mode == "zeros"
+        laid = window(part.stride, part.padding, part.dilation, part.kernel_size) if zeros else None
+        return Conv(part.groups, window=laid)
+    if isinstance(part, nn.Linear):
+        return Linear(output_axis=0)
+    return None
+
+
+def batchnorm_of(part: torch.nn.Module) -> BatchNorm:
+    """The operator that a BatchNorm module is in its present training flag."""
+    by_batch = part.training or (part._buffers.get("running_mean") is None)
+    return BatchNorm(float(getattr(part, "eps", 0.0)), training=by_batch)

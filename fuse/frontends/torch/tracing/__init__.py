@@ -1,0 +1,1 @@
+"""A module's forward as a graph of calls, where it cannot be exported."""

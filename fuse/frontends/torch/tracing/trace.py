@@ -1,0 +1,248 @@
+"""Symbolic tracing: the dataflow of a module without example inputs, and without shapes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from convbn.errors import BadInputError
+from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_through, schema_of, shown_by
+from convbn.fuse.frontends.torch.graph_view.build import Source
+from convbn.fuse.frontends.torch.modules.copies import first_line
+from convbn.fuse.frontends.torch.modules.instrument import Prepared, is_batchnorm_like
+from convbn.fuse.frontends.torch.modules.layers import layer_of, plain_forward
+from convbn.fuse.frontends.torch.tracing.aten_names import AUGMENTED, named_call, writes_in_place
+from convbn.fuse.frontends.torch.tracing.nodes import TracedCalls
+from convbn.fuse.frontends.torch.tracing.shapes import TracedShapes
+from convbn.fuse.refusal import Reason, Refusal
+
+if TYPE_CHECKING:
+    import torch
+    import torch.fx
+
+Parts = Mapping[str, "torch.nn.Module"]
+
+__all__ = ["only_shape", "trace", "traced_source"]
+
+_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_SHAPE_METHODS = ("size", "dim", "ndimension", "numel", "stride", "get_device")
+
+
+def trace(prepared: Prepared) -> torch.fx.Graph:
+    """The graph of a prepared module, by symbolic tracing.
+
+    Raises:
+        BadInputError: the forward branches on what only a run knows, or does something else FX cannot trace.
+    """
+    import torch.fx
+
+    module = prepared.module
+    names: dict[int, str] = {}
+    for name, tensor in prepared.tensors.items():
+        names.setdefault(id(tensor), name)
+
+    class Tracer(torch.fx.Tracer):
+        """Stops at layers whose forward is known; ``wary``, also at BatchNorms that cannot be traced."""
+
+        # Otherwise tracing itself would update the counters of the module at hand.
+        proxy_buffer_attributes = True
+        wary = False
+
+        def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+            return _in_place_proxy()(node, self)
+
+        def is_leaf_module(self, part: torch.nn.Module, path: str) -> bool:
+            if layer_of(part) is not None or plain_forward(part):
+                return True
+            if is_batchnorm_like(part):
+                return self.wary and "forward" not in vars(part) and not _traceable(part)
+            return super().is_leaf_module(part, path)
+
+        def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+            # As the base class does it, which goes through all names to find one.
+            name = names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+            if name is None:
+                return super().getattr(attr, attr_val, parameter_proxy_cache)
+            if name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+            return parameter_proxy_cache[name]
+
+    try:
+        try:
+            return Tracer().trace(module)
+        except Exception:  # the user's code may raise anything; the second try says what is wrong
+            tracer = Tracer()
+            tracer.wary = True
+            return tracer.trace(module)
+    except Exception as error:  # whatever the user's forward raises when run on proxies
+        raise BadInputError(
+            f"its forward cannot be traced without inputs ({first_line(error)})",
+            source=type(module).__name__,
+            hint="give example_inputs, or export it with torch.export.export and fold the program",
+        ) from error
+
+
+@cache
+def _in_place_proxy() -> type[torch.fx.Proxy]:
+    """Proxies on which ``+=`` and the like are what they are on tensors; FX itself would record a plain ``+``."""
+    import torch.fx
+
+    def recorded(name: str) -> Callable[[torch.fx.Proxy, Any], torch.fx.Proxy]:
+        def call(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
+            return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+        return call
+
+    return type("InPlaceProxy", (torch.fx.Proxy,), {f"__{name}__": recorded(name) for name in AUGMENTED})
+
+
+def _traceable(part: torch.nn.Module) -> bool:
+    import torch.fx
+
+    class Tracer(torch.fx.Tracer):
+        proxy_buffer_attributes = True
+
+    try:
+        Tracer().trace(part)
+    except Exception:  # the user's forward may raise anything
+        return False
+    return True
+
+
+def traced_source(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> Source:
+    """A traced graph and what is known about it; ``facts`` are further fields of :class:`Source`."""
+    parts = prepared.parts
+    state: dict[str, Any] = dict(prepared.tensors)
+    refused: dict[str, Refusal] = {}
+    names: dict[torch.fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            part = parts[str(node.target)]
+            for name in _TENSORS if layer_of(part) is not None or is_batchnorm_like(part) else ():
+                full = f"{node.target}.{name}"
+                if full not in state and getattr(part, name, None) is not None:
+                    state[full] = getattr(part, name)
+                    refused[full] = Refusal(
+                        Reason.PARAMETRIZED,
+                        f"'{full}' is computed from other tensors (a parametrization, weight norm or "
+                        "pruning), which must be removed first",
+                    )
+        elif node.op == "get_attr" and str(node.target) in state:
+            names[node] = str(node.target)
+    shapes = TracedShapes(parts, graph, state, names)
+    mapper = cache(TracedCalls(parts, state, shapes))
+    identity = cache(lambda node: _identity(parts, node))
+    writes = cache(lambda node: writes_in_place(node, parts))
+    for node, name in names.items():
+        if any(mapper(user) is None and not only_shape(user) for user in node.users):
+            refused[name] = Refusal(
+                Reason.WEIGHT_NOT_CONSTANT,
+                f"the forward uses '{name}' too, perhaps to write to it (example inputs tell)",
+            )
+    return Source(
+        graph,
+        state,
+        names,
+        mapper,
+        refused=refused,
+        absent=prepared.trials,
+        graph_form=False,
+        metadata=only_shape,
+        handed_on=identity,
+        writes=writes,
+        shows=cache(lambda node: _shows(parts, node, identity(node), writes(node))),
+        shape=shapes.of,
+        **facts,
+    )
+
+
+def only_shape(node: torch.fx.Node) -> bool:
+    """Whether a node of a traced graph looks at the shape, dtype or device of a tensor only."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _SHAPE_ATTRIBUTES
+    return only_metadata(node)
+
+
+def _identity(parts: Parts, node: torch.fx.Node) -> torch.fx.Node | None:
+    """The input of a module that hands it on as it is, such as a dropout outside training."""
+    from torch import nn
+    from torch.nn.modules.dropout import _DropoutNd
+
+    source: Any = None
+    if node.op == "call_module":
+        part = parts[str(node.target)]
+        idle = type(part) is nn.Identity or (isinstance(part, _DropoutNd) and not part.training)
+        source = node.args[0] if idle and len(node.args) == 1 else None
+    elif node.op == "call_method" and node.target == "detach":
+        source = node.args[0]
+    else:
+        named = named_call(node)
+        if named is None or named[0] != "dropout":
+            return passes_through(node)
+        source = named[1].get("self")
+    return source if isinstance(source, type(node)) else None
+
+
+def _shows(
+    parts: Parts, node: torch.fx.Node, handed_on: torch.fx.Node | None, written: list[torch.fx.Node]
+) -> torch.fx.Node | None:
+    """The tensor in whose memory the result of a call may lie: unknown calls may give back what they get."""
+    if handed_on is not None or node.op not in ("call_module", "call_function", "call_method"):
+        return handed_on
+    if written:
+        return written[0]
+    if node.op == "call_module":
+        part = parts[str(node.target)]
+        fresh = layer_of(part) is not None or is_batchnorm_like(part) or type(part).__name__ in _FRESH_MODULES
+        return None if fresh else next(iter(node.all_input_nodes), None)
+    name = str(getattr(node.target, "__name__", node.target))
+    if schema_of(node) is not None:
+        return shown_by(node)
+    return None if name in _FRESH else next(iter(node.all_input_nodes), None)
+
+
+_FRESH_MODULES = (
+    "ReLU",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "AvgPool2d",
+    "Sigmoid",
+    "SiLU",
+    "GELU",
+    "Hardswish",
+)
+_FRESH = (
+    *(
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "div",
+        "cat",
+        "concat",
+        "relu",
+        "batch_norm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+    ),
+    *(
+        "linear",
+        "matmul",
+        "max_pool2d",
+        "avg_pool2d",
+        "sigmoid",
+        "silu",
+        "gelu",
+        "softmax",
+        "hardswish",
+        "clone",
+    ),
+)
+"""Calls that give a tensor of their own unless they are told to work in place; of others it is not assumed."""
