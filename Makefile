@@ -33,7 +33,7 @@ slow: $(STAMP)  ## the tests that take longer: crowds of mutants, kills, large f
 coverage: $(STAMP)  ## lines and branches of fuse/ that its own tests reach; fails below 95 % of either
 	mkdir -p $(BUILD)
 	$(BIN)/python -m pytest tests/fuse -m 'not slow' --cov --cov-report=json:$(BUILD)/coverage.json
-	$(BIN)/python tests/project/coverage_floor.py $(BUILD)/coverage.json
+	$(BIN)/python tools/coverage_floor.py $(BUILD)/coverage.json
 
 check: lint types
 
@@ -52,54 +52,54 @@ demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, 
 	$(BIN)/python examples/digits/road.py $(BUILD)/demo
 
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved
-	$(BIN)/python tests/performance/fuse_cost.py
+	$(BIN)/python tools/performance/fuse_cost.py
 
 torch-cost: $(STAMP)  ## CPU and memory of folding a module against torch.fx's fuse, interleaved
-	$(BIN)/python tests/performance/torch_cost.py
+	$(BIN)/python tools/performance/torch_cost.py
 
 bench-table: $(STAMP)  ## twelve networks on the CPU, unfused, fused by the runtime, fused by convbn, into docs/bench
-	$(BIN)/python tests/performance/bench_table.py docs/bench
+	$(BIN)/python tools/performance/bench_table.py docs/bench
 
 claim: $(STAMP)  ## a ResNet and a VGG in eager PyTorch, unfused against folded, into docs/claim.md
-	$(BIN)/python tests/performance/claim.py docs/claim.md docs/bench/claim.json
+	$(BIN)/python tools/performance/claim.py docs/claim.md docs/bench/claim.json
 
 gpu-bench: $(STAMP)  ## everything that needs a GPU; without one, rows that say so
-	$(BIN)/python tests/performance/gpu_bench.py $(BUILD)/gpu
+	$(BIN)/python tools/performance/gpu_bench.py $(BUILD)/gpu
 
 forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left in their place
-	$(BIN)/python tests/performance/forms.py
+	$(BIN)/python tools/performance/forms.py
 
 # Peers without their dependencies, which are here already or would change what is.
 coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
-	$(BIN)/python tests/field/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency
+	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency
 
 contract: $(STAMP)  ## hold every call of TensorRT against its bindings, 10.12 to 11.4 (downloads small wheels)
-	$(BIN)/python tests/contract/run.py $(BUILD)/contract
+	$(BIN)/python tools/tensorrt_contract.py $(BUILD)/contract
 
 precision-table: $(STAMP)  ## accuracy of the digits network in fp32, fp16, bf16 and int8, into docs/precision.md
 	$(BIN)/python examples/digits/precisions.py docs/precision.md
 
 engines-report: $(STAMP)  ## Scale layers, sizes and build times of three networks in three precisions
-	$(BIN)/python tests/performance/engines.py docs/engines.md docs/engines.json
+	$(BIN)/python tools/performance/engines.py docs/engines.md docs/engines.json
 
 report-picture: $(STAMP)  ## docs/img/report.png, the picture of docs/bench/table.json as a page, light and dark
-	PYTHONPATH=tests $(BIN)/python tests/performance/report_picture.py docs/bench/table.json docs/img/report.png
+	$(BIN)/python tools/performance/report_picture.py docs/bench/table.json docs/img/report.png
 
 robustness: $(STAMP)  ## broken models and every test of a fault, into docs/robustness.md
-	$(BIN)/python tests/faults/report.py docs/robustness.md docs/robustness.json
+	$(BIN)/python tools/robustness/report.py docs/robustness.md docs/robustness.json
 
 mutation: $(STAMP)  ## one changed expression after the other in the arithmetic, rules and plan, into docs/mutation.md
-	$(BIN)/python tests/mutation/run.py $(BUILD)/mutation docs/mutation.md docs/mutation.json
+	$(BIN)/python tools/mutation/run.py $(BUILD)/mutation docs/mutation.md docs/mutation.json
 
 fuzz: $(STAMP)  ## broken models and random graphs of other seeds, then coverage-guided bytes (atheris), MINUTES=5 each
-	$(BIN)/python tests/faults/fuzz.py seeds --minutes $(or $(MINUTES),5)
-	$(BIN)/python tests/faults/fuzz.py graphs --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz
+	$(BIN)/python tools/robustness/fuzz.py seeds --minutes $(or $(MINUTES),5)
+	$(BIN)/python tools/robustness/fuzz.py graphs --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python tests/faults/fuzz.py bytes --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz --corpus $(BUILD)/fuzz-corpus
+	$(BIN)/python tools/robustness/fuzz.py bytes --minutes $(or $(MINUTES),5) --crashes $(BUILD)/fuzz --corpus $(BUILD)/fuzz-corpus
 
 environments: $(STAMP)  ## the lowest supported versions, the newest, the core alone: fresh environments (12 GB) and a smoke test
-	$(BIN)/python tests/faults/environments.py $(BUILD)/environments --markdown docs/environments.md
+	$(BIN)/python tools/robustness/environments.py $(BUILD)/environments --markdown docs/environments.md
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

@@ -28,7 +28,7 @@ _FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: ‖a − b‖ / ‖a‖ up to which int8 counts as the same function: a signal-to-noise ratio of 12 dB, a cosine of 0.97.
 #: None follows from the type, the noise grows with depth. Of 76 folded networks of 65 families with random
-#: weights (tests/field) the worst was at 0.13; a lost scale or mixed-up channels give about 1.
+#: weights (tools/coverage_report) the worst was at 0.13; a lost scale or mixed-up channels give about 1.
 INT8_BOUND = 0.25
 
 

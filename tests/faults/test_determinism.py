@@ -10,8 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-
-from faults.grammar import grow
+from robustness.model_generator import grow
 
 PLACES = [
     {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},

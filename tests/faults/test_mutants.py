@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
-from faults.crowd import run_all
-from faults.mutations import MUTATIONS, mutant
+from robustness.mutations import MUTATIONS, mutant
+from robustness.parallel import run_all
 
 MUTANTS = 516
 """Twelve rounds of every mutation."""

@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-from faults.rows import ROWS
+from robustness.fault_table import ROWS
 
 ROOT = Path(__file__).parents[2]
 

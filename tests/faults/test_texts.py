@@ -6,11 +6,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from robustness.model_generator import grow
 
 from convbn.errors import BadInputError
 from convbn.export.onnx_io.read import load_model
 from convbn.fuse.fold import fold
-from faults.grammar import grow
 
 BAD = b"\xf8"
 """No byte of UTF-8."""

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from field.trial import write_tiny
+from coverage_report.trial import write_tiny
 
 NAME = "tv_squeezenet1_1"
 

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from field import runs
-from field.architectures import ARCHITECTURES, REPARAMETERISABLE, families
-from field.latency import geometric_mean
-from field.markdown import render
-from field.peers import PEERS, Peer
-from field.runs import Results, fold_state, jobs_for, key_of, run_jobs
-from field.summary import summarise
-from field.trained import as_trained, batchnorms, flip_signs
+from coverage_report import runs
+from coverage_report.architectures import ARCHITECTURES, REPARAMETERISABLE, families
+from coverage_report.latency import geometric_mean
+from coverage_report.markdown import render
+from coverage_report.peers import PEERS, Peer
+from coverage_report.runs import Results, fold_state, jobs_for, key_of, run_jobs
+from coverage_report.summary import summarise
+from coverage_report.trained import as_trained, batchnorms, flip_signs
 
 torch = pytest.importorskip("torch")
 NAME = "tv_squeezenet1_1"
@@ -72,7 +71,7 @@ def test_a_failure_leaves_everything_and_a_missing_tool_is_said(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = Peer("absent", "no-such-distribution", PEERS["load-save"].convert, "nothing")
-    monkeypatch.setattr("field.summary.PEERS", {**PEERS, "absent": absent})
+    monkeypatch.setattr("coverage_report.summary.PEERS", {**PEERS, "absent": absent})
     failed = {"failure": "ValueError: no", "batchnorms": None, "error": None, "unrunnable": None}
     summary = summarise(cache, [NAME], ["convbn", "absent"], {(NAME, "", "convbn"): failed})
     total = summary["totals"]["tools"]["convbn"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from field.summary import WRONG_ABOVE
-from field.torch_counts import batchnorm_nodes, error_between, passes, tried
-from field.torch_summary import summarise_torch
-from field.torch_trial import TRIALS, stages
-from field.trained import as_trained
+from coverage_report.summary import WRONG_ABOVE
+from coverage_report.torch_counts import batchnorm_nodes, error_between, passes, tried
+from coverage_report.torch_summary import summarise_torch
+from coverage_report.torch_trial import TRIALS, stages
+from coverage_report.trained import as_trained
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

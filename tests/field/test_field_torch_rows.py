@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from field import isolated as isolation
-from field import report, torch_runs
-from field.isolated import isolated
-from field.markdown import render
-from field.runs import Results, fold_state
-from field.summary import WRONG_ABOVE, summarise
-from field.torch_markdown import render_torch
-from field.torch_runs import torch_key, torch_row, torch_rows
-from field.torch_summary import summarise_torch
+from coverage_report import isolated as isolation
+from coverage_report import report, torch_runs
+from coverage_report.isolated import isolated
+from coverage_report.markdown import render
+from coverage_report.runs import Results, fold_state
+from coverage_report.summary import WRONG_ABOVE, summarise
+from coverage_report.torch_markdown import render_torch
+from coverage_report.torch_runs import torch_key, torch_row, torch_rows
+from coverage_report.torch_summary import summarise_torch
 
 pytest.importorskip("torch")
 NAME = "tv_squeezenet1_1"

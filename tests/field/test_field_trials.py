@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-
-from field import runs
-from field.graphs import count_batchnorms, multiply_initializers, relative_error
-from field.runs import trial
-from field.summary import WRONG_ABOVE, is_wrong
-from field.trial import judge, write_tiny
+from coverage_report import runs
+from coverage_report.graphs import count_batchnorms, multiply_initializers, relative_error
+from coverage_report.runs import trial
+from coverage_report.summary import WRONG_ABOVE, is_wrong
+from coverage_report.trial import judge, write_tiny
 
 NAME = "tv_squeezenet1_1"
 

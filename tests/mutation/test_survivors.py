@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from mutation.outcome import ELLIPSIS, SURVIVED, TYPES, forget_survivors, mutants
 from mutation.run import summary
 from mutation.survivors import KINDS, Known, known

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convbn.errors import UsageError
-from convbn.export.engines.build.builder import Request, build_plan
 from convbn.export.engines.backends.caches import cache_file
-from convbn.export.engines.build.configuration import require_honoured
-from convbn.export.engines.errors import PrecisionError
 from convbn.export.engines.backends.gpus import list_gpus
+from convbn.export.engines.backends.registry import choose_backend
+from convbn.export.engines.build.builder import Request, build_plan
+from convbn.export.engines.build.configuration import require_honoured
 from convbn.export.engines.build.monitor import Progress
 from convbn.export.engines.build.network import network_summary
 from convbn.export.engines.build.options import EngineOptions
-from convbn.export.engines.backends.registry import choose_backend
-from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
 from convbn.export.engines.build.source import element_types, read_source, require_fp32
+from convbn.export.engines.errors import PrecisionError
+from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
 from convbn.export.precision.carried import carried_precision, refuse_unfolded_quantisation
 from convbn.export.precision.options import PRECISIONS
 from convbn.export.shapes import Profile

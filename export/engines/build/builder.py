@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convbn.export.engines.backends.caches import CacheFile
-from convbn.export.engines.build.configuration import apply_options
-from convbn.export.engines.errors import BuildCancelledError, BuildError
 from convbn.export.engines.backends.logs import BuildLog, collect
+from convbn.export.engines.build.configuration import apply_options
 from convbn.export.engines.build.monitor import Progress, make_monitor
 from convbn.export.engines.build.network import Network, layer_counts, parse_network
 from convbn.export.engines.build.options import EngineOptions
 from convbn.export.engines.build.profiles import network_inputs, network_outputs, settle_profiles
 from convbn.export.engines.build.source import Source
 from convbn.export.engines.build.timing import keep_timings, use_timings
+from convbn.export.engines.errors import BuildCancelledError, BuildError
 from convbn.export.shapes import Profile, ShapeRange
 
 __all__ = ["Plan", "Request", "TensorInfo", "build_plan"]

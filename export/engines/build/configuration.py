@@ -8,8 +8,8 @@ from typing import Any
 
 from convbn.errors import UsageError
 from convbn.export.engines.backends.backend import Backend
-from convbn.export.engines.errors import UnsupportedOptionError
 from convbn.export.engines.build.options import EngineOptions
+from convbn.export.engines.errors import UnsupportedOptionError
 
 __all__ = ["APPLIED_ELSEWHERE", "SETTERS", "apply_options", "require_honoured"]
 

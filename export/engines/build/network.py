@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convbn.export.engines.errors import OnnxParseError, UnsupportedOpError
 from convbn.export.engines.backends.logs import BuildLog, clean, collect, logger_of
 from convbn.export.engines.backends.registry import choose_backend
 from convbn.export.engines.build.source import Source, read_source
+from convbn.export.engines.errors import OnnxParseError, UnsupportedOpError
 from convbn.export.onnx_io.read import save_model
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Building an engine: network, configuration, profiles, progress."""

@@ -1,1 +1,0 @@
-"""Broken inputs of our own making, and what convbn does with them."""

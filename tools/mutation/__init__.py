@@ -1,0 +1,1 @@
+"""Mutation testing of the arithmetic, the rules and the plan with mutmut."""

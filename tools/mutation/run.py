@@ -1,0 +1,104 @@
+"""Changes the arithmetic, the rules and the plan, one expression at a time, and sees whether a test notices.
+
+python tools/mutation/run.py build/mutation docs/mutation.md docs/mutation.json [--keep] [--jobs 2]
+
+mutmut makes the changes and runs the tests. A change that mypy refuses could not land and is not run. What
+survives must stand in tools/mutation/survivors.toml, with the reason why it changes no result; 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in ("tools", "tests"))
+
+from support.machine import machine
+
+from mutation.outcome import (
+    KILLED,
+    SURVIVED,
+    TIMEOUT,
+    TYPES,
+    UNTESTED,
+    Mutant,
+    forget_survivors,
+    mutants,
+)
+from mutation.page import page
+from mutation.stage import environment, stage
+from mutation.survivors import Known, known
+
+
+def main() -> int:
+    """Run everything and write both files; 1 where a survivor is not accounted for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where mutmut works")
+    parser.add_argument("markdown", type=Path)
+    parser.add_argument("json", type=Path)
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="go on with an earlier run: try what survived it, what changed since and what it did not come to",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    stage(options.folder, keep=options.keep)
+    if options.keep:
+        forget_survivors(options.folder)
+    start = time.monotonic()
+    command = ["mutmut", "run", "--max-children", str(options.jobs)]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    variables = environment(options.folder) | {"PATH": path}
+    if subprocess.run(command, cwd=options.folder, env=variables).returncode:
+        return 1
+    ended = mutants(options.folder)
+    found = summary(ended, known())
+    found["machine"] = machine("mutmut", "mypy", "pytest", "onnxruntime", "numpy")
+    found["minutes"] = None if options.keep else round((time.monotonic() - start) / 60, 1)
+    options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    options.markdown.write_text(page(found))
+    for line in found["unexplained"]:
+        print(line)
+    for line in found["gone"]:
+        print(f"no longer survives, take it out of survivors.toml: {line}")
+    totals = found["totals"]
+    print(
+        f"{sum(totals.values())} mutants: {totals[TYPES]} refused by mypy, {totals[KILLED]} killed, "
+        f"{totals[TIMEOUT]} ran on, {totals[SURVIVED] + totals[UNTESTED]} survive, "
+        f"{len(found['unexplained'])} of them without a reason"
+    )
+    return 1 if found["unexplained"] else 0
+
+
+def summary(ended: list[Mutant], listed: dict[str, Known]) -> dict[str, Any]:
+    """Counts by file, and the survivors with what is known of them."""
+    files: dict[str, Counter[str]] = {}
+    for mutant in ended:
+        files.setdefault(mutant.file, Counter())[mutant.verdict] += 1
+    alive = [mutant for mutant in ended if mutant.verdict in (SURVIVED, UNTESTED)]
+    order = (TYPES, KILLED, TIMEOUT, SURVIVED, UNTESTED)
+    return {
+        "totals": {verdict: sum(counts[verdict] for counts in files.values()) for verdict in order},
+        "files": {name: {verdict: counts[verdict] for verdict in order} for name, counts in files.items()},
+        "explained": [
+            {"mutant": mutant.key, "kind": listed[mutant.key].kind, "why": listed[mutant.key].why}
+            for mutant in alive
+            if mutant.key in listed
+        ],
+        "unexplained": [mutant.key for mutant in alive if mutant.key not in listed],
+        "gone": sorted(set(listed) - {mutant.key for mutant in alive}),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

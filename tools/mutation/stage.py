@@ -1,0 +1,93 @@
+"""The tree that mutmut works in: ``src/convbn`` as it is installed, the tests and tools, and mutmut's settings.
+
+The rooms stand at the top of the repository and are imported below ``convbn``
+(docs/decisions/0001-rooms-and-packages.md); mutmut takes a module's name from its path, so in this tree
+they lie where they are imported from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tomllib
+from glob import glob
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+MUTATED = ("algebra", "rules", "plan")
+"""The folders of ``fuse/`` whose code is changed: the arithmetic, the rules and the plan."""
+
+SETTINGS = """\
+[tool.mutmut]
+source_paths = ["src/"]
+only_mutate = [{mutated}]
+# Why something is refused is held by tests/fuse/test_refusals.py; its wording is not a result.
+do_not_mutate_patterns = ['^\\s*return Refusal\\(']
+# mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
+pytest_add_cli_args_test_selection = [
+    "tests/fuse", "tests/faults/test_bound.py", "--ignore=tests/fuse/torch", "-k", "not three_hundred_blocks",
+]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:cov", "-p", "mutation.cheapest_first"]
+type_check_command = ["mypy", "--output=json", "src/convbn/fuse"]
+use_git_change_detection = false
+timeout_multiplier = 2.0
+timeout_constant = 30.0
+
+[tool.mypy]
+strict = true
+mypy_path = "src"
+# Copies of one function beside each other set these off, whatever a copy changes.
+warn_unused_ignores = false
+disable_error_code = ["no-redef", "has-type"]
+
+[[tool.mypy.overrides]]
+module = {untyped}
+ignore_missing_imports = true
+follow_imports = "skip"
+
+[tool.pytest.ini_options]
+pythonpath = ["tests", "tools"]
+addopts = "-q --strict-markers --import-mode=importlib"
+markers = {markers}
+"""
+
+
+def stage(folder: Path, *, keep: bool = False) -> None:
+    """Make the tree in ``folder``, or bring one up to date.
+
+    Args:
+        folder: what mutmut left there goes, unless it is kept.
+        keep: files that are as they were stay untouched, so mutmut takes only functions that changed again.
+    """
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    # The rooms are links below src/convbn: followed, they become folders.
+    for name in ("src/convbn", "tests", "tools"):
+        for source in sorted(Path(path) for path in glob(f"{ROOT / name}/**/*", recursive=True)):
+            target = folder / source.relative_to(ROOT)
+            if source.is_dir() or "__pycache__" in source.parts:
+                continue
+            if not target.exists() or target.read_bytes() != source.read_bytes():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+    # On the path from the start (environment); Python takes a folder that was missing then for missing later on.
+    for name in ("src", "tests", "tools"):
+        (folder / "mutants" / name).mkdir(parents=True, exist_ok=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    settings = SETTINGS.format(
+        mutated=", ".join(f'"src/convbn/fuse/{name}/*.py"' for name in MUTATED),
+        untyped=project["mypy"]["overrides"][0]["module"],
+        markers=project["pytest"]["ini_options"]["markers"],
+    )
+    (folder / "pyproject.toml").write_text(settings)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The variables under which mutmut and the tests find the changed code before the installed one."""
+    changed = folder.resolve() / "mutants"
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(changed / name) for name in ("src", "tests", "tools")),
+        "OMP_NUM_THREADS": "1",
+    }

@@ -1,0 +1,1 @@
+"""Broken and random models, and what convbn does with them: generators, fuzzers and the report."""
