@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from convbn.common.encoding import JsonReady
 
 __all__ = ["FuseOptions"]
 
 
 @dataclass(frozen=True, slots=True)
-class FuseOptions:
+class FuseOptions(JsonReady):
     """What a fold may do, and how it is checked.
 
     Attributes:
@@ -26,16 +27,6 @@ class FuseOptions:
     verify: bool = True
     seed: int = 0
     freeze: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "only": list(self.only),
-            "skip": list(self.skip),
-            "verify": self.verify,
-            "seed": self.seed,
-            "freeze": self.freeze,
-        }
 
     def allows(self, rule: str) -> bool:
         """Whether the rule of this name may be used."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convbn.common.encoding import JsonReady
 from convbn.errors import Concern
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.plan import Folded, Kept, Merged
@@ -29,15 +30,11 @@ _OF_THE_MODEL_ITSELF = (
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
+class Before(JsonReady):
     """A count before and after the fold."""
 
     before: int
     after: int
-
-    def to_dict(self) -> dict[str, int]:
-        """As JSON."""
-        return {"before": self.before, "after": self.after}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class Key(JsonReady):
     """What became of one key of a state dict.
 
     Attributes:
@@ -70,10 +67,6 @@ class Key:
     new: str | None
     status: str
     into: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"old": self.old, "new": self.new, "status": self.status, "into": list(self.into)}
 
 
 @dataclass(frozen=True, slots=True)

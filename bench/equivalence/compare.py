@@ -13,8 +13,10 @@ from convbn.bench.equivalence.reference_run import Execution, execute
 from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
 from convbn.bench.models.errors import ReferenceFailedError, SessionError
 from convbn.bench.models.feeds import inputs_differ, model_feeds, scaled
-from convbn.bench.models.inputs import Feeds, dtype_of, input_specs, is_float, is_onnx
+from convbn.bench.models.inputs import Feeds, input_specs, is_onnx
 from convbn.bench.results.environment import library_versions
+from convbn.common.dtypes import dtype_of, is_float
+from convbn.common.encoding import JsonReady
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ RETRY_SCALE = 0.1
 
 
 @dataclass(frozen=True)
-class Equality:
+class Equality(JsonReady):
     """The answer of :func:`compare`.
 
     Attributes:
@@ -59,20 +61,6 @@ class Equality:
     def equal(self) -> bool:
         """Whether equality was shown."""
         return self.status == "equal"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "status": self.status,
-            "reason": self.reason,
-            "outputs": [output.to_dict() for output in self.outputs],
-            "samples": self.samples,
-            "seed": self.seed,
-            "input_scale": self.input_scale,
-            "runtime": self.runtime,
-            "versions": dict(self.versions),
-            "tolerance": None if self.tolerance is None else self.tolerance.to_dict(),
-        }
 
 
 def compare(

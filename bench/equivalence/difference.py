@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from convbn.bench.equivalence.similarity import likeness, ratio, top1_agreement
 from convbn.bench.equivalence.tolerance import Tolerance, bound_of
-from convbn.bench.models.inputs import Array, is_float
+from convbn.bench.models.inputs import Array
+from convbn.common.dtypes import is_float
+from convbn.common.encoding import JsonReady
 
 __all__ = ["OutputDifference", "Status", "Verdict", "has_nonfinite", "judge"]
 
@@ -28,7 +30,7 @@ _BOUND_16_BIT = 0.03
 
 
 @dataclass(frozen=True)
-class OutputDifference:
+class OutputDifference(JsonReady):
     """How far one output of the candidate b is from that of the reference a, over all samples.
 
     Attributes:
@@ -61,14 +63,6 @@ class OutputDifference:
     rms_error: float | None = None
     cosine: float | None = None
     top1_agreement: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; errors that are not finite become None."""
-        values = asdict(self) | {"shape": list(self.shape)}
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from convbn.bench.models.inputs import dtype_of, is_onnx, load_graph
+from convbn.bench.models.inputs import is_onnx, load_graph
+from convbn.common.dtypes import FLOATS, dtype_name, dtype_of
+from convbn.common.encoding import JsonReady
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ __all__ = ["Tolerance", "bound_of", "coarsest_float", "tolerance_of"]
 _FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
 
 
-_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: ‖a − b‖ / ‖a‖ up to which int8 counts as the same function: a signal-to-noise ratio of 12 dB, a cosine of 0.97.
 #: None follows from the type, the noise grows with depth. Of 76 folded networks of 65 families with random
 #: weights (tools/coverage_report) the worst was at 0.13; a lost scale or mixed-up channels give about 1.
@@ -33,7 +34,7 @@ INT8_BOUND = 0.25
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class Tolerance(JsonReady):
     """How far outputs of a lower precision may be from those of the original.
 
     Attributes:
@@ -46,10 +47,6 @@ class Tolerance:
     bound: float
     norm: Literal["max", "rms"]
     source: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def tolerance_of(precision: str, bound: float | None = None) -> Tolerance:
@@ -64,11 +61,11 @@ def tolerance_of(precision: str, bound: float | None = None) -> Tolerance:
     """
     if precision == "int8":
         made = Tolerance(INT8_BOUND, "rms", "12 dB between signal and noise")
-    elif precision in _TYPES:
-        dtype = _TYPES[precision]
+    elif precision in FLOATS:
+        dtype = FLOATS[precision]
         made = Tolerance(bound_of(dtype), "max", f"√ε of {dtype}")
     else:
-        known = ", ".join((*_TYPES, "int8"))
+        known = ", ".join((*FLOATS, "int8"))
         raise UsageError(f"there is no tolerance for precision {precision!r}", hint=f"choose {known}")
     if bound is None:
         return made
@@ -117,7 +114,7 @@ def _torch_dtypes(model: Any) -> Iterator[str]:
     if not isinstance(model.state_dict, dict):
         tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
-        yield str(tensor.dtype).removeprefix("torch.")
+        yield dtype_name(tensor)
 
 
 def _onnx_dtypes(model: onnx.ModelProto) -> Iterator[str]:

@@ -183,7 +183,7 @@ class _Reader:
 
 def shown(name: str, value: Value) -> str:
     """A value in words, in the unit people use."""
-    from convbn.bench.results.text import bytes_text, seconds_text
+    from convbn.common.text import bytes_text, seconds_text
 
     if value is None or isinstance(value, str):
         return "not known" if value is None else value

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from convbn.bench.gates.conditions import Condition, parse, shown
 from convbn.bench.gates.fields import Subject
 from convbn.bench.results.compare import Change, compare
 from convbn.bench.results.comparisons import Comparison, comparisons, measured
-from convbn.bench.results.text import clean
+from convbn.common.encoding import JsonReady
+from convbn.common.text import clean
 from convbn.errors import UsageError
 
 __all__ = ["Gate", "Outcome", "confirmed", "gates_from", "judge", "unconfirmed"]
@@ -39,7 +40,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(JsonReady):
     """What a gate said of one side in one runtime of one case; empty names where it speaks of all.
 
     Attributes:
@@ -65,10 +66,6 @@ class Outcome:
     def key(self) -> tuple[str, str, str, str]:
         """What it is about."""
         return self.gate, self.case, self.runtime, self.side
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, and what the reports take."""
-        return asdict(self)
 
 
 def gates_from(texts: Sequence[str], *, baseline: bool, allow_missing: bool) -> tuple[Gate, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from convbn.bench.measure.blocks import Clock
+from convbn.common.progress import bar
 
 __all__ = ["Progress"]
 
-_CELLS = 20
 #: Seconds between two lines: more often nobody can read, and each line takes time from the measurement.
 _PAUSE = 0.25
 
@@ -79,7 +79,5 @@ class Progress:
         per_race = max(self._budget, spent / self._done if self._done else 0.0)
         remaining = max(0.0, left) + per_race * (races - self._done - 1)
         share = spent / (spent + remaining) if spent + remaining > 0 else 1.0
-        full = round(share * _CELLS)
         minutes, seconds = divmod(round(remaining), 60)
-        bar = "█" * full + "·" * (_CELLS - full)
-        return f"{bar} {self._done + 1}/{races}, about {minutes}:{seconds:02d} left"
+        return f"{bar(share)} {self._done + 1}/{races}, about {minutes}:{seconds:02d} left"

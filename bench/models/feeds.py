@@ -14,11 +14,11 @@ from convbn.bench.models.inputs import (
     Feeds,
     InputSpec,
     input_specs,
-    is_float,
     is_onnx,
     make_inputs,
     specs_of_tensors,
 )
+from convbn.common.dtypes import is_float
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:

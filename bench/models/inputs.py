@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from convbn.common.dtypes import dtype_name, dtype_of, is_float
+from convbn.common.text import shape_text
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +22,7 @@ __all__ = [
     "Array",
     "Feeds",
     "InputSpec",
-    "dtype_of",
     "input_specs",
-    "is_float",
     "is_onnx",
     "load_graph",
     "make_inputs",
@@ -148,8 +148,7 @@ def specs_of_tensors(tensors: Sequence[Any], names: Sequence[str] | None = None)
                 source=f"example input {name!r}",
                 hint="wrap the model in a module that takes tensors only",
             )
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        specs.append(InputSpec(name, dtype, tuple(int(size) for size in tensor.shape)))
+        specs.append(InputSpec(name, dtype_name(tensor), tuple(int(size) for size in tensor.shape)))
     return tuple(specs)
 
 
@@ -194,29 +193,24 @@ def _closed(spec: InputSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
         )
         if not fits or any(size < 0 for size in given):
             raise UsageError(
-                f"shape {_text(given)} does not fit {_text(spec.shape)}", source=f"input {spec.name!r}"
+                f"shape {shape_text(given)} does not fit {shape_text(spec.shape)}",
+                source=f"input {spec.name!r}",
             )
         return tuple(given)
     if spec.shape is None or any(size is None for size in spec.shape[1:]):
         raise UsageError(
-            f"has open axes besides the batch ({_text(spec.shape)})",
+            f"has open axes besides the batch ({shape_text(spec.shape)})",
             source=f"input {spec.name!r}",
             hint=f"give its shape, like --input-shape {spec.name}:1x3x224x224",
         )
     return tuple(OPEN_BATCH if size is None else size for size in spec.shape)
 
 
-def _text(shape: Sequence[int | None] | None) -> str:
-    if shape is None:
-        return "unknown rank"
-    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
-
-
 def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     dtype = dtype_of(spec.dtype)
     if math.prod(shape) > _MOST_ELEMENTS:
         raise NotSupportedError(
-            f"{_text(shape)} is more than random values are made for",
+            f"{shape_text(shape)} is more than random values are made for",
             source=f"input {spec.name!r}",
             hint="--no-verify skips the comparison",
         )
@@ -231,24 +225,3 @@ def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -
         source=f"input {spec.name!r}",
         hint="give the inputs yourself (inputs=...)",
     )
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The numpy dtype of that name, those of ml_dtypes included."""
-    import ml_dtypes
-
-    extended = getattr(ml_dtypes, name, None)
-    return np.dtype(name if extended is None else extended)
-
-
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether the type is a real floating-point type, those of ml_dtypes included."""
-    import ml_dtypes
-
-    if dtype.kind == "f":
-        return True
-    try:
-        ml_dtypes.finfo(dtype)
-    except ValueError:
-        return False
-    return dtype.kind not in "c"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from convbn.bench.report.markdown import COMMENT_BYTES, escaped, fitted
 from convbn.bench.report.terminal import aligned, wrap
 from convbn.bench.results.compare import Change, ComparedResults
-from convbn.bench.results.text import clean, plural, ratio_text, seconds_text
+from convbn.common.text import clean, plural, ratio_text, seconds_text
 
 __all__ = ["markdown", "terminal", "verdict_sentences"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
-from convbn.bench.results.text import clean, percent, plural, seconds_text, shape_text
+from convbn.common.text import clean, percent, plural, seconds_text, shape_text
 
 __all__ = [
     "batchnorm_sentence",
@@ -172,7 +172,7 @@ def _case_lines(case: Mapping[str, Any], label: str) -> Iterator[tuple[str, str]
         if side["sha256"]:
             yield f"SHA-256 of {clean(side['path'] or side['name'])}", clean(side["sha256"])
     shapes = [
-        f"{clean(spec['name'])}: {clean(spec['dtype'], 20)} {shape_text(spec['shape'])}"
+        f"{clean(spec['name'])}: {clean(spec['dtype'], 20)} {shape_text(spec['shape'], '×')}"
         for spec in case["inputs"]
     ]
     if shapes:

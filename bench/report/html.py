@@ -9,7 +9,7 @@ from typing import Any
 from convbn.bench.report.facts import title_of
 from convbn.bench.report.page import charts, folds, ground, models, outputs, results
 from convbn.bench.report.page.elements import document
-from convbn.bench.results.text import clean, plural
+from convbn.common.text import clean, plural
 
 __all__ = ["MOST_BYTES", "render"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from convbn.bench.results.text import clean
+from convbn.common.text import clean
 
 __all__ = ["render"]
 

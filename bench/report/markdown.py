@@ -17,7 +17,7 @@ from convbn.bench.report.facts import (
     total_batchnorms,
 )
 from convbn.bench.results.comparisons import case_label, comparisons, measured
-from convbn.bench.results.text import clean, number, ratio_text, seconds_text
+from convbn.common.text import clean, number, ratio_text, seconds_text
 
 __all__ = ["COMMENT_BYTES", "escaped", "fitted", "render"]
 

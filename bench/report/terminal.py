@@ -16,7 +16,8 @@ from convbn.bench.report.facts import (
     total_batchnorms,
 )
 from convbn.bench.results.comparisons import case_label, measured
-from convbn.bench.results.text import clean, number, ratio_text, seconds_text
+from convbn.common.tables import columns
+from convbn.common.text import clean, number, ratio_text, seconds_text
 
 __all__ = ["aligned", "render", "wrap"]
 
@@ -73,15 +74,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def aligned(cells: Sequence[Sequence[str]], *, left: int) -> list[str]:
     """A table with a line below its head; the first ``left`` columns are text, the others numbers."""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return [lines[0], "  ".join("─" * width for width in widths), *lines[1:]]
+    rule = ["─" * max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return columns([cells[0], rule, *cells[1:]], left=left)
 
 
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:

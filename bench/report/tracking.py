@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convbn.bench.results.comparisons import measured
-from convbn.bench.results.text import clean
+from convbn.common.text import clean
 
 __all__ = ["bencher", "github"]
 

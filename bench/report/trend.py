@@ -18,7 +18,7 @@ from convbn.bench.report.page.elements import (
     tag,
 )
 from convbn.bench.results.history import History, Machine, Series
-from convbn.bench.results.text import clean, plural, ratio_text, seconds_text
+from convbn.common.text import clean, plural, ratio_text, seconds_text
 
 __all__ = ["render"]
 

@@ -9,11 +9,12 @@ report says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from convbn.bench.results.statistics import CONFIDENCE, RESAMPLES, Ratio
-from convbn.bench.results.text import clean
+from convbn.common.encoding import JsonReady
+from convbn.common.text import clean
 from convbn.errors import BadInputError
 
 __all__ = [
@@ -35,7 +36,7 @@ class MachineDiffersError(BadInputError):
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(JsonReady):
     """One side in one runtime of one case, before and after.
 
     Attributes:
@@ -63,13 +64,9 @@ class Change:
     verdict: ChangeVerdict
     yardstick: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class ComparedResults:
+class ComparedResults(JsonReady):
     """What changed between two results.
 
     Attributes:
@@ -81,14 +78,6 @@ class ComparedResults:
     changes: tuple[Change, ...]
     machine: tuple[str, ...]
     software: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "changes": [change.to_dict() for change in self.changes],
-            "machine": list(self.machine),
-            "software": list(self.software),
-        }
 
 
 def machine_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

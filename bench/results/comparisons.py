@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convbn.bench.results.text import clean, plural
+from convbn.common.text import clean, plural
 
 __all__ = ["Comparison", "Summary", "case_label", "comparisons", "geometric_mean", "measured", "summaries"]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from convbn.bench.results.compare import Change, compare
 from convbn.bench.results.read import read_result
-from convbn.bench.results.text import clean
+from convbn.common.text import clean
 from convbn.errors import BadInputError, ConvBNError, FileAccessError
 
 __all__ = ["History", "Machine", "Run", "Series", "read_history"]

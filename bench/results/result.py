@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from convbn.bench.equivalence.compare import Equality
 from convbn.bench.results.statistics import Latency, Ratio
 from convbn.bench.runtimes.nvml import GpuFacts
+from convbn.common.encoding import JsonReady
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -28,7 +29,7 @@ Verdict: TypeAlias = Literal["baseline", "faster", "slower", "no difference dete
 
 
 @dataclass(frozen=True)
-class ModelFile:
+class ModelFile(JsonReady):
     """One side: its name, and path, SHA-256 and size in bytes if it came from a file.
 
     A model that lies only in memory has no path; ``bytes`` is then what its weights take.
@@ -39,13 +40,9 @@ class ModelFile:
     sha256: str | None = None
     bytes: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"name": self.name, "path": self.path, "sha256": self.sha256, "bytes": self.bytes}
-
 
 @dataclass(frozen=True)
-class Row:
+class Row(JsonReady):
     """One side in one runtime.
 
     Attributes:
@@ -71,40 +68,20 @@ class Row:
     status: Literal["measured", "not measured"]
     reason: str | None = None
     equality: Equality | None = None
-    latency: Latency | None = None
-    throughput: float | None = None
+    latency: Latency | None = field(default=None, metadata={"json": "latency_seconds"})
+    throughput: float | None = field(default=None, metadata={"json": "throughput_per_second"})
     block_seconds: tuple[float, ...] = ()
     calls_per_block: int | None = None
     warm: bool | None = None
     ratio: Ratio | None = None
     verdict: Verdict | None = None
-    peak_memory: int | None = None
+    peak_memory: int | None = field(default=None, metadata={"json": "peak_memory_bytes"})
     load_seconds: float | None = None
     gpu: GpuFacts | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "runtime": self.runtime,
-            "side": self.side,
-            "status": self.status,
-            "reason": self.reason,
-            "equality": None if self.equality is None else self.equality.to_dict(),
-            "latency_seconds": None if self.latency is None else self.latency.to_dict(),
-            "throughput_per_second": self.throughput,
-            "block_seconds": list(self.block_seconds),
-            "calls_per_block": self.calls_per_block,
-            "warm": self.warm,
-            "ratio": None if self.ratio is None else self.ratio.to_dict(),
-            "verdict": self.verdict,
-            "peak_memory_bytes": self.peak_memory,
-            "load_seconds": self.load_seconds,
-            "gpu": None if self.gpu is None else self.gpu.to_dict(),
-        }
-
 
 @dataclass(frozen=True)
-class RuntimeControl:
+class RuntimeControl(JsonReady):
     """What one runtime calls a difference on this machine.
 
     Attributes:
@@ -119,18 +96,9 @@ class RuntimeControl:
     noise_floor: float | None = None
     note: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "runtime": self.runtime,
-            "control": None if self.control is None else self.control.to_dict(),
-            "noise_floor": self.noise_floor,
-            "note": self.note,
-        }
-
 
 @dataclass(frozen=True)
-class Case:
+class Case(JsonReady):
     """One model under one set of conditions.
 
     Attributes:
@@ -157,24 +125,9 @@ class Case:
     runtimes: tuple[RuntimeControl, ...]
     fold: Mapping[str, Any] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "batch": self.batch,
-            "precision": self.precision,
-            "threads": self.threads,
-            "inputs": [dict(spec) for spec in self.inputs],
-            "sides": [side.to_dict() for side in self.sides],
-            "rows": [row.to_dict() for row in self.rows],
-            "runtimes": [control.to_dict() for control in self.runtimes],
-            "fold": None if self.fold is None else dict(self.fold),
-        }
 
-
-@dataclass(frozen=True)
-class BenchResult:
+@dataclass(frozen=True, kw_only=True)
+class BenchResult(JsonReady):
     """Everything a report is made from.
 
     Attributes:
@@ -188,28 +141,15 @@ class BenchResult:
         extra: further facts for the reports, each ``{"label": …, "value": …}``.
     """
 
-    cases: tuple[Case, ...]
-    options: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    schema_version: str = field(default=SCHEMA_VERSION, init=False)
+    title: str | None = None
     created: str
     seconds: float
-    title: str | None = None
     command: str | None = None
-    extra: Sequence[Mapping[str, str]] = field(default_factory=tuple)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON by the published schema."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "title": self.title,
-            "created": self.created,
-            "seconds": self.seconds,
-            "command": self.command,
-            "options": dict(self.options),
-            "environment": dict(self.environment),
-            "extra": [dict(fact) for fact in self.extra],
-            "cases": [case.to_dict() for case in self.cases],
-        }
+    options: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    extra: Sequence[Mapping[str, str]] = ()
+    cases: tuple[Case, ...]
 
 
 def case_id(name: str, batch: int | None, precision: str, threads: int | None, taken: Sequence[str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from convbn.common.encoding import JsonReady
 
 __all__ = ["Latency", "Ratio", "latency", "paired_ratio"]
 
@@ -18,7 +20,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(JsonReady):
     """Distribution of the time of one inference, in seconds, nothing left out.
 
     Attributes:
@@ -38,13 +40,9 @@ class Latency:
     cv: float
     n: int
 
-    def to_dict(self) -> dict[str, float | int]:
-        """JSON-ready."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(JsonReady):
     """Median of paired time ratios with its bootstrap interval.
 
     Attributes:
@@ -70,10 +68,6 @@ class Ratio:
     def farthest_from_one(self) -> float:
         """How far from 1 the interval reaches, either way."""
         return max(abs(self.low - 1.0), abs(self.high - 1.0))
-
-    def to_dict(self) -> dict[str, float | int]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def latency(seconds: Sequence[float] | FloatArray) -> Latency:

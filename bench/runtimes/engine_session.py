@@ -13,10 +13,11 @@ from typing import Any, Self
 import numpy as np
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.models.inputs import Array, Feeds, dtype_of
+from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
 from convbn.bench.runtimes.gpu_stream import GpuStream
 from convbn.bench.runtimes.nvml import GpuMode
+from convbn.common.dtypes import dtype_of
 from convbn.errors import ConvBNError
 
 __all__ = ["load_library", "open_session"]

@@ -7,8 +7,10 @@ answer a question, there is None instead of a number.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+from convbn.common.encoding import JsonReady
 
 __all__ = ["L2", "GpuFacts", "GpuMode", "GpuReading", "read_gpu", "throttle_names", "throttled"]
 
@@ -31,7 +33,7 @@ _THROTTLING = {
 
 
 @dataclass(frozen=True)
-class GpuReading:
+class GpuReading(JsonReady):
     """What NVML said at one moment.
 
     Attributes:
@@ -48,14 +50,9 @@ class GpuReading:
     power_watts: float | None = None
     throttle_reasons: tuple[str, ...] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        reasons = None if self.throttle_reasons is None else list(self.throttle_reasons)
-        return asdict(self) | {"throttle_reasons": reasons}
-
 
 @dataclass(frozen=True)
-class GpuFacts:
+class GpuFacts(JsonReady):
     """How a GPU was driven, and its state before and after the timing.
 
     Attributes:
@@ -71,16 +68,6 @@ class GpuFacts:
     l2: L2
     before: GpuReading | None = None
     after: GpuReading | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "device": self.device,
-            "mode": self.mode,
-            "l2": self.l2,
-            "before": None if self.before is None else self.before.to_dict(),
-            "after": None if self.after is None else self.after.to_dict(),
-        }
 
 
 def read_gpu(bus_id: str) -> GpuReading | None:

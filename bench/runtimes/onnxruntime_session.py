@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from convbn.bench.models.errors import KernelMissingError, ModelFormMissingError, SessionError
-from convbn.bench.models.inputs import Array, Feeds, dtype_of
+from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
 from convbn.bench.runtimes.onnxruntime_providers import PROVIDERS, import_onnxruntime, require_provider
+from convbn.common.dtypes import dtype_of
 
 if TYPE_CHECKING:
     from convbn.bench.runtimes.gpu_stream import GpuStream

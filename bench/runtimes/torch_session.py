@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.models.inputs import Array, Feeds, dtype_of
+from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
+from convbn.common.dtypes import dtype_name, dtype_of
 
 if TYPE_CHECKING:
     import torch
@@ -224,7 +225,7 @@ def _array(leaf: Any) -> Array:
     if not isinstance(leaf, torch.Tensor):
         return np.asarray(leaf)
     tensor = leaf.detach().cpu().contiguous()
-    dtype = dtype_of(str(tensor.dtype).removeprefix("torch."))
+    dtype = dtype_of(dtype_name(tensor))
     if dtype.isbuiltin == 1:
         return tensor.numpy()
     carrier = {1: torch.uint8, 2: torch.int16}[dtype.itemsize]

@@ -1,13 +1,12 @@
 """The command line: arguments in, an exit code out.
 
-Only this module and :mod:`convbn.errors` are imported before the arguments are known to make sense, so
-``convbn --help`` and usage errors load no framework.
+Only this module, :mod:`convbn.errors` and :mod:`convbn.common` are imported before the arguments are known to
+make sense, so ``convbn --help`` and usage errors load no framework.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import traceback
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from convbn.common.garbage import seldom_collected
 from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError, NotSupportedError
 
 __all__ = ["EXIT_INTERRUPTED", "main", "parser"]
@@ -22,9 +22,6 @@ __all__ = ["EXIT_INTERRUPTED", "main", "parser"]
 EXIT_INTERRUPTED = 130
 EXIT_BUG = 70
 """EX_SOFTWARE of sysexits.h: not the user's doing."""
-
-_COLLECT_AFTER = 100_000
-"""Objects, where Python's default is some hundreds."""
 
 _EXITS = """exit codes: 0 ok, 1 a check or gate failed, 2 usage, 3 bad input, 4 not supported here,
 5 a file could not be read or written, 70 a bug in convbn, 130 interrupted"""
@@ -237,15 +234,13 @@ def _engine_arguments(export: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(_without_bench(arguments))
-    # What a command makes lives until it ends: looking for cycles as often as by default finds nothing.
-    gc.set_threshold(_COLLECT_AFTER)
     try:
         if options.verb == "export":
             from convbn.commands.precision_options import check_precision
 
             check_precision(options)
-        command = import_module(f"convbn.commands.{options.verb}")
-        code = int(command.run(options))
+        with seldom_collected():
+            code = int(import_module(f"convbn.commands.{options.verb}").run(options))
         sys.stdout.flush()
     except ConvBNError as error:
         if error.source is None and isinstance(error, BadInputError | CheckFailedError):
@@ -297,6 +292,6 @@ def _fail(text: str, code: int, *, debug: bool) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    from convbn.console import printable
+    from convbn.common.text import printable
 
     return printable(" ".join(str(error).split()))

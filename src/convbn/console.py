@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import textwrap
 import time
@@ -12,19 +11,15 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
+from convbn.common.tables import columns
+from convbn.common.text import printable
+
 if TYPE_CHECKING:
     from convbn.fuse.report import Report
 
-__all__ = ["Console", "printable"]
+__all__ = ["Console"]
 
 _WIDTH = 100
-# C0 and C1 controls, line separators and everything that reorders text: a model's names are not trusted.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def printable(text: object) -> str:
-    """``text`` with what would move the cursor, colour or reorder the line made visible."""
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", str(text))
 
 
 class Console:
@@ -52,14 +47,10 @@ class Console:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A plain table; the first column is text, the others are aligned to the right."""
-        cells = [[printable(cell) for cell in row] for row in (header, *rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-        for index, row in enumerate(cells):
-            line = "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            self.title(line) if index == 0 else self.say(line)
+        head, *lines = columns([[printable(cell) for cell in row] for row in (header, *rows)])
+        self.title(head)
+        for line in lines:
+            self.say(line)
 
     def report(self, report: Report, *, would: bool = False) -> None:
         """What a fold did: counts, every BatchNorm that stays with its reason, and the proof."""

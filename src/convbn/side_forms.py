@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.dtypes import FLOATS
 from convbn.errors import ConvBNError, NotSupportedError
 from convbn.sides import Subject, loaded_model
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["converted", "with_engines"]
 
-_TORCH_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: Samples that int8 ranges are found on; random ones say little about a trained model, however many.
 _CALIBRATION_SAMPLES = 4
 
@@ -113,12 +113,12 @@ def _converted_module(side: Side, precision: str) -> Any:
 
     import torch
 
-    if precision not in _TORCH_TYPES or isinstance(side.module, torch.export.ExportedProgram):
+    if precision not in FLOATS or isinstance(side.module, torch.export.ExportedProgram):
         return None
-    return copy.deepcopy(side.module).to(getattr(torch, _TORCH_TYPES[precision]))  # type: ignore[union-attr]  # a module
+    return copy.deepcopy(side.module).to(getattr(torch, FLOATS[precision]))  # type: ignore[union-attr]  # a module
 
 
 def _cast(value: Any, precision: str) -> Any:
     import torch
 
-    return value.to(getattr(torch, _TORCH_TYPES[precision])) if value.is_floating_point() else value
+    return value.to(getattr(torch, FLOATS[precision])) if value.is_floating_point() else value

@@ -19,7 +19,7 @@ from convbn.bench.measure import protocol
 from convbn.bench.report import html, junit, markdown, terminal, tracking
 from convbn.bench.report.facts import sentences, title_of
 from convbn.bench.results.comparisons import case_label, geometric_mean, summaries
-from convbn.bench.results.text import bytes_text, clean, seconds_text
+from convbn.common.text import bytes_text, clean, seconds_text
 
 SCHEMA = json.loads((Path(str(protocol.__file__)).parents[1] / "bench-result.schema.json").read_text())
 Render = Callable[[dict[str, Any]], str]

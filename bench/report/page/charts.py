@@ -8,7 +8,7 @@ from typing import Any
 from convbn.bench.report.page import marks
 from convbn.bench.report.page.elements import esc, section
 from convbn.bench.results.comparisons import measured
-from convbn.bench.results.text import seconds_text
+from convbn.common.text import seconds_text
 
 __all__ = ["HOW_TO_READ", "charts", "latencies"]
 

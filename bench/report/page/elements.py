@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from convbn.bench.report.page.style import CSS
-from convbn.bench.results.text import clean
+from convbn.common.text import clean
 
 __all__ = [
     "NO_BREAK",

@@ -9,7 +9,7 @@ from typing import Any
 from convbn.bench.report.facts import batchnorm_sentence, fold_groups, total_batchnorms
 from convbn.bench.report.page import marks
 from convbn.bench.report.page.elements import esc, more, section, simple_table
-from convbn.bench.results.text import clean
+from convbn.common.text import clean
 
 __all__ = ["batchnorms", "layers"]
 

@@ -12,7 +12,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from convbn.bench.results.text import clean, ratio_text, seconds_text
+from convbn.common.text import clean, ratio_text, seconds_text
 
 __all__ = ["Axis", "axis_labels", "box", "interval", "ratio_axis", "shares", "sparkline", "time_axis"]
 

@@ -10,7 +10,7 @@ from convbn.bench.report.facts import batchnorm_sentence
 from convbn.bench.report.page import charts, folds
 from convbn.bench.report.page.elements import cells, esc, more, notes, scroll, section
 from convbn.bench.results.comparisons import case_label, measured
-from convbn.bench.results.text import bytes_text, seconds_text
+from convbn.common.text import bytes_text, seconds_text
 
 __all__ = ["models", "numbers"]
 

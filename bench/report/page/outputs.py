@@ -9,7 +9,7 @@ from typing import Any
 from convbn.bench.report.facts import equality_entries
 from convbn.bench.report.page.elements import cells, esc, more, scroll, section, tag
 from convbn.bench.results.comparisons import case_label
-from convbn.bench.results.text import number, shape_text
+from convbn.common.text import number, shape_text
 
 __all__ = ["equality"]
 
@@ -71,7 +71,7 @@ def _rows(what: str, entry: Mapping[str, Any], columns: Mapping[str, str], limit
         )
         start = empty
     for output in entry["outputs"][:limit]:
-        kind = f"{esc(output['dtype'])} {shape_text(output['shape'])}"
+        kind = f"{esc(output['dtype'])} {shape_text(output['shape'], '×')}"
         errors = cells(("num", name, _value(output, key)) for name, key in columns.items())
         body.append(f'{start}<td class="name">{esc(output["name"])} <small>{kind}</small></td>{errors}</tr>')
         start = empty

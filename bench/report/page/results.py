@@ -20,7 +20,7 @@ from convbn.bench.report.page.elements import (
     tag,
 )
 from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
-from convbn.bench.results.text import percent, ratio_text, seconds_text
+from convbn.common.text import percent, ratio_text, seconds_text
 
 __all__ = ["facts", "gates", "results", "verdicts"]
 

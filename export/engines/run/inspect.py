@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+from convbn.common.encoding import JsonReady
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.engines.backends.logs import collect
 from convbn.export.engines.errors import EngineMismatchError, NoGpuError
@@ -20,7 +21,7 @@ __all__ = ["EngineReport", "inspect_engine"]
 
 
 @dataclass(frozen=True)
-class EngineReport:
+class EngineReport(JsonReady):
     """What is known of an engine file.
 
     Attributes:
@@ -41,10 +42,6 @@ class EngineReport:
     layers: tuple[LayerInfo, ...] | None = None
     no_layers: str | None = None
     schema_version: str = field(default="1", init=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
 
 def inspect_engine(path: str | os.PathLike[str], *, trust: bool = False) -> EngineReport:

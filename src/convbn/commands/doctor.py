@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from convbn.commands.shared import write_json
+from convbn.common.text import one_line
 from convbn.console import Console
 from convbn.errors import ConvBNError
 
@@ -98,10 +99,8 @@ def _package(module: str, distribution: str, required: bool, purpose: str, hint:
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken package raises whatever its parts raise
-        cause = " ".join(str(error).split()) or type(error).__name__
-        return Part(
-            distribution, installed, False, required, f"does not import: {cause[:160]}", _mend(module, hint)
-        )
+        cause = f"does not import: {one_line(error, 160)}"
+        return Part(distribution, installed, False, required, cause, _mend(module, hint))
     return Part(distribution, installed, True, required, purpose)
 
 
@@ -143,7 +142,7 @@ def _runtimes() -> Iterator[Part]:
         except ConvBNError as error:
             yield Part(name, None, False, False, error.cause, error.hint)
         except Exception as error:  # a runtime that is there and does not run is what doctor is for
-            yield Part(name, None, False, False, f"does not run: {' '.join(str(error).split())[:160]}")
+            yield Part(name, None, False, False, f"does not run: {one_line(error, 160)}")
         else:
             yield Part(name, None, True, False, "measures and verifies")
 

@@ -23,7 +23,8 @@ from convbn.commands.shared import (
     source_options,
     write_json,
 )
-from convbn.console import Console, printable
+from convbn.common.text import printable
+from convbn.console import Console
 from convbn.errors import UsageError
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report

@@ -7,7 +7,8 @@ import argparse
 from convbn.bench.report import trend
 from convbn.bench.results.history import read_history
 from convbn.commands.shared import write_text
-from convbn.console import Console, printable
+from convbn.common.text import printable
+from convbn.console import Console
 
 __all__ = ["run"]
 

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.shared import console_of, write_json
-from convbn.console import Console, printable
+from convbn.common.text import printable
+from convbn.console import Console
 from convbn.errors import ConvBNError, UsageError
 
 if TYPE_CHECKING:

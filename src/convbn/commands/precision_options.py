@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from convbn.console import Console, printable
+from convbn.common.text import printable
+from convbn.console import Console
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
+from convbn.common.progress import bar
 from convbn.console import Console
 
 __all__ = ["BuildProgress"]
-
-_CELLS = 20
 
 
 class BuildProgress:
@@ -23,7 +22,6 @@ class BuildProgress:
 
     def __call__(self, phase: str, done: int, steps: int) -> None:
         """Draw; called by the build for every step."""
-        full = round(_CELLS * done / steps) if steps else 0
         seconds = time.monotonic() - self._start
-        bar = "#" * full + "." * (_CELLS - full)
-        self._console.progress(f"building [{bar}] {phase} {done}/{steps}, {seconds:.0f} s")
+        share = done / steps if steps else 0.0
+        self._console.progress(f"building [{bar(share)}] {phase} {done}/{steps}, {seconds:.0f} s")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.shared import write_json, write_text
-from convbn.console import Console, printable
+from convbn.common.text import printable
+from convbn.console import Console
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
 from convbn.sides import SELF_FUSED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from convbn.commands.shared import console_of, source_options, write_json
-from convbn.console import printable
+from convbn.common.text import printable
 from convbn.sources import open_source
 
 __all__ = ["run"]

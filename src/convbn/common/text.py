@@ -1,22 +1,24 @@
-"""Values as text: names that may be hostile, times, sizes, ratios.
+"""Values as text: names that may be hostile, errors, shapes, times, sizes, ratios.
 
-All text that comes from a model, a path or an error goes through :func:`clean`: names are chosen by
-whoever made the file.
+All text that comes from a model, a path or an error goes through :func:`clean` or :func:`printable`: names
+are chosen by whoever made the file.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = [
     "bytes_text",
     "clean",
-    "into_text",
+    "first_line",
     "number",
+    "one_line",
     "percent",
     "plural",
+    "printable",
     "ratio_text",
     "seconds_text",
     "shape_text",
@@ -25,6 +27,14 @@ __all__ = [
 _NAME_LIMIT = 120
 #: Categories that draw nothing or move what is drawn: controls, bidi overrides, surrogates, separators.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def printable(text: object, mark: str = "\\u{:04x}") -> str:
+    """``text`` with what would move the cursor, colour or reorder the line made visible by ``mark``."""
+    raw = str(text)
+    if raw.isprintable():
+        return raw
+    return "".join(mark.format(ord(c)) if unicodedata.category(c) in _INVISIBLE else c for c in raw)
 
 
 def clean(text: object, limit: int = _NAME_LIMIT) -> str:
@@ -42,11 +52,26 @@ def clean(text: object, limit: int = _NAME_LIMIT) -> str:
     if len(raw) > limit:
         half = limit // 2
         raw = f"{raw[:half]}…{raw[len(raw) - half :]}"
-    raw = " ".join(raw.split())
-    shown = "".join(
-        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _INVISIBLE else char for char in raw
-    )
+    shown = printable(" ".join(raw.split()), "⟨U+{:04X}⟩")
     return shown if len(shown) <= limit * 2 else f"{shown[: limit * 2]}…"
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """The message of an error as one line, its class where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def first_line(error: object, limit: int | None = None) -> str:
+    """The first line of an error's message that says something, its class where none does."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:limit]
+
+
+def shape_text(shape: Iterable[int | None] | None, times: str = "x") -> str:
+    """A shape as ``1x3x224x224``; ``?`` for an open dimension, which is None or −1."""
+    if shape is None:
+        return "unknown rank"
+    return times.join("?" if size in (None, -1) else str(size) for size in shape) or "scalar"
 
 
 def seconds_text(value: float) -> str:
@@ -82,16 +107,6 @@ def percent(share: float) -> str:
 def ratio_text(ratio: Mapping[str, Any]) -> str:
     """A time ratio, never without its interval: ``0.787 [0.781, 0.793]``."""
     return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as ``1×3×224×224``."""
-    return "×".join(str(size) for size in shape) or "scalar"
-
-
-def into_text(into: str | Sequence[str]) -> str:
-    """The nodes that took a BatchNorm in."""
-    return clean(into if isinstance(into, str) else ", ".join(into), 200)
 
 
 def plural(count: int, noun: str) -> str:

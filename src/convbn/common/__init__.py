@@ -1,0 +1,1 @@
+"""What every room needs: text for people, JSON, tables, number types, how far something is."""
