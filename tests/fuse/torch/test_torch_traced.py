@@ -11,7 +11,7 @@ import torch.fx
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import nn
 
-from convbn.fuse.frontends.torch.modules.instrument import prepare
+from convbn.fuse.frontends.torch.modules.instrument import instrument
 from convbn.fuse.frontends.torch.tracing.trace import trace
 from convbn.fuse.refusal import Reason
 
@@ -47,7 +47,7 @@ def test_an_augmented_assignment_writes_to_every_name(randomised, fold, differen
     outcome = fold(model)
     assert outcome.kept["norms.0"] is Reason.NO_PRODUCER  # forward is a scale that nobody else reads
     assert difference(model, outcome.model, X) < 2e-6
-    graph = trace(prepare(copy.deepcopy(model))).find_nodes(op="call_function", target=operator.imul)
+    graph = trace(instrument(copy.deepcopy(model))).find_nodes(op="call_function", target=operator.imul)
     assert len(graph) == 1
 
 
@@ -348,7 +348,7 @@ def test_a_batchnorm_that_cannot_be_traced_stays_whole(randomised, fold, differe
     model = randomised(
         nn.Sequential(nn.Conv2d(4, 6, 1), Activated(6), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), Deciding(6))
     )
-    graph = trace(prepare(copy.deepcopy(model)))
+    graph = trace(instrument(copy.deepcopy(model)))
     leaves = {str(node.target) for node in graph.find_nodes(op="call_module", target="4")}
     assert leaves == {"4"}
     assert not graph.find_nodes(op="call_module", target="1")

@@ -14,7 +14,7 @@ from convbn.fuse.view.dataflow import Constant
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["number", "seen_as_tensor", "to_array", "to_tensor", "why_not_constant"]
+__all__ = ["as_tensor", "number", "to_array", "to_tensor", "why_not_constant"]
 
 
 @cache
@@ -58,7 +58,7 @@ def to_array(tensor: torch.Tensor) -> NDArray[Any]:
     return bits.view(ml_dtypes.bfloat16)
 
 
-def seen_as_tensor(array: NDArray[Any]) -> torch.Tensor:
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     """The numbers of an array as a tensor in the same memory, if they are not strewn about."""
     import torch
 
@@ -71,7 +71,7 @@ def to_tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """A new tensor with the numbers of ``array``, on the device and in the memory format of ``like``."""
     import torch
 
-    source = seen_as_tensor(array)
+    source = as_tensor(array)
     plain = like.detach()
     if tuple(array.shape) == tuple(plain.shape):
         tensor = torch.empty_like(plain, dtype=source.dtype, memory_format=torch.preserve_format)

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError, UsageError
 from convbn.fuse.frontends.frontend import Applied, Capture
-from convbn.fuse.frontends.torch.capture.program import hidden_batchnorms, program_source
-from convbn.fuse.frontends.torch.capture.recorded import (
-    RECORDED,
-    own_buffers,
-    own_inputs,
+from convbn.fuse.frontends.torch.capture.dispatch_trace import (
+    DISPATCH_TRACED,
+    cloned_inputs,
+    dispatch_graph,
     record,
-    recorded_source,
+    with_own_buffers,
 )
+from convbn.fuse.frontends.torch.capture.program import hidden_batchnorms, program_graph
 from convbn.fuse.frontends.torch.edit.module import edit_module
-from convbn.fuse.frontends.torch.graph_view.build import Drawing, Source, draw, innermost
-from convbn.fuse.frontends.torch.limits.locks import add_locks
+from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, build_view, innermost
+from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
 from convbn.fuse.frontends.torch.modules.copies import checked, duplicate, first_line
-from convbn.fuse.frontends.torch.modules.instrument import Prepared, prepare
-from convbn.fuse.frontends.torch.tracing.trace import trace, traced_source
+from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
+from convbn.fuse.frontends.torch.tracing.trace import trace, traced_graph
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Bypass, Edit
@@ -71,82 +71,82 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
         )
     inner = checked(module)
     taken = _traced(inner) if example_inputs is None else _exported(inner, example_inputs)
-    prepared, source, how = taken.prepared, taken.source, taken.how
-    unreachable = list(taken.unreachable)
-    drawing = draw(source)
-    unreachable.extend(_unreached(prepared, drawing, {kept.name for kept in unreachable}))
+    graph_view = build_view(taken.captured)
+    unreachable = [*taken.unreachable, *_unreached(taken, graph_view)]
 
     @cache
-    def spelled() -> Source | None:
+    def as_written() -> CapturedGraph | None:
         if taken.traced:
-            return source
+            return taken.captured
         try:
-            return _traced(inner).source
+            return _traced(inner).captured
         except BadInputError:
             return None
 
-    add_locks(prepared, drawing, source, spelled)
+    constrain_edits(taken.instrumented, graph_view, taken.captured, as_written)
 
     def apply(edits: Sequence[Edit]) -> Applied:
         gone = sum(isinstance(edit, Bypass) for edit in edits)
-        return Applied(edit_module(inner, edits), drawing.nodes - gone)
+        return Applied(edit_module(inner, edits), graph_view.nodes - gone)
 
     return Capture(
-        view=drawing.view,
-        nodes=drawing.nodes,
+        view=graph_view.view,
+        nodes=graph_view.nodes,
         apply=apply,
         unreachable=unreachable,
-        how=how,
+        how=taken.how,
         seconds=time.perf_counter() - begun,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What one way of capturing gave."""
+    """A module's graph, taken in one of three ways.
 
-    prepared: Prepared
-    source: Source
+    Attributes:
+        instrumented: the copy that was captured.
+        captured: its graph.
+        how: what the capture proves, as the report says it.
+        unreachable: BatchNorms that the graph does not show.
+        traced: whether the graph comes from symbolic tracing.
+    """
+
+    instrumented: Instrumented
+    captured: CapturedGraph
     how: str
     unreachable: tuple[Kept, ...] = ()
     traced: bool = False
 
 
 def _traced(module: torch.nn.Module) -> _Taken:
-    prepared = prepare(duplicate(module, share=True))
-    graph = trace(prepared)
-    source = traced_source(prepared, graph, paths=_first_names(prepared))
-    return _Taken(prepared, source, _TRACED, traced=True)
+    instrumented = instrument(duplicate(module, share=True))
+    return _Taken(instrumented, traced_graph(instrumented, trace(instrumented)), _TRACED, traced=True)
 
 
 def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Taken:
     """By torch.export; where that fails by tracing, and where that fails too from one run."""
     import torch
 
-    prepared = prepare(duplicate(module, share=True))
+    instrumented = instrument(duplicate(module, share=True))
     try:
         # A region under no_grad is part of the main graph when gradients are off anyway.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about this copy, which nobody else sees
-            program = torch.export.export(prepared.module, example_inputs, strict=False)
+            program = torch.export.export(instrumented.module, example_inputs, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
-        return _otherwise(module, example_inputs, first_line(error))
-    paths = _first_names(prepared)
-    source = program_source(program, absent=prepared.trials, graph_form=False, paths=paths)
-    return _Taken(prepared, source, _EXPORTED, tuple(hidden_batchnorms(program)))
+        return _without_export(module, example_inputs, first_line(error))
+    captured = program_graph(program, **instrumented.facts)
+    return _Taken(instrumented, captured, _EXPORTED, tuple(hidden_batchnorms(program)))
 
 
-def _otherwise(module: torch.nn.Module, example_inputs: tuple[Any, ...], cause: str) -> _Taken:
+def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], cause: str) -> _Taken:
     _check_run(module, example_inputs)
     try:
         taken = _traced(module)
     except BadInputError:
-        copied = duplicate(module, share=True)
-        own_buffers(copied)
-        prepared = prepare(copied)
-        graph = record(prepared.module, example_inputs)
-        source = recorded_source(prepared, graph, absent=prepared.trials, paths=_first_names(prepared))
-        return _Taken(prepared, source, RECORDED.format(cause=cause))
+        instrumented = instrument(with_own_buffers(module))
+        captured = dispatch_graph(instrumented, record(instrumented.module, example_inputs))
+        return _Taken(instrumented, captured, DISPATCH_TRACED.format(cause=cause))
     return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")
 
 
@@ -154,11 +154,9 @@ def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None
     """Tell a forward that no tracer takes from one that does not run on these inputs at all."""
     import torch
 
-    copied = duplicate(module, share=True)
-    own_buffers(copied)
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            copied(*own_inputs(example_inputs))
+            with_own_buffers(module)(*cloned_inputs(example_inputs))
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
             f"its forward fails on the example inputs ({first_line(error)})",
@@ -167,21 +165,16 @@ def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None
         ) from error
 
 
-def _first_names(prepared: Prepared) -> dict[str, str]:
-    """The first name of each module, by all its names."""
-    first: dict[int, str] = {}
-    return {path: first.setdefault(id(part), path) for path, part in prepared.parts.items()}
-
-
-def _unreached(prepared: Prepared, drawing: Drawing, hidden: set[str]) -> Iterator[Kept]:
+def _unreached(taken: _Taken, graph_view: GraphView) -> Iterator[Kept]:
     """BatchNorm modules that stand behind no node of the view."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    shown = {innermost(node.handle) for node in drawing.view.batchnorms()} | hidden
-    for path, part in prepared.module.named_modules():
+    shown = {innermost(node.handle) for node in graph_view.view.batchnorms()}
+    shown.update(kept.name for kept in taken.unreachable)
+    for path, part in taken.instrumented.module.named_modules():
         if not isinstance(part, _BatchNorm) or path in shown:
             continue
-        if path in prepared.called:
+        if path in taken.instrumented.called:
             yield Kept(path, Reason.NOT_A_MODULE, f"the forward of {type(part).__name__} calls no batch_norm")
         else:
             yield Kept(path, Reason.NEVER_CALLED, "the forward that was captured does not call it")

@@ -11,10 +11,15 @@ from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.capture.functionalize import functional_graph, writers
-from convbn.fuse.frontends.torch.graph_view.build import Source, draw, innermost
+from convbn.fuse.frontends.torch.graph_view.build import (
+    CapturedGraph,
+    build_view,
+    innermost,
+    written_while_running,
+)
 from convbn.fuse.frontends.torch.graph_view.constants import computed_in, reshaped_in
 from convbn.fuse.plan.plan import Kept
-from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Edit
 from convbn.fuse.view.ops import BatchNorm
 
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     import torch.fx
     from torch.export import ExportedProgram
 
-__all__ = ["capture_program", "hidden_batchnorms", "program_source", "state_names", "state_of"]
+__all__ = ["capture_program", "hidden_batchnorms", "program_graph", "state_names", "state_of"]
 
 
 def capture_program(program: ExportedProgram) -> Capture:
@@ -45,18 +50,18 @@ def capture_program(program: ExportedProgram) -> Capture:
             f"{type(program).__name__} is not an ExportedProgram", hint="make one with torch.export.export"
         )
     begun = time.perf_counter()
-    source, module, pure = _functional(program)
-    drawing = draw(program_source(source, module.graph, pure=pure))
+    functional, module, pure = _functional(program)
+    graph_view = build_view(program_graph(functional, module.graph, pure=pure))
 
     def apply(edits: Sequence[Edit]) -> Applied:
         from convbn.fuse.frontends.torch.edit.program import edit_program
 
-        edited = edit_program(source, module, edits)
-        return Applied(edited, draw(program_source(edited)).nodes)
+        edited = edit_program(functional, module, edits)
+        return Applied(edited, build_view(program_graph(edited)).nodes)
 
     return Capture(
-        view=drawing.view,
-        nodes=drawing.nodes,
+        view=graph_view.view,
+        nodes=graph_view.nodes,
         apply=apply,
         unreachable=hidden_batchnorms(program),
         how=_HOW if pure else f"{_HOW} It writes to tensors in place in a way that keeps most folds out.",
@@ -84,13 +89,15 @@ def _functional(program: ExportedProgram) -> tuple[ExportedProgram, torch.fx.Gra
     return lowered, lowered.graph_module, not writers(lowered.graph, set(state_names(lowered)))
 
 
-def program_source(program: ExportedProgram, graph: torch.fx.Graph | None = None, **facts: Any) -> Source:
+def program_graph(
+    program: ExportedProgram, graph: torch.fx.Graph | None = None, **facts: Any
+) -> CapturedGraph:
     """A program's main graph and what is known about it.
 
     Args:
         program: with the tensors.
-        graph: the one to draw, if it is not the program's own; with the same placeholders.
-        facts: further fields of :class:`Source`.
+        graph: the one to take, if it is not the program's own; with the same placeholders.
+        facts: further fields of :class:`CapturedGraph`.
     """
     graph = program.graph if graph is None else graph
     names = state_names(program, graph)
@@ -98,16 +105,13 @@ def program_source(program: ExportedProgram, graph: torch.fx.Graph | None = None
     written = {names[node] for node in written_nodes(graph) if node in names}
     written |= set(signature.buffers_to_mutate.values())
     written |= set(getattr(signature, "parameters_to_mutate", {}).values())
-    refused = {
-        name: Refusal(Reason.WEIGHT_NOT_CONSTANT, f"'{name}' is written to while the model runs")
-        for name in written
-    }
+    refused = {name: written_while_running(name) for name in written}
     state = state_of(program)
     if facts.get("graph_form", True):
         facts["computed"] = computed_in({node: state[name] for node, name in names.items()})
     else:
         facts["computed"] = reshaped_in
-    return Source(graph, state, names, map_aten, refused=refused, **facts)
+    return CapturedGraph(graph, state, names, map_aten, refused=refused, **facts)
 
 
 def state_names(program: ExportedProgram, graph: torch.fx.Graph | None = None) -> dict[torch.fx.Node, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.torch.calls.tensors import seen_as_tensor, to_tensor
-from convbn.fuse.frontends.torch.limits.locks import Site
+from convbn.fuse.frontends.torch.calls.tensors import as_tensor, to_tensor
 from convbn.fuse.frontends.torch.modules.copies import duplicate
 from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, SetConstant
@@ -16,7 +16,24 @@ from convbn.fuse.view.edits import Edit, SetConstant
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["adopt", "edit_module"]
+__all__ = ["EditSite", "adopt", "edit_module"]
+
+
+@dataclass(frozen=True, slots=True)
+class EditSite:
+    """Where in a module the edits of a node are made.
+
+    Attributes:
+        parameters: by slot, the qualified name of the tensor there, or of the one to add.
+        path: the module that a BatchNorm is; None where it is none.
+        kept: names of the module's children that stay when the BatchNorm goes, in calling order.
+        out_of_place: paths of modules that must no longer work in place then.
+    """
+
+    parameters: Mapping[int, str] = field(default_factory=dict)
+    path: str | None = None
+    kept: tuple[str, ...] = ()
+    out_of_place: tuple[str, ...] = ()
 
 
 def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Module:
@@ -34,12 +51,12 @@ def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Modu
         _set(edited, edit.node.handle, edit.slot, edit.constant)
     instead: dict[int, torch.nn.Module] = {}
     for other in edits:
-        site: Site = other.node.handle
+        site: EditSite = other.node.handle
         if not isinstance(other, SetConstant) and site.path is not None:
-            for path in site.quiet:
+            for path in site.out_of_place:
                 setattr(edited.get_submodule(path), "inplace", False)  # noqa: B010 - unknown to nn.Module
             part = edited.get_submodule(site.path)
-            instead[id(part)] = _rest(part, site.remainder)
+            instead[id(part)] = _replacement(part, site.kept)
     for parent in list(edited.modules()) if instead else ():
         for name, child in parent._modules.items():
             if id(child) in instead:
@@ -85,7 +102,7 @@ def _tensor(module: torch.nn.Module, path: str) -> torch.Tensor | None:
     return found
 
 
-def _set(module: torch.nn.Module, site: Site, slot: int, constant: Constant) -> None:
+def _set(module: torch.nn.Module, site: EditSite, slot: int, constant: Constant) -> None:
     """Write into the tensor at a slot, or add the parameter where there is none."""
     import torch
 
@@ -101,7 +118,7 @@ def _set(module: torch.nn.Module, site: Site, slot: int, constant: Constant) -> 
                 constant.write(target)
                 return
         with torch.no_grad():
-            current.copy_(seen_as_tensor(constant.array().reshape(current.shape)))
+            current.copy_(as_tensor(constant.array().reshape(current.shape)))
         return
     values = constant.array()
     sibling = owner._parameters.get("weight")
@@ -112,15 +129,15 @@ def _set(module: torch.nn.Module, site: Site, slot: int, constant: Constant) -> 
     owner._parameters[name] = torch.nn.Parameter(to_tensor(values, like), requires_grad=trains)
 
 
-def _rest(part: torch.nn.Module, remainder: tuple[str, ...]) -> torch.nn.Module:
+def _replacement(part: torch.nn.Module, kept: tuple[str, ...]) -> torch.nn.Module:
     """What remains of a BatchNorm: nothing, or the children that it called."""
     import torch
 
-    children = OrderedDict((name, _not_in_place(getattr(part, name))) for name in remainder)
+    children = OrderedDict((name, _not_in_place(getattr(part, name))) for name in kept)
     idle = all(type(child) is torch.nn.Identity for child in children.values())
-    rest = torch.nn.Identity() if idle else torch.nn.Sequential(children)
-    rest.training = part.training
-    return rest
+    new = torch.nn.Identity() if idle else torch.nn.Sequential(children)
+    new.training = part.training
+    return new
 
 
 def _not_in_place(child: torch.nn.Module) -> torch.nn.Module:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["Drawing", "Source", "draw", "innermost", "stack"]
+__all__ = ["CapturedGraph", "GraphView", "build_view", "innermost", "stack", "written_while_running"]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CapturedGraph:
     """A graph, and what is known about it.
 
     Attributes:
@@ -70,19 +70,19 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class GraphView:
     """A view, and the way back to the graph it shows.
 
     Attributes:
         view: each node's handle is the graph node.
         values: the value that a graph node stands for.
-        on_trial: the name of the tensor that would stand in an empty slot.
+        on_trial: by node and empty slot, the name of the tensor that would stand there.
         nodes: number of operator calls.
     """
 
     view: View
     values: Mapping[torch.fx.Node, Value]
-    on_trial: Mapping[tuple[Node, int], str]
+    on_trial: Mapping[Node, Mapping[int, str]]
     nodes: int
 
 
@@ -97,27 +97,32 @@ def innermost(node: torch.fx.Node) -> str:
     return paths[-1] if paths else ""
 
 
-def draw(source: Source) -> Drawing:
+def written_while_running(name: str) -> Refusal:
+    """Why a tensor that the model writes to is no constant."""
+    return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"'{name}' is written to while the model runs")
+
+
+def build_view(captured: CapturedGraph) -> GraphView:
     """Build the view of a graph."""
-    return _Draughtsman(source).draw()
+    return _ViewBuilder(captured).build()
 
 
-class _Draughtsman:
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._mapped = {node: source.mapper(node) for node in source.graph.nodes}
+class _ViewBuilder:
+    def __init__(self, captured: CapturedGraph) -> None:
+        self._captured = captured
+        self._mapped = {node: captured.mapper(node) for node in captured.graph.nodes}
         self._values: dict[torch.fx.Node, Value] = {}
         self._state: dict[int, Value] = {}
-        self._on_trial: dict[tuple[Node, int], str] = {}
+        self._on_trial: dict[Node, dict[int, str]] = {}
         self._nodes: list[Node] = []
         self._taken: set[str] = set()
-        self._numberless: set[torch.fx.Node] = set()
-        self._memory = Memory(source.graph, source.shows)
-        self._tangled: set[torch.fx.Node] = set()
+        self._metadata_only: set[torch.fx.Node] = set()
+        self._memory = Memory(captured.graph, captured.shows)
+        self._ambiguous: set[torch.fx.Node] = set()
         self._own = self._own_names()
 
-    def draw(self) -> Drawing:
-        for node in self._source.graph.nodes:
+    def build(self) -> GraphView:
+        for node in self._captured.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self._values[node] = self._input(node)
             elif node.op == "output":
@@ -127,21 +132,21 @@ class _Draughtsman:
             elif not self._skipped(node):
                 self._call(node)
         for node, value in self._values.items():
-            if self._memory.base(node) in self._tangled and node not in self._source.names:
+            if self._memory.base(node) in self._ambiguous and node not in self._captured.names:
                 value.observed = value.observed or _WRITTEN
-        for drawn in self._nodes:
-            _settle_axis(drawn)
-        view = View(self._nodes, pure=self._source.pure, replaceable=self._source.graph_form)
-        return Drawing(view, self._values, self._on_trial, len(self._nodes))
+        for made in self._nodes:
+            _settle_axis(made)
+        view = View(self._nodes, pure=self._captured.pure, replaceable=self._captured.graph_form)
+        return GraphView(view, self._values, self._on_trial, len(self._nodes))
 
     def _skipped(self, node: torch.fx.Node) -> bool:
         """Nodes that are no computation of their own; most are another name for a value."""
-        checks = bool(node.all_input_nodes) and self._numberless.issuperset(node.all_input_nodes)
-        if checks or self._source.metadata(node):
-            self._numberless.add(node)
+        checks = bool(node.all_input_nodes) and self._metadata_only.issuperset(node.all_input_nodes)
+        if checks or self._captured.metadata(node):
+            self._metadata_only.add(node)
             return True
-        handed_on = self._source.handed_on(node)
-        if handed_on is not None and handed_on not in self._source.names:
+        handed_on = self._captured.handed_on(node)
+        if handed_on is not None and handed_on not in self._captured.names:
             self._values[node] = self._values[handed_on]
             return True
         if node.target is operator.getitem and node in self._values:
@@ -150,109 +155,107 @@ class _Draughtsman:
         return bool(users) and all(user is not None and user.through is node for user in users)
 
     def _input(self, node: torch.fx.Node) -> Value:
-        name = self._source.names.get(node)
+        name = self._captured.names.get(node)
         if name is not None:
             return self._tensor(name)
-        return Value(node.name, self._source.shape(node))
+        return Value(node.name, self._captured.shape(node))
 
     def _tensor(self, name: str) -> Value:
         """The value of a parameter, one for all its names."""
-        tensor = self._source.state[name]
+        tensor = self._captured.state[name]
         value = self._state.get(id(tensor))
         if value is not None:
             return value
         shape = tuple(getattr(tensor, "shape", ()))
         value = Value(name, shape)
-        value.not_constant = self._source.refused.get(name) or why_not_constant(name, tensor)
+        value.not_constant = self._captured.refused.get(name) or why_not_constant(name, tensor)
         if value.not_constant is None:
-            value.constant = Constant(shape, lambda: to_array(tensor), cloneable=self._source.graph_form)
+            value.constant = Constant(shape, lambda: to_array(tensor), cloneable=self._captured.graph_form)
         self._state[id(tensor)] = value
         return value
 
     def _call(self, node: torch.fx.Node) -> None:
-        if self._source.computed is not None:
-            constant = self._source.computed(node, self._values)
+        if self._captured.computed is not None:
+            constant = self._captured.computed(node, self._values)
             if constant is not None:
                 self._values[node] = constant
                 return
         mapped = self._mapped[node]
         if mapped is None:
             inputs = [self._values.get(read) for read in node.all_input_nodes]
-            drawn = Node(self._name(node), Other(label(node)), list(inputs), [], handle=node)
+            made = Node(self._name(node), Other(label(node)), list(inputs), [], handle=node)
         else:
-            drawn = Node(self._name(node), mapped.op, [], [], handle=node)
+            made = Node(self._name(node), mapped.op, [], [], handle=node)
             for slot, read in enumerate(mapped.slots):
-                drawn.inputs.append(self._at(drawn, slot, read))
-        for slot, value in enumerate(drawn.inputs):
+                made.inputs.append(self._at(made, slot, read))
+        for slot, value in enumerate(made.inputs):
             if value is not None:
-                value.readers.append(Reader(drawn, slot))
-        self._outputs(node, drawn)
-        product = isinstance(drawn.op, Linear) and mapped is not None and mapped.names[BIAS:] == (None,)
-        if product and not (self._source.graph_form and drawn.outputs[0].rank == 2):
-            drawn.locks[BIAS] = Refusal(
-                Reason.NO_BIAS, f"{drawn.label} has no bias, and no rank 2 to become an addmm"
+                value.readers.append(Reader(made, slot))
+        self._outputs(node, made)
+        product = isinstance(made.op, Linear) and mapped is not None and mapped.names[BIAS:] == (None,)
+        if product and not (self._captured.graph_form and made.outputs[0].rank == 2):
+            made.locks[BIAS] = Refusal(
+                Reason.NO_BIAS, f"{made.label} has no bias, and no rank 2 to become an addmm"
             )
-        self._write(node, drawn)
-        self._nodes.append(drawn)
+        self._write(node, made)
+        self._nodes.append(made)
 
-    def _at(self, drawn: Node, slot: int, read: torch.fx.Node | str | float | None) -> Value | None:
+    def _at(self, made: Node, slot: int, read: torch.fx.Node | str | float | None) -> Value | None:
         if read is None:
             return None
         if isinstance(read, int | float):
-            value = Value(f"{drawn.name}.{slot}", ())
-            value.constant = number(read, drawn.handle.meta.get("val"))
+            value = Value(f"{made.name}.{slot}", ())
+            value.constant = number(read, made.handle.meta.get("val"))
             return value
-        name = read if isinstance(read, str) else self._source.names.get(read)
-        if name is not None and name in self._source.absent:
-            self._on_trial[drawn, slot] = name
+        name = read if isinstance(read, str) else self._captured.names.get(read)
+        if name is not None and name in self._captured.absent:
+            self._on_trial.setdefault(made, {})[slot] = name
             return None
         return self._tensor(read) if isinstance(read, str) else self._values.get(read)
 
-    def _outputs(self, node: torch.fx.Node, drawn: Node) -> None:
+    def _outputs(self, node: torch.fx.Node, made: Node) -> None:
         parts: dict[torch.fx.Node, Any] = {
             user: user.args[1] for user in node.users if user.target is operator.getitem
         }
-        shapes = self._parts(node, drawn, parts.values())
+        shapes = self._parts(node, made, parts.values())
         if shapes is None:
-            value = Value(node.name, self._source.shape(node), drawn)
+            value = Value(node.name, self._captured.shape(node), made)
             self._values[node] = value
-            drawn.outputs.append(value)
+            made.outputs.append(value)
             return
-        drawn.outputs.extend(
-            Value(f"{node.name}.{index}", shape, drawn) for index, shape in enumerate(shapes)
-        )
+        made.outputs.extend(Value(f"{node.name}.{index}", shape, made) for index, shape in enumerate(shapes))
         for user, index in parts.items():
-            self._values[user] = drawn.outputs[index]
+            self._values[user] = made.outputs[index]
 
-    def _parts(self, node: torch.fx.Node, drawn: Node, asked: Iterable[Any]) -> list[Shape | None] | None:
+    def _parts(self, node: torch.fx.Node, made: Node, asked: Iterable[Any]) -> list[Shape | None] | None:
         """The shapes of a node's several results; None where it has one."""
         value = node.meta.get("val")
         if isinstance(value, tuple | list):
             return [fixed_shape(part) for part in value]
-        if not isinstance(drawn.op, Split) or value is not None:
+        if not isinstance(made.op, Split) or value is not None:
             return None
         # Of a traced call the pieces are known by who asks for them.
         wanted = sorted({index for index in asked if isinstance(index, int)})
         whole = wanted == list(range(len(wanted))) and len(wanted) == len(node.users)
         if not whole:
-            drawn.op = Other(label(node))
-        pieces = self._source.shape(node)
+            made.op = Other(label(node))
+        pieces = self._captured.shape(node)
         return [pieces] * len(wanted) if whole else None
 
-    def _write(self, node: torch.fx.Node, drawn: Node) -> None:
+    def _write(self, node: torch.fx.Node, made: Node) -> None:
         """Whoever reads a tensor after ``node`` has written to it reads another value."""
-        for written in self._source.writes(node):
+        for written in self._captured.writes(node):
             old = self._values.get(written)
-            if old is None or written in self._source.names:
+            if old is None or written in self._captured.names:
                 continue  # what is written to a parameter is refused by its name
-            if self._source.shows(node) is written and drawn.outputs:
-                new = drawn.outputs[0]
+            if self._captured.shows(node) is written and made.outputs:
+                new = made.outputs[0]
             else:
-                new = Value(f"{written.name}.written", old.shape, drawn)
-                drawn.outputs.append(new)
+                new = Value(f"{written.name}.written", old.shape, made)
+                made.outputs.append(new)
             base = self._memory.base(written)
             if any(self._values.get(o) is not old for o in self._memory.others_read_after(written, node)):
-                self._tangled.add(base)
+                self._ambiguous.add(base)
                 old.observed = _WRITTEN
             if base.op in ("placeholder", "get_attr"):
                 new.observed = "written into an input of the model"
@@ -262,14 +265,14 @@ class _Draughtsman:
         """Names for the calls that are all there is to a module: the module's path."""
         names: dict[torch.fx.Node, str] = {}
         calls: dict[str, int] = {}
-        paths = self._source.paths
+        paths = self._captured.paths
         for node, mapped in self._mapped.items():
             path = innermost(node)
             path = paths.get(path, path)
             if mapped is None or not path or not isinstance(mapped.op, _NAMED):
                 continue
             named = (
-                key if isinstance(key, str) else self._source.names.get(key)
+                key if isinstance(key, str) else self._captured.names.get(key)
                 for key in mapped.slots
                 if key is not None and not isinstance(key, int | float)
             )

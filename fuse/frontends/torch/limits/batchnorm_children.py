@@ -1,7 +1,8 @@
-"""What a BatchNorm module does beside normalising, proven on the captured graph.
+"""Which children of a BatchNorm module stay when it goes, proven on the captured graph.
 
 A module may go if its forward normalises its one input, hands the result through children one after
-the other (a dropout, an activation) and returns it. The children are then what remains of it.
+the other (a dropout, an activation) and returns it. Those children then
+take its place.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.calls.schema import is_marker, only_metadata
 from convbn.fuse.frontends.torch.graph_view.build import innermost
-from convbn.fuse.frontends.torch.modules.instrument import Prepared
+from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.layers import plain_forward
 from convbn.fuse.frontends.torch.tracing.trace import only_shape
 from convbn.fuse.refusal import Reason, Refusal
@@ -18,20 +19,20 @@ from convbn.fuse.refusal import Reason, Refusal
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["Remainders"]
+__all__ = ["BatchNormChildren"]
 
 
-class Remainders:
+class BatchNormChildren:
     """Answers for one captured graph.
 
     Args:
         graph: with markers at the entries and exits of BatchNorms and their children.
-        prepared: the module it was captured from.
+        instrumented: the module it was captured from.
     """
 
-    def __init__(self, graph: torch.fx.Graph, prepared: Prepared) -> None:
-        self._prepared = prepared
-        self._parts = prepared.parts
+    def __init__(self, graph: torch.fx.Graph, instrumented: Instrumented) -> None:
+        self._instrumented = instrumented
+        self._parts = instrumented.parts
         self._looks_only: set[torch.fx.Node] = set()
         self._own: dict[str, list[torch.fx.Node]] = {}
         for node in graph.nodes:
@@ -43,7 +44,7 @@ class Remainders:
                 self._own.setdefault(innermost(node), []).append(node)
 
     def of(self, node: torch.fx.Node) -> tuple[str, ...] | Refusal:
-        """Names of the children that remain when the BatchNorm behind ``node`` goes, in calling order."""
+        """Names of the children that stay when the BatchNorm behind ``node`` goes, in calling order."""
         if node.op == "call_module":
             part = self._parts[str(node.target)]
             if plain_forward(part):
@@ -55,7 +56,11 @@ class Remainders:
         markers = [other for other in own if is_marker(other)]
         if not markers:
             return _stays(f"batch_norm is called in the forward of '{path or 'the model'}', which does more")
-        if path in self._prepared.opaque or len(markers) != 2 or node.all_input_nodes[0] is not markers[0]:
+        if (
+            path in self._instrumented.opaque
+            or len(markers) != 2
+            or node.all_input_nodes[0] is not markers[0]
+        ):
             return _stays(f"'{path}' does more than normalise its one input")
         children = None if {*own} - {*markers, node} else self._chain(path, node, markers[1])
         if children is None:
@@ -65,27 +70,27 @@ class Remainders:
     def _chain(self, path: str, node: torch.fx.Node, end: torch.fx.Node) -> tuple[str, ...] | None:
         """The children that hand ``node`` on to ``end``, None where anything else happens to it."""
         names = {id(child): name for name, child in self._parts[path].named_children()}
-        remaining: list[str] = []
+        kept: list[str] = []
         current = node
         while True:
             users = [user for user in current.users if user not in self._looks_only]
             if len(users) != 1:
                 return None
             if users[0] is end:
-                return tuple(remaining)
+                return tuple(kept)
             child = innermost(users[0])
             name = names.get(id(self._parts[child]))
-            left = self._left(child, users[0])
-            if name is None or name in remaining or left is None:
+            result = self._result(child, users[0])
+            if name is None or name in kept or result is None:
                 return None
-            remaining.append(name)
-            current = left
+            kept.append(name)
+            current = result
 
-    def _left(self, child: str, entry: torch.fx.Node) -> torch.fx.Node | None:
+    def _result(self, child: str, entry: torch.fx.Node) -> torch.fx.Node | None:
         """What a child gives for its one input, where ``entry`` is the call of it or its first marker."""
         if entry.op == "call_module":
             return entry if len(entry.args) == 1 and not entry.kwargs else None
-        if not is_marker(entry) or child in self._prepared.opaque:
+        if not is_marker(entry) or child in self._instrumented.opaque:
             return None
         # A child with one tensor in and one out has two markers a call: entries and exits alternate.
         markers = [other for other in self._own[child] if is_marker(other)]

@@ -1,11 +1,9 @@
-"""Copies of a module: one that shares its tensors, to look at, and one of its own, to edit."""
+"""Copies of a module, with its own tensors or with shared ones, and what cannot be copied or folded."""
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Iterable
-from types import BuiltinFunctionType, FunctionType, NoneType
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
@@ -76,83 +74,44 @@ def _is_sharding(part: torch.nn.Module) -> bool:
     return any(kind.__module__.startswith(homes) for kind in type(part).__mro__)
 
 
-def duplicate(module: torch.nn.Module, *, share: bool, blank: Iterable[torch.Tensor] = ()) -> torch.nn.Module:
+def duplicate(
+    module: torch.nn.Module,
+    *,
+    share: bool,
+    blank: Iterable[torch.Tensor] = (),
+    memo: Mapping[int, Any] | None = None,
+) -> torch.nn.Module:
     """A copy of a module.
 
     Args:
         module: what to copy; it is not touched.
         share: let the copy hold the very parameters and buffers of the original.
         blank: parameters of which the copy needs all but the numbers, since they will be written anyway.
+        memo: what stands in the copy instead of some objects, by their ids, as for ``copy.deepcopy``.
 
     Raises:
         BadInputError: the module cannot be copied.
     """
     import torch
 
-    memo: dict[int, Any] = {}
+    memo = dict(memo or {})
     for part in module.modules():
         for attribute in vars(part).values():
             if isinstance(attribute, torch.Tensor) and attribute.grad_fn is not None:
                 # What a hook computes from parameters has a history, which deepcopy refuses to copy.
                 memo[id(attribute)] = attribute.detach().clone()
     if share:
-        memo.update({id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+        tensors = (*module.parameters(), *module.buffers())
+        memo = {id(tensor): tensor for tensor in tensors} | memo
     for tensor in blank:
         if type(tensor) is torch.nn.Parameter:
             empty = torch.empty_like(tensor.detach(), memory_format=torch.preserve_format)
             memo[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad)
     try:
-        return _copied(module, memo) if _plain(module) else copy.deepcopy(module, memo)
+        return copy.deepcopy(module, memo)
     except Exception as error:  # whatever an attribute of the user's class raises
         raise BadInputError(
             f"the module cannot be copied ({first_line(error)})",
             source=type(module).__name__,
             hint="remove the attribute that copy.deepcopy cannot copy",
         ) from error
-
-
-_ATOMS = (int, float, bool, str, bytes, complex, NoneType, type, FunctionType, BuiltinFunctionType)
-
-
-def _plain(module: torch.nn.Module) -> bool:
-    """Whether every part is copied by what stands in its ``__dict__``, as ``nn.Module`` is."""
-    import torch
-
-    base = torch.nn.Module
-    for kind in {type(part) for part in module.modules()}:
-        inherited = (
-            getattr(kind, "__deepcopy__", None) is None
-            and kind.__reduce_ex__ is object.__reduce_ex__
-            and kind.__reduce__ is object.__reduce__
-            and kind.__getstate__ is base.__getstate__
-            and getattr(kind, "__getnewargs__", None) is None
-            and getattr(kind, "__getnewargs_ex__", None) is None
-            and not any("__slots__" in vars(parent) for parent in kind.__mro__)
-        )
-        # A state that is set otherwise fills in what older files lack, which objects in memory have.
-        home = next(parent for parent in kind.__mro__ if "__setstate__" in vars(parent))
-        if not inherited or kind.__new__ is not object.__new__ or not home.__module__.startswith("torch."):
-            return False
-    return issubclass(type(module), base)
-
-
-def _copied(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
-    """What ``copy.deepcopy`` gives, without its way over pickling for every module."""
-    parts = list(module.modules())
-    for part in parts:
-        memo[id(part)] = object.__new__(type(part))
-    for part in parts:
-        state = vars(memo[id(part)])
-        for name, value in vars(part).items():
-            if name == "_compiled_call_impl":
-                continue  # what was compiled is the original
-            if isinstance(value, _ATOMS) or (
-                isinstance(value, tuple) and all(isinstance(v, _ATOMS) for v in value)
-            ):
-                state[name] = value
-            elif type(value) in (dict, OrderedDict, set) and not value:
-                state[name] = type(value)()
-            else:
-                state[name] = copy.deepcopy(value, memo)
-    found: torch.nn.Module = memo[id(module)]
-    return found

@@ -1,4 +1,4 @@
-"""What is put on a module's copy before its dataflow is captured, so that the graph answers more.
+"""Instrumentation of a module's copy before its dataflow is captured: trial biases and markers.
 
 * A **trial bias** of zeros where a layer has none: if the graph reads it, the layer's forward would use
   the bias that a fold adds; no type has to be trusted.
@@ -16,14 +16,14 @@ from convbn.fuse.frontends.torch.modules.custom_batchnorms import layout_of, rea
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prepared", "is_batchnorm_like", "is_hooked", "prepare"]
+__all__ = ["Instrumented", "instrument", "is_batchnorm_like", "is_hooked"]
 
 _MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A copy of a module that is ready to be captured.
+class Instrumented:
+    """A copy of a module, ready to be captured.
 
     Attributes:
         module: it shares its tensors with the original.
@@ -41,6 +41,18 @@ class Prepared:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     opaque: set[str] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a graph of the module says no better: its trial tensors, and one path for each of its parts."""
+        first: dict[int, str] = {}
+        paths = {path: first.setdefault(id(part), path) for path, part in self.parts.items()}
+        return {"absent": self.trials, "graph_form": False, "paths": paths}
+
+    @property
+    def tensor_names(self) -> dict[int, str]:
+        """The first name of each tensor, by its id."""
+        return {id(tensor): name for name, tensor in reversed(self.tensors.items())}
 
 
 def is_hooked(part: torch.nn.Module) -> bool:
@@ -62,25 +74,25 @@ def is_batchnorm_like(part: torch.nn.Module) -> bool:
     return isinstance(part, _BatchNorm) or "running_mean" in part._buffers
 
 
-def prepare(module: torch.nn.Module) -> Prepared:
+def instrument(module: torch.nn.Module) -> Instrumented:
     """Put trial biases and markers on ``module``, which must be a copy."""
     hooked = frozenset(path for path, part in module.named_modules() if is_hooked(part))
     own = {id(part) for part in module.modules() if layout_of(part) is not None}
     read_as_batchnorm(module)
-    prepared = Prepared(module, frozenset(_add_trials(module)), hooked)
+    instrumented = Instrumented(module, frozenset(_add_trials(module)), hooked)
     norms = [part for part in module.modules() if is_batchnorm_like(part) or id(part) in own]
     wanted = {id(part) for norm in norms for part in (norm, *norm.children())}
     for path, part in list(module.named_modules()):
         part._backward_hooks.clear()  # they change no number, and cannot be captured
         part._backward_pre_hooks.clear()
         if id(part) in wanted or path in hooked:
-            _mark(prepared, path, part)
-    prepared.parts.update(module.named_modules(remove_duplicate=False))
-    for path, part in prepared.parts.items():
+            _mark(instrumented, path, part)
+    instrumented.parts.update(module.named_modules(remove_duplicate=False))
+    for path, part in instrumented.parts.items():
         prefix = f"{path}." if path else ""
         for held in (part._parameters, part._buffers):
-            prepared.tensors.update((prefix + name, t) for name, t in held.items() if t is not None)
-    return prepared
+            instrumented.tensors.update((prefix + name, t) for name, t in held.items() if t is not None)
+    return instrumented
 
 
 def _add_trials(module: torch.nn.Module) -> list[str]:
@@ -111,7 +123,7 @@ def _add_trials(module: torch.nn.Module) -> list[str]:
     return added
 
 
-def _mark(prepared: Prepared, path: str, part: torch.nn.Module) -> None:
+def _mark(instrumented: Instrumented, path: str, part: torch.nn.Module) -> None:
     import torch
     import torch.fx
     from torch.utils import _pytree as pytree
@@ -124,16 +136,16 @@ def _mark(prepared: Prepared, path: str, part: torch.nn.Module) -> None:
     def enter(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return None  # the branch of a conditional, which may leave no traces and is not edited
-        prepared.called.add(path)
+        instrumented.called.add(path)
         if kwargs or len(args) != 1 or not isinstance(args[0], tensors):
-            prepared.opaque.add(path)
+            instrumented.opaque.add(path)
         return marked(args), marked(kwargs)
 
     def leave(_: torch.nn.Module, args: tuple[Any, ...], result: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return None
         if not isinstance(result, tensors):
-            prepared.opaque.add(path)
+            instrumented.opaque.add(path)
         return marked(result)
 
     part.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)

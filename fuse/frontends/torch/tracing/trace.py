@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_through, schema_of, shown_by
-from convbn.fuse.frontends.torch.graph_view.build import Source
+from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
 from convbn.fuse.frontends.torch.modules.copies import first_line
-from convbn.fuse.frontends.torch.modules.instrument import Prepared, is_batchnorm_like
+from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import layer_of, plain_forward
 from convbn.fuse.frontends.torch.tracing.aten_names import AUGMENTED, named_call, writes_in_place
 from convbn.fuse.frontends.torch.tracing.nodes import TracedCalls
@@ -24,32 +24,30 @@ if TYPE_CHECKING:
 
 Parts = Mapping[str, "torch.nn.Module"]
 
-__all__ = ["only_shape", "trace", "traced_source"]
+__all__ = ["only_shape", "trace", "traced_graph"]
 
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _SHAPE_METHODS = ("size", "dim", "ndimension", "numel", "stride", "get_device")
 
 
-def trace(prepared: Prepared) -> torch.fx.Graph:
-    """The graph of a prepared module, by symbolic tracing.
+def trace(instrumented: Instrumented) -> torch.fx.Graph:
+    """The graph of a instrumented module, by symbolic tracing.
 
     Raises:
         BadInputError: the forward branches on what only a run knows, or does something else FX cannot trace.
     """
     import torch.fx
 
-    module = prepared.module
-    names: dict[int, str] = {}
-    for name, tensor in prepared.tensors.items():
-        names.setdefault(id(tensor), name)
+    module = instrumented.module
+    names = instrumented.tensor_names
 
     class Tracer(torch.fx.Tracer):
-        """Stops at layers whose forward is known; ``wary``, also at BatchNorms that cannot be traced."""
+        """Stops at layers whose forward is known, and at unknown BatchNorms if it is told to."""
 
         # Otherwise tracing itself would update the counters of the module at hand.
         proxy_buffer_attributes = True
-        wary = False
+        unknown_batchnorms = False
 
         def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
             return _in_place_proxy()(node, self)
@@ -58,7 +56,7 @@ def trace(prepared: Prepared) -> torch.fx.Graph:
             if layer_of(part) is not None or plain_forward(part):
                 return True
             if is_batchnorm_like(part):
-                return self.wary and "forward" not in vars(part) and not _traceable(part)
+                return self.unknown_batchnorms and "forward" not in vars(part) and not _traceable(part)
             return super().is_leaf_module(part, path)
 
         def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -75,7 +73,7 @@ def trace(prepared: Prepared) -> torch.fx.Graph:
             return Tracer().trace(module)
         except Exception:  # the user's code may raise anything; the second try says what is wrong
             tracer = Tracer()
-            tracer.wary = True
+            tracer.unknown_batchnorms = True
             return tracer.trace(module)
     except Exception as error:  # whatever the user's forward raises when run on proxies
         raise BadInputError(
@@ -112,10 +110,10 @@ def _traceable(part: torch.nn.Module) -> bool:
     return True
 
 
-def traced_source(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> Source:
-    """A traced graph and what is known about it; ``facts`` are further fields of :class:`Source`."""
-    parts = prepared.parts
-    state: dict[str, Any] = dict(prepared.tensors)
+def traced_graph(instrumented: Instrumented, graph: torch.fx.Graph) -> CapturedGraph:
+    """A traced graph and what is known about it."""
+    parts = instrumented.parts
+    state: dict[str, Any] = dict(instrumented.tensors)
     refused: dict[str, Refusal] = {}
     names: dict[torch.fx.Node, str] = {}
     for node in graph.nodes:
@@ -142,20 +140,18 @@ def traced_source(prepared: Prepared, graph: torch.fx.Graph, **facts: Any) -> So
                 Reason.WEIGHT_NOT_CONSTANT,
                 f"the forward uses '{name}' too, perhaps to write to it (example inputs tell)",
             )
-    return Source(
+    return CapturedGraph(
         graph,
         state,
         names,
         mapper,
         refused=refused,
-        absent=prepared.trials,
-        graph_form=False,
         metadata=only_shape,
         handed_on=identity,
         writes=writes,
         shows=cache(lambda node: _shows(parts, node, identity(node), writes(node))),
         shape=shapes.of,
-        **facts,
+        **instrumented.facts,
     )
 
 

@@ -1,23 +1,27 @@
-"""What a module's code does not let an edit do, stated on the view as locks."""
+"""Edits that the graph of a module would allow and the module does not: shared tensors, hooks, replaced forwards.
+
+Each is stated on the view, as a lock of the node that would be edited or as a value that somebody observes.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.calls.schema import is_marker
-from convbn.fuse.frontends.torch.graph_view.build import Drawing, Source, innermost, stack
-from convbn.fuse.frontends.torch.limits.batchnorm_children import Remainders
-from convbn.fuse.frontends.torch.limits.inplace import Overwriting
+from convbn.fuse.frontends.torch.edit.module import EditSite
+from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, innermost, stack
+from convbn.fuse.frontends.torch.limits.batchnorm_children import BatchNormChildren
+from convbn.fuse.frontends.torch.limits.inplace import InplaceWrites
 from convbn.fuse.frontends.torch.modules.hidden_state import (
     kept_in_attributes,
     overlapping,
     patched_forwards,
     stored_tensors,
 )
-from convbn.fuse.frontends.torch.modules.instrument import Prepared
+from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.layers import plain_forward
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
@@ -33,40 +37,26 @@ from convbn.fuse.view.ops import (
 )
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-__all__ = ["Site", "add_locks"]
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where in a module the edits of a node are made.
-
-    Attributes:
-        parameters: by slot, the qualified name of the tensor there, or of the one to add.
-        path: the module that a BatchNorm is; None where it is none.
-        remainder: names of the module's children that stay when the BatchNorm goes, in calling order.
-        quiet: paths of modules that must no longer work in place then.
-    """
-
-    parameters: Mapping[int, str] = field(default_factory=dict)
-    path: str | None = None
-    remainder: tuple[str, ...] = ()
-    quiet: tuple[str, ...] = ()
+__all__ = ["constrain_edits"]
 
 
-def add_locks(
-    prepared: Prepared, drawing: Drawing, source: Source, spelled: Callable[[], Source | None]
+def constrain_edits(
+    instrumented: Instrumented,
+    graph_view: GraphView,
+    captured: CapturedGraph,
+    as_written: Callable[[], CapturedGraph | None],
 ) -> None:
-    """Lock every edit that the module does not allow, and give each node its :class:`Site`.
+    """Lock every edit that the module does not allow, and give each node its :class:`EditSite`.
 
     Args:
-        prepared: the module.
-        drawing: of ``source``.
-        source: what was captured.
-        spelled: see :class:`Overwriting`.
+        instrumented: the module.
+        graph_view: of ``captured``.
+        captured: the graph of the module.
+        as_written: see :class:`InplaceWrites`.
     """
-    _Locksmith(prepared, drawing, source, spelled).work()
+    _EditConstraints(instrumented, graph_view, captured, as_written).state()
 
 
 def _slots(node: Node) -> tuple[int, ...]:
@@ -85,68 +75,67 @@ def _between(before: list[str], behind: list[str]) -> set[str]:
     return (set(before) ^ set(behind)) | set([path for path in before if path in behind][-1:] or [""])
 
 
-class _Locksmith:
+class _EditConstraints:
     def __init__(
-        self, prepared: Prepared, drawing: Drawing, source: Source, spelled: Callable[[], Source | None]
+        self,
+        instrumented: Instrumented,
+        graph_view: GraphView,
+        captured: CapturedGraph,
+        as_written: Callable[[], CapturedGraph | None],
     ) -> None:
-        self._prepared = prepared
-        self._spelled = spelled
-        self._module = prepared.module
-        self._parts = prepared.parts
-        self._drawing = drawing
-        self._source = source
-        self._graph = source.graph
-        self._tensors = prepared.tensors
-        self._on_trial: dict[Node, dict[int, str]] = {}
-        for (node, slot), name in drawing.on_trial.items():
-            self._on_trial.setdefault(node, {})[slot] = name
+        self._instrumented = instrumented
+        self._as_written = as_written
+        self._parts = instrumented.parts
+        self._graph_view = graph_view
+        self._captured = captured
+        self._tensors = instrumented.tensors
         self._seen = self._seen_by_hooks()
-        self._stored = stored_tensors(self._module)
-        self._patched = patched_forwards(self._module)
-        self._listed = kept_in_attributes(self._module)
-        read = [value for node in drawing.view.nodes for value in node.inputs if value is not None]
+        self._stored = stored_tensors(instrumented.module)
+        self._patched = patched_forwards(instrumented.module)
+        self._listed = kept_in_attributes(instrumented.module)
+        read = [value for node in graph_view.view.nodes for value in node.inputs if value is not None]
         # In whatever shape it is read, and as a bias that is not there yet.
-        self._uses = Counter([*(value.name for value in read), *drawing.on_trial.values()])
+        self._uses = Counter(value.name for value in read)
+        self._uses.update(name for slots in graph_view.on_trial.values() for name in slots.values())
         used = {value.name: self._tensors[value.name] for value in read if value.name in self._tensors}
         self._overlapping = overlapping(used)
 
-    def work(self) -> None:
-        nodes = self._drawing.view.nodes
+    def state(self) -> None:
+        nodes = self._graph_view.view.nodes
         norms = [node for node in nodes if isinstance(node.op, BatchNorm)]
-        calls = Counter(id(self._submodule(innermost(node.handle))) for node in norms)
-        remainders = Remainders(self._graph, self._prepared)
+        calls = Counter(id(self._parts[innermost(node.handle)]) for node in norms)
+        children = BatchNormChildren(self._captured.graph, self._instrumented)
         handles = {node.handle for node in norms}
-        overwriting = Overwriting(self._graph, self._source, handles, self._spelled)
+        writes = InplaceWrites(self._captured, handles, self._as_written)
         self._observe()
         sites = {}
         for node in nodes:
-            self._lock_parameters(node, _slots(node))
-            sites[node] = Site(self._parameters(node))
+            self._constrain_parameters(node)
+            sites[node] = EditSite(self._parameters(node))
             if not isinstance(node.op, BatchNorm):
                 node.locks["bypass"] = Refusal(
                     Reason.NOT_A_MODULE, f"{node.label} is part of a forward's code, which stays"
                 )
         for node in norms:
             path = innermost(node.handle)
-            remainder = remainders.of(node.handle)
-            refusal = self._why_it_must_stay(node, path, calls[id(self._submodule(path))], remainder)
-            kept = () if isinstance(remainder, Refusal) else remainder
-            quiet: tuple[str, ...] | Refusal = ()
-            if refusal is None:
+            kept = children.of(node.handle)
+            sites[node] = EditSite(self._parameters(node), path)
+            refusal = self._why_it_must_stay(node, path, calls[id(self._parts[path])], kept)
+            if refusal is None and not isinstance(kept, Refusal):
                 inner = {f"{path}.{name}" for name in kept}
-                quiet = overwriting.modules_behind(node.handle, self._parts, inner)
-                refusal = quiet if isinstance(quiet, Refusal) else None
+                out_of_place = writes.modules_behind(node.handle, self._parts, inner)
+                if isinstance(out_of_place, Refusal):
+                    refusal = out_of_place
+                else:
+                    sites[node] = replace(sites[node], kept=kept, out_of_place=out_of_place)
             if refusal is not None:
                 node.locks["bypass"] = refusal
-            sites[node] = Site(
-                self._parameters(node), path, kept, () if isinstance(quiet, Refusal) else quiet
-            )
         for node, site in sites.items():
             node.handle = site
 
     def _observe(self) -> None:
         """Let no map pass a value that a hook sees, or that a forward may keep."""
-        for node in self._drawing.view.nodes:
+        for node in self._graph_view.view.nodes:
             for value in node.outputs:
                 keeper = self._kept_by(value)
                 if id(value) in self._seen:
@@ -165,23 +154,20 @@ class _Locksmith:
             frames |= _between(before, stack(reader.node.handle))
         return min(frames & {*self._stored}, default=None)
 
-    def _submodule(self, path: str) -> torch.nn.Module:
-        return self._parts[path]
-
     def _parameters(self, node: Node) -> dict[int, str]:
         """The qualified names of a node's tensors, by slot; also of those that are there on trial."""
-        names = dict(self._on_trial.get(node, {}))
+        names = dict(self._graph_view.on_trial.get(node, {}))
         for slot, value in enumerate(node.inputs):
             if slot and value is not None and value.name in self._tensors:
                 names[slot] = value.name
         return names
 
-    def _lock_parameters(self, node: Node, slots: tuple[int, ...]) -> None:
+    def _constrain_parameters(self, node: Node) -> None:
         path = innermost(node.handle)
         names = self._parameters(node)
         patched = next((p for p in stack(node.handle) if p in self._patched), None)
         unknown = self._not_looked_into(node)
-        for slot in slots:
+        for slot in _slots(node):
             value = node.input(slot)
             if slot in node.locks:
                 continue
@@ -223,7 +209,7 @@ class _Locksmith:
         """Why a traced layer whose forward is not its class's own cannot be edited."""
         if node.handle.op != "call_module":
             return None
-        part = self._submodule(str(node.handle.target))
+        part = self._parts[str(node.handle.target)]
         if plain_forward(part):
             return None
         return Refusal(
@@ -232,7 +218,7 @@ class _Locksmith:
         )
 
     def _name_parametrization(self, value: Value, path: str, slot: int) -> None:
-        part = self._submodule(path)
+        part = self._parts[path]
         name = "weight" if slot == WEIGHT else "bias"
         if value.not_constant is None and path and name not in part._parameters and hasattr(part, name):
             value.not_constant = Refusal(
@@ -257,9 +243,9 @@ class _Locksmith:
         return len(readers) > 1 and {innermost(node.handle) for node in readers} == {path}
 
     def _why_it_must_stay(
-        self, node: Node, path: str, calls: int, remainder: tuple[str, ...] | Refusal
+        self, node: Node, path: str, calls: int, kept: tuple[str, ...] | Refusal
     ) -> Refusal | None:
-        part = self._submodule(path)
+        part = self._parts[path]
         if calls > 1 and path:
             return Refusal(Reason.CALLED_SEVERAL_TIMES, f"'{path}' normalises {calls} times in one run")
         data = node.input(0)
@@ -267,8 +253,8 @@ class _Locksmith:
             return Refusal(
                 Reason.HOOKED, f"a hook of '{self._seen[id(data)]}' sees the numbers before the BatchNorm"
             )
-        if isinstance(remainder, Refusal):
-            return remainder
+        if isinstance(kept, Refusal):
+            return kept
         if id(part) in self._listed:
             return Refusal(
                 Reason.NOT_A_MODULE,
@@ -278,20 +264,19 @@ class _Locksmith:
         if producer is None:
             return None
         here = stack(node.handle)
-        frames = _between(stack(producer.handle), here)
-        for frame in sorted(frames & self._patched):
-            if frame in here:
-                return Refusal(Reason.HOOKED, f"the forward of '{frame}' is replaced on the object itself")
+        frames = _between(stack(producer.handle), here) & self._patched & {*here}
+        if frames:
+            return Refusal(Reason.HOOKED, f"the forward of '{min(frames)}' is replaced on the object itself")
         return None
 
     def _seen_by_hooks(self) -> dict[int, str]:
         """Values that go into or come out of a hooked module."""
         seen: dict[int, str] = {}
-        values = self._drawing.values
-        for node in self._graph.nodes:
+        values = self._graph_view.values
+        for node in self._captured.graph.nodes:
             path = str(node.target) if node.op == "call_module" else innermost(node)
             marker = node.op == "call_module" or is_marker(node)
-            if marker and path in self._prepared.hooked:
+            if marker and path in self._instrumented.hooked:
                 for read in (node, *node.all_input_nodes):
                     if read in values:
                         seen[id(values[read])] = path

@@ -1,4 +1,4 @@
-"""A recorded run: the dataflow of one call of a module, where its code cannot be captured in general."""
+"""The operators that one run of a module dispatches, recorded as a graph, where its code cannot be captured."""
 
 from __future__ import annotations
 
@@ -8,39 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
-from convbn.fuse.frontends.torch.graph_view.build import Source
+from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, written_while_running
 from convbn.fuse.frontends.torch.graph_view.constants import reshaped_in
-from convbn.fuse.frontends.torch.modules.copies import first_line
-from convbn.fuse.frontends.torch.modules.instrument import Prepared
-from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.frontends.torch.modules.copies import duplicate, first_line
+from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 
 if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["RECORDED", "own_buffers", "own_inputs", "record", "recorded_source"]
+__all__ = ["DISPATCH_TRACED", "cloned_inputs", "dispatch_graph", "record", "with_own_buffers"]
 
-RECORDED = (
+DISPATCH_TRACED = (
     "Recorded from one run on the example inputs, since neither torch.export nor symbolic tracing could take "
     "the forward ({cause}): the fold is exact for every input that takes the same way through the code; "
     "nothing is known of the ways that this run did not take."
 )
 
 
-_LEAVING = ("numpy", "tolist", "__array__", "__dlpack__")
+_CONVERSIONS = ("numpy", "tolist", "__array__", "__dlpack__")
 
 
-def own_buffers(module: torch.nn.Module) -> None:
-    """Give a copy that shares its tensors buffers of its own: a run may write to them."""
-
-    clones: dict[int, torch.Tensor] = {}
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = clones.setdefault(id(buffer), buffer.clone())
+def with_own_buffers(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a module that shares its parameters but not its buffers: a run may write to them."""
+    memo = {id(buffer): buffer.clone() for buffer in module.buffers()}
+    return duplicate(module, share=True, memo=memo)
 
 
-def own_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def cloned_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Inputs that a run may write to."""
     import torch
     from torch.utils import _pytree as pytree
@@ -49,27 +44,27 @@ def own_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return copied
 
 
-def _staying_inside() -> AbstractContextManager[Any]:
+def _without_conversions() -> AbstractContextManager[Any]:
     """A mode in which no tensor gives its numbers to code that a record of PyTorch's operators would not show."""
     from torch.overrides import TorchFunctionMode
 
-    class Staying(TorchFunctionMode):
+    class WithoutConversions(TorchFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             name = str(getattr(func, "__name__", ""))
-            if name in _LEAVING:
+            if name in _CONVERSIONS:
                 raise RuntimeError(f"Tensor.{name} hands numbers to code outside PyTorch")
             return func(*args, **(kwargs or {}))
 
-    return Staying()
+    return WithoutConversions()
 
 
 def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx.GraphModule:
     """Run a module once and give the ATen calls it made.
 
     Args:
-        module: a prepared copy with buffers of its own.
+        module: a instrumented copy with buffers of its own.
         example_inputs: positional arguments of its forward.
 
     Raises:
@@ -101,8 +96,8 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
         part.register_forward_hook(leave, always_call=True)
     trace = make_fx(module, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(), traceback.preserve_node_meta(), _staying_inside():
-            graph: torch.fx.GraphModule = trace(*own_inputs(example_inputs))
+        with torch.no_grad(), torch.random.fork_rng(), traceback.preserve_node_meta(), _without_conversions():
+            graph: torch.fx.GraphModule = trace(*cloned_inputs(example_inputs))
             return graph
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
@@ -112,25 +107,18 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
         ) from error
 
 
-def recorded_source(prepared: Prepared, recorded: torch.fx.GraphModule, **facts: Any) -> Source:
-    """A recorded graph and what is known about it; ``facts`` are further fields of :class:`Source`."""
+def dispatch_graph(instrumented: Instrumented, recorded: torch.fx.GraphModule) -> CapturedGraph:
+    """A recorded graph and what is known about it."""
     graph = recorded.graph
-    state: dict[str, Any] = dict(prepared.tensors)
-    first: dict[int, str] = {}
-    for name, tensor in prepared.tensors.items():
-        first.setdefault(id(tensor), name)
+    state: dict[str, Any] = dict(instrumented.tensors)
+    first = instrumented.tensor_names
     names: dict[torch.fx.Node, str] = {}
     for node in graph.find_nodes(op="get_attr"):
         held = getattr(recorded, str(node.target), None)
         names[node] = first.get(id(held), f"{node.target} of the recorded run")
         state.setdefault(names[node], held)  # a tensor of the code's own
-    refused = {
-        names[node]: Refusal(
-            Reason.WEIGHT_NOT_CONSTANT, f"'{names[node]}' is written to while the model runs"
-        )
-        for node in written_nodes(graph)
-        if node in names
-    }
-    return Source(
-        graph, state, names, map_aten, refused=refused, graph_form=False, computed=reshaped_in, **facts
+    written = {names[node] for node in written_nodes(graph) if node in names}
+    refused = {name: written_while_running(name) for name in written}
+    return CapturedGraph(
+        graph, state, names, map_aten, refused=refused, computed=reshaped_in, **instrumented.facts
     )
