@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
+.PHONY: help setup test slow coverage check lint types format lines demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ types: $(STAMP)  ## mypy --strict
 format: $(STAMP)  ## put every file into the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+lines:  ## lines of code by folder, neither blank, comment nor docstring
+	$(PYTHON) tools/structure/count_lines.py
 
 demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, measure, report
 	$(BIN)/python examples/digits/road.py $(BUILD)/demo

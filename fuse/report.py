@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convbn.common import __version__
 from convbn.common.encoding import JsonReady
 from convbn.errors import Concern
 from convbn.fuse.options import FuseOptions
@@ -122,8 +123,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, by the published schema."""
-        from convbn import __version__
-
         return {
             "schema_version": SCHEMA_VERSION,
             "tool": {"name": "convbn", "version": __version__},

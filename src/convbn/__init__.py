@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from convbn.common import __version__ as __version__
 from convbn.errors import (
     BadInputError,
     CheckFailedError,
@@ -41,8 +42,17 @@ if TYPE_CHECKING:
     from convbn.onnx_pass import fuse_file
     from convbn.proof import verify
 else:
-    # Both are packages that can be called (docs/decisions/0002-callable-rooms.md).
+    from types import ModuleType
+
     from convbn import bench, fuse
+
+    class _CallableRoom(ModuleType):
+        """A package that is a function of the API too (docs/decisions/0002-callable-rooms.md)."""
+
+        def __call__(self, *args, **kwargs):
+            return getattr(import_module("convbn.api"), self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+    bench.__class__ = fuse.__class__ = _CallableRoom
 
 __all__ = [
     "BadInputError",
@@ -70,8 +80,6 @@ __all__ = [
     "save_fused",
     "verify",
 ]
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "BenchGrid": ("convbn.grid", "Grid"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tomllib
@@ -13,8 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("fuse", "export", "bench")
-#: Rooms that are functions too (docs/decisions/0002-callable-rooms.md).
-CALLABLE = (ROOT / "fuse" / "__init__.py", ROOT / "bench" / "__init__.py")
 
 
 def folders() -> set[str]:
@@ -54,23 +51,3 @@ def test_type_checkers_see_the_same_tree(room: str) -> None:
     link = ROOT / "src" / "convbn" / room
     assert link.is_symlink()
     assert link.resolve() == (ROOT / room).resolve()
-
-
-def test_imports_go_one_way() -> None:
-    """fuse ← export ← bench ← the door; errors and `common` are for all, and know none of them."""
-    order = ("common", *ROOMS)
-    for rank, room in enumerate(order):
-        folder = ROOT / "src" / "convbn" / room if room == "common" else ROOT / room
-        known = {"errors", *order[: rank + 1]}
-        for path in folder.rglob("*.py"):
-            for found in re.findall(r"(?:from|import) convbn\.(\w+)", path.read_text()):
-                door = path in CALLABLE and found == "api"
-                assert found in known or door, f"{path} knows {found}"
-
-
-def test_rules_never_mention_a_framework() -> None:
-    for folder in ("algebra", "rules", "view", "plan"):
-        for path in (ROOT / "fuse" / folder).rglob("*.py"):
-            for line in path.read_text().splitlines():
-                if line.lstrip().startswith(("import ", "from ")):
-                    assert not any(f in line for f in ("torch", "onnx", "frontends")), f"{path}: {line}"
