@@ -21,6 +21,7 @@ from convbn.bench.models.inputs import Feeds
 from convbn.bench.runtimes.base import SessionOptions, Side
 from convbn.bench.runtimes.registry import device_of, load_library, open_session, self_fused_name
 from convbn.errors import ConvBNError
+from convbn.export.engines.run.load import EngineFile
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,11 @@ def _stored(side: Side, folder: Path, *, onnx: bool) -> Side:
         return Side(side.name)
     if side.onnx is None or isinstance(side.onnx, str | Path):
         path = None if side.onnx is None else Path(side.onnx).absolute()
-        engines = {name: file.absolute() for name, file in side.engines.items() if isinstance(file, Path)}
+        engines = {
+            name: replace(file, path=file.path.absolute())
+            for name, file in side.engines.items()
+            if isinstance(file, EngineFile)
+        }
         return Side(side.name, onnx=path, engines=engines)
     (folder / _MODEL).write_bytes(side.onnx.SerializeToString())
     return Side(side.name, onnx=folder / _MODEL)
@@ -134,11 +139,11 @@ def _resident() -> Callable[[], int]:
 
 
 def _device() -> Callable[[], int]:
-    from convbn.bench.runtimes.cuda_driver import CudaDriver
+    from convbn.export.engines.run.cuda import CudaDevice
 
-    driver = CudaDriver()
-    start = driver.free_memory()
-    return lambda: max(0, start - driver.free_memory())
+    gpu = CudaDevice()
+    start = gpu.free_memory()
+    return lambda: max(0, start - gpu.free_memory())
 
 
 def _status(key: str) -> int:

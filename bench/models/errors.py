@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convbn.errors import BadInputError, CheckFailedError, NotSupportedError
+from convbn.errors import BadInputError, CheckFailedError, NotSupportedError, RuntimeMissingError
 
 __all__ = [
     "KernelMissingError",
@@ -11,10 +11,6 @@ __all__ = [
     "RuntimeMissingError",
     "SessionError",
 ]
-
-
-class RuntimeMissingError(NotSupportedError):
-    """A runtime, or the device it needs, is not on this machine."""
 
 
 class ModelFormMissingError(NotSupportedError):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from convbn.export.engines.run.load import EngineFile
+
 __all__ = ["Device", "Prepared", "Session", "SessionOptions", "Side"]
 
 
@@ -40,7 +42,7 @@ class Side:
     onnx: onnx.ModelProto | str | Path | None = field(default=None, repr=False)
     module: torch.nn.Module | torch.export.ExportedProgram | None = field(default=None, repr=False)
     example_inputs: tuple[Any, ...] | None = field(default=None, repr=False)
-    engines: Mapping[str, Path | ConvBNError] = field(default_factory=dict, repr=False)
+    engines: Mapping[str, EngineFile | ConvBNError] = field(default_factory=dict, repr=False)
     build_seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
     path: str | None = None
     sha256: str | None = None

@@ -1,39 +1,39 @@
-"""A CUDA stream of one session: where its inferences run, how they are timed, and what it has to give back."""
+"""Timing on a CUDA stream: events around each inference, CUDA graphs, and an L2 cache that is warm or flushed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from convbn.bench.runtimes.base import Prepared
-from convbn.bench.runtimes.cuda_driver import CudaDriver, device_times
+from convbn.bench.runtimes.base import Device, Prepared
 from convbn.bench.runtimes.nvml import L2, GpuMode
+from convbn.export.engines.run.cuda import CudaDevice
 
-__all__ = ["GpuStream"]
+__all__ = ["GpuStream", "gpu_facts"]
 
 
 class GpuStream:
-    """A stream with the memory and graphs that were made for it.
+    """The stream of a device with the memory and graphs that were made for timing on it.
 
     Args:
         l2: whether the L2 cache is flushed before each inference.
+        device: whose stream it is, and who closes it; without one a device is opened here, and closed here.
+
+    Attributes:
+        device: the GPU.
+        stream: handle of its stream.
 
     Raises:
-        RuntimeMissingError: there is no GPU.
+        NoGpuError: there is no GPU.
     """
 
-    def __init__(self, l2: L2) -> None:
-        self.driver = CudaDriver()
-        self.stream = self.driver.stream()
+    def __init__(self, l2: L2, device: CudaDevice | None = None) -> None:
+        self.device = CudaDevice() if device is None else device
+        self.stream = self.device.stream
         self._l2 = l2
-        self._releases: list[Callable[[], None]] = []
+        self._releases: list[Callable[[], None]] = [self.device.close] if device is None else []
 
-    def allocate(self, size: int) -> int:
-        """Device memory that is freed when the stream is closed."""
-        pointer = self.driver.allocate(size)
-        self._releases.append(lambda: self.driver.free(pointer))
-        return pointer
-
-    def prepared(self, launch: Callable[[], None], mode: GpuMode) -> Prepared:
+    def prepared(self, launch: Callable[[], object], mode: GpuMode) -> Prepared:
         """Inferences that are timed by events on this stream.
 
         Args:
@@ -41,32 +41,57 @@ class GpuStream:
             mode: "graph" captures it once and replays it.
 
         Raises:
-            SessionError: it cannot be captured.
+            CaptureError: it cannot be captured.
         """
+        device = self.device
         # Lazy loading and the choice of kernels happen in the first runs, which a capture must not hold.
         for _ in range(2):
             launch()
-        self.driver.synchronize(self.stream)
+        device.synchronize()
+        start = launch
         if mode == "graph":
-            launch, release = self.driver.capture(self.stream, launch)
-            self._releases.append(release)
-        flush = None
-        if self._l2 == "flushed":
-            flush, pointer = self.driver.flusher(self.stream)
-            self._releases.append(lambda: self.driver.free(pointer))
+            graph = device.capture(launch)
+            self._releases.append(partial(device.drop, graph))
+            start = partial(device.launch, graph)
+        flush = self._flush() if self._l2 == "flushed" else None
 
         def call() -> None:
-            launch()
-            self.driver.synchronize(self.stream)
+            start()
+            device.synchronize()
 
-        times = device_times(self.driver, self.stream, launch, flush)
-        return Prepared(call, times, self.driver.device(mode, self._l2))
+        def times(n: int) -> list[float]:
+            device.enter()
+            pairs = [(device.event(), device.event()) for _ in range(n)]
+            try:
+                for before, after in pairs:
+                    if flush is not None:
+                        flush()
+                    device.record(before)
+                    start()
+                    device.record(after)
+                device.synchronize()
+                return [device.seconds_between(before, after) for before, after in pairs]
+            finally:
+                for pair in pairs:
+                    for event in pair:
+                        device.drop_event(event)
+
+        return Prepared(call, times, gpu_facts(device, mode, self._l2))
 
     def close(self) -> None:
         """Give everything back, last things first; a second call does nothing."""
         releases, self._releases = self._releases, []
         for release in reversed(releases):
             release()
-        if self.stream:
-            self.driver.destroy_stream(self.stream)
-            self.stream = 0
+
+    def _flush(self) -> Callable[[], None]:
+        """What overwrites twice the L2 cache, in memory of its own."""
+        device, size = self.device, 2 * max(self.device.l2_bytes, 1)
+        address = device.allocate(size)
+        self._releases.append(partial(device.free, address))
+        return partial(device.clear, address, size)
+
+
+def gpu_facts(device: CudaDevice, mode: GpuMode, l2: L2) -> Device:
+    """The GPU, with how it is driven."""
+    return Device(device.name, device.bus_id, mode, l2)

@@ -85,6 +85,10 @@ def _flusher() -> Callable[[], None]:
 
 
 def _device(mode: GpuMode, l2: L2) -> Device:
-    from convbn.bench.runtimes.cuda_driver import CudaDriver
+    from convbn.bench.runtimes.gpu_stream import gpu_facts
+    from convbn.export.engines.run.cuda import CudaDevice
 
-    return CudaDriver().device(mode, l2)
+    gpu = CudaDevice()
+    facts = gpu_facts(gpu, mode, l2)
+    gpu.close()
+    return facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convbn.errors import BadInputError, ConvBNError, NotSupportedError, UsageError
+from convbn.errors import BadInputError, ConvBNError, NotSupportedError, RuntimeMissingError, UsageError
 
 __all__ = [
     "BackendNotInstalledError",
@@ -21,11 +21,11 @@ __all__ = [
 ]
 
 
-class BackendNotInstalledError(NotSupportedError):
+class BackendNotInstalledError(RuntimeMissingError):
     """No TensorRT is installed, or not the one that was asked for."""
 
 
-class NoGpuError(NotSupportedError):
+class NoGpuError(RuntimeMissingError):
     """The backend is installed, but needs a GPU that it knows."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
+from convbn.export.dtypes import triton_of_onnx, triton_of_tensorrt
 from convbn.export.files.atomic import reason, write_atomically
 
 if TYPE_CHECKING:
@@ -30,34 +31,6 @@ __all__ = [
     "require_served",
     "write_repository",
 ]
-
-# TensorRT's names on the left, ONNX's numbers below, Triton's names on the right.
-_TENSORRT_TYPES = {
-    "FLOAT": "FP32",
-    "HALF": "FP16",
-    "BF16": "BF16",
-    "INT8": "INT8",
-    "UINT8": "UINT8",
-    "INT32": "INT32",
-    "INT64": "INT64",
-    "BOOL": "BOOL",
-}
-_ONNX_TYPES = {
-    1: "FP32",
-    2: "UINT8",
-    3: "INT8",
-    4: "UINT16",
-    5: "INT16",
-    6: "INT32",
-    7: "INT64",
-    8: "STRING",
-    9: "BOOL",
-    10: "FP16",
-    11: "FP64",
-    12: "UINT32",
-    13: "UINT64",
-    16: "BF16",
-}
 
 
 @dataclass(frozen=True)
@@ -260,15 +233,16 @@ def _fill(target: Path, model: TritonModel, config: bytes, write_model: Callable
 
 def _tensor(info: Mapping[str, Any]) -> TritonTensor:
     name, dtype = info["name"], info["dtype"]
-    if dtype not in _TENSORRT_TYPES:
+    known = triton_of_tensorrt(dtype)
+    if known is None:
         raise NotSupportedError(f"tensor {name!r} is of type {dtype}, which Triton does not know")
-    return TritonTensor(name, _TENSORRT_TYPES[dtype], tuple(info["shape"]))
+    return TritonTensor(name, known, tuple(info["shape"]))
 
 
 def _value(value: onnx.ValueInfoProto) -> TritonTensor:
     kind = value.type.WhichOneof("value")
-    code = value.type.tensor_type.elem_type
-    if kind != "tensor_type" or code not in _ONNX_TYPES:
+    known = triton_of_onnx(value.type.tensor_type.elem_type)
+    if kind != "tensor_type" or known is None:
         raise NotSupportedError(f"{value.name!r} is of a type that Triton does not know")
     if not value.type.tensor_type.HasField("shape"):
         raise NotSupportedError(
@@ -276,9 +250,7 @@ def _value(value: onnx.ValueInfoProto) -> TritonTensor:
             hint="run onnx.shape_inference on the model first",
         )
     dims = value.type.tensor_type.shape.dim
-    return TritonTensor(
-        value.name, _ONNX_TYPES[code], tuple(dim.dim_value if dim.dim_value > 0 else -1 for dim in dims)
-    )
+    return TritonTensor(value.name, known, tuple(dim.dim_value if dim.dim_value > 0 else -1 for dim in dims))
 
 
 def _quoted(text: str) -> str:

@@ -169,6 +169,9 @@ def parser() -> argparse.ArgumentParser:
     bench = verb("bench", "measure the original against the folded model, or against OTHER", source, json)
     bench.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
     bench.add_argument("others", metavar="OTHER", nargs="*", help="files to measure against IN")
+    bench.add_argument(
+        "--trust-engine", action="store_true", help="run the engines given, which runs their code"
+    )
     _measuring_arguments(bench)
     add_report_arguments(bench)
 

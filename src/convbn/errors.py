@@ -13,6 +13,7 @@ __all__ = [
     "ConvBNError",
     "FileAccessError",
     "NotSupportedError",
+    "RuntimeMissingError",
     "UsageError",
 ]
 
@@ -67,6 +68,10 @@ class NotSupportedError(ConvBNError):
     """The request is fine, but not here: a missing backend, a feature that is not built yet."""
 
     exit_code = 4
+
+
+class RuntimeMissingError(NotSupportedError):
+    """A runtime, or the device it needs, is not on this machine."""
 
 
 class FileAccessError(ConvBNError):

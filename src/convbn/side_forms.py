@@ -58,6 +58,7 @@ def with_engines(side: Side, runtimes: Sequence[str] | None, subject: Subject, f
         folder: where the engines go.
     """
     from convbn.bench.runtimes.registry import form_of, load_library
+    from convbn.export.engines.run.load import EngineFile
 
     wanted = {name.partition("@")[0] for name in runtimes or () if form_of(name) == "engine"}
     engines, seconds = dict(side.engines), dict(side.build_seconds)
@@ -66,7 +67,7 @@ def with_engines(side: Side, runtimes: Sequence[str] | None, subject: Subject, f
         try:
             load_library(name)
             if side.onnx is not None:
-                engines[name] = _engine(side.onnx, name, subject, folder)
+                engines[name] = EngineFile(_engine(side.onnx, name, subject, folder), trust=True)
         except ConvBNError as error:
             engines[name] = error
         seconds[name] = time.perf_counter() - start

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import NotSupportedError, UsageError
 
 if TYPE_CHECKING:
     from convbn.bench.runtimes.base import Side
+    from convbn.export.engines.run.load import EngineFile
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
 
@@ -52,7 +52,7 @@ class Subject:
     path: str | None = None
     sha256: str | None = None
     onnx: Any = None
-    engines: Mapping[str, Path] | None = None
+    engines: Mapping[str, EngineFile] | None = None
     notes: tuple[str, ...] = ()
 
 

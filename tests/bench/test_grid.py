@@ -19,6 +19,7 @@ from convbn.bench.measure.options import ProtocolOptions
 from convbn.bench.measure.protocol import measure_all
 from convbn.bench.runtimes.base import Side
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
+from convbn.export.engines.run.load import EngineFile
 from convbn.grid import Entry, Grid, contests
 from convbn.sides import SELF_FUSED, Subject, original_side
 
@@ -152,7 +153,7 @@ def test_senseless_grids_are_refused(values: dict[str, Any], word: str) -> None:
 
 
 def test_an_engine_is_only_measured(tmp_path: Path) -> None:
-    engine = Subject(None, path="m.engine", engines={"tensorrt": tmp_path / "m.engine"})
+    engine = Subject(None, path="m.engine", engines={"tensorrt": EngineFile(tmp_path / "m.engine")})
     with pytest.raises(NotSupportedError, match="cannot be folded"):
         cases(engine, Grid(), ["tensorrt"])
     with pytest.raises(NotSupportedError, match="--batch is for models"):

@@ -24,6 +24,7 @@ from convbn.bench.runtimes.registry import (
     self_fused_name,
 )
 from convbn.errors import NotSupportedError, UsageError
+from convbn.export.engines.run.load import EngineFile
 
 ConvModel = Callable[..., onnx.ModelProto]
 FEEDS = {"x": np.random.default_rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32)}
@@ -143,7 +144,9 @@ GPU_RUNTIMES = [name for name in runtime_names() if device_of(name) == "cuda"]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 @pytest.mark.parametrize("name", GPU_RUNTIMES)
 def test_every_gpu_runtime_says_what_it_lacks_and_how_to_get_it(name: str, conv_model: ConvModel) -> None:
-    side = Side("a", onnx=conv_model(), module=torch.nn.ReLU(), engines={name: Path("gone.engine")})
+    side = Side(
+        "a", onnx=conv_model(), module=torch.nn.ReLU(), engines={name: EngineFile(Path("gone.engine"))}
+    )
     for action in (lambda: load_library(name), lambda: open_session(name, side)):
         with pytest.raises(RuntimeMissingError, match=r"NVIDIA|CUDA|not installed") as caught:
             action()

@@ -62,11 +62,14 @@ def mismatch(scene):
 
 
 def uncapturable(scene):
-    device = object.__new__(cuda.Device)
+    def failing():
+        raise errors.BuildError("TensorRT cannot run this engine")
+
+    device = object.__new__(cuda.CudaDevice)
     device._stream = device._context = None
     device._call = lambda *args: None
     device._cuda = type("Driver", (), {"cuStreamEndCapture": staticmethod(lambda *args: 0)})
-    device.capture(lambda: False)
+    device.capture(failing)
 
 
 CASES = {
@@ -88,8 +91,8 @@ CASES = {
     "CaptureError": (
         uncapturable,
         4,
-        "the engine's work fits no CUDA graph: TensorRT could not put its work on the stream; "
-        "run it with cuda_graph=False",
+        "the engine's work fits no CUDA graph: TensorRT cannot run this engine; "
+        "run it without one: cuda_graph=False, or @enqueue in a benchmark",
     ),
     "EngineIncompatibleError": (
         lambda scene: scene.run(**{"Runtime.deserialize_cuda_engine": None}),
@@ -137,7 +140,7 @@ CASES = {
     "UntrustedEngineError": (
         untrusted,
         2,
-        "{folder}/a: an engine is a program; load it with trust=True if you trust where it comes from",
+        "{folder}/a: an engine is a program; say trust=True, or --trust-engine, if you trust where it comes from",
     ),
 }
 

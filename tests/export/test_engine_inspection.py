@@ -12,9 +12,9 @@ from support.bindings import Bindings
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError
 from convbn.export.engines.backends.gpus import list_gpus
 from convbn.export.engines.build.build import build_engine
-from convbn.export.engines.run.header import read_header
 from convbn.export.engines.run.inspect import inspect_engine
 from convbn.export.engines.run.layers import parse_inspection
+from convbn.export.engines.run.load import read_header
 
 real = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 

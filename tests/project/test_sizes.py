@@ -29,7 +29,6 @@ LONG_FILES = {
 """Those that still have to be divided."""
 
 FULL_FOLDERS = {
-    "bench/runtimes",
     "fuse/frontends/onnx",
     "fuse/plan",
     "src/convbn",

@@ -110,6 +110,8 @@ class HostDevice:
         self.launched = 0
         self.closed = False
 
+    def enter(self) -> None: ...
+
     def allocate(self, size: int) -> int:
         block = ctypes.create_string_buffer(max(size, 1))
         self.blocks[ctypes.addressof(block)] = block
@@ -146,7 +148,7 @@ def engine_script(real: ModuleType) -> dict[str, Any]:
 
     def set_shape(context: Any, name: str, shape: Any) -> bool:
         state["shape"] = tuple(shape)
-        return 1 <= shape[0] <= 4 and shape[1] == 2
+        return len(shape) == 2 and 1 <= shape[0] <= 4 and shape[1] == 2
 
     def set_address(context: Any, name: str, address: int) -> bool:
         state[name] = address
@@ -188,7 +190,7 @@ def stand_in(monkeypatch: Any, bindings: Bindings, name: str = "tensorrt", devic
     monkeypatch.setattr(Backend, "load", lambda self: bindings)
     monkeypatch.setattr(loading, "backend_named", lambda wanted: backend)
     monkeypatch.setattr(loading, "require_gpu", lambda **kwargs: None)
-    monkeypatch.setattr(runner, "Device", device)
+    monkeypatch.setattr(runner, "CudaDevice", device)
 
 
 def engine_file(folder: Path, magic: bytes = b"ftrt") -> Path:

@@ -1,4 +1,4 @@
-"""Device memory of a runner for one set of shapes."""
+"""What goes into an engine and comes out of it: checked, and held in device memory for one set of shapes."""
 
 from __future__ import annotations
 
@@ -9,38 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from convbn.errors import NotSupportedError
-from convbn.export.engines.run.cuda import Device
+from convbn.common.dtypes import dtype_name
+from convbn.errors import UsageError
+from convbn.export.dtypes import host_type
+from convbn.export.engines.build.builder import TensorInfo
+from convbn.export.engines.run.cuda import CudaDevice
 
-__all__ = ["Buffers", "host_type", "is_cuda_tensor", "type_name"]
-
-_TYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "BF16": "bfloat16",
-    "FP8": "float8_e4m3fn",
-}
-
-
-def host_type(name: str) -> np.dtype[Any]:
-    """NumPy's type for one of TensorRT's.
-
-    Raises:
-        NotSupportedError: NumPy has none, not even with ml_dtypes.
-    """
-    if name not in _TYPES:
-        raise NotSupportedError(f"tensors of type {name} cannot be passed in or out")
-    if name in ("BF16", "FP8"):
-        import ml_dtypes  # comes with onnx
-
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _TYPES[name]))
-        return found
-    return np.dtype(_TYPES[name])
+__all__ = ["Buffers", "checked_input", "is_cuda_tensor"]
 
 
 def is_cuda_tensor(value: object) -> bool:
@@ -49,9 +24,25 @@ def is_cuda_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor) and value.is_cuda
 
 
-def type_name(value: Any) -> str:
-    """``float32`` of an array and of a tensor alike."""
-    return str(value.dtype).removeprefix("torch.")
+def checked_input(info: TensorInfo, inputs: Mapping[str, Any], path: str) -> Any:
+    """The value that is given for an input.
+
+    Raises:
+        UsageError: there is none, or it is of another kind, type or device than the engine takes.
+    """
+    if info.name not in inputs:
+        raise UsageError(f"input {info.name!r} is missing", source=path)
+    value = inputs[info.name]
+    if not isinstance(value, np.ndarray) and not is_cuda_tensor(value):
+        cause = f"input {info.name!r} is a {type(value).__name__}, not a NumPy array or a CUDA tensor"
+        raise UsageError(cause, source=path)
+    if is_cuda_tensor(value) and value.device.index not in (0, None):
+        cause = f"input {info.name!r} lies on {value.device}, the engine on the first GPU"
+        raise UsageError(cause, source=path, hint="choose the GPU with CUDA_VISIBLE_DEVICES")
+    given, wanted = dtype_name(value), host_type(info.dtype).name
+    if given != wanted:
+        raise UsageError(f"input {info.name!r} is {given}, the engine takes {wanted}", source=path)
+    return value
 
 
 class Buffers:
@@ -69,7 +60,7 @@ class Buffers:
 
     def __init__(
         self,
-        device: Device,
+        device: CudaDevice,
         shapes: Mapping[str, tuple[int, ...]],
         outputs: Mapping[str, tuple[int, ...]],
         types: Mapping[str, np.dtype[Any]],
@@ -77,8 +68,12 @@ class Buffers:
         self.shapes, self._outputs, self._types = dict(shapes), dict(outputs), types
         self._device = device
         self.addresses: dict[str, int] = {}
-        for name, shape in {**shapes, **outputs}.items():
-            self.addresses[name] = device.allocate(math.prod(shape) * types[name].itemsize)
+        try:
+            for name, shape in {**shapes, **outputs}.items():
+                self.addresses[name] = device.allocate(math.prod(shape) * types[name].itemsize)
+        except BaseException:
+            self.free()
+            raise
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Copy the inputs to the device."""

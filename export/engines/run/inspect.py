@@ -11,9 +11,8 @@ from convbn.common.encoding import JsonReady
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.engines.backends.logs import collect
 from convbn.export.engines.errors import EngineMismatchError, NoGpuError
-from convbn.export.engines.run.header import EngineHeader, read_header
 from convbn.export.engines.run.layers import Inspection, LayerInfo, parse_inspection
-from convbn.export.engines.run.load import load_engine
+from convbn.export.engines.run.load import EngineHeader, load_engine, read_header
 from convbn.export.engines.sidecar import read_sidecar
 from convbn.export.files.atomic import sha256_file
 

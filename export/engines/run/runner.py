@@ -1,4 +1,4 @@
-"""Engines at work: arrays in, arrays out."""
+"""Engines at work: arrays in, arrays out; and one inference at a time for whoever measures."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from convbn.common.text import shape_text
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
+from convbn.export.dtypes import host_type
 from convbn.export.engines.backends.caches import CacheFile, cache_file
 from convbn.export.engines.backends.gpus import list_gpus
 from convbn.export.engines.backends.logs import BuildLog, collect
+from convbn.export.engines.build.builder import TensorInfo
 from convbn.export.engines.errors import BuildError, UnsupportedOptionError
-from convbn.export.engines.run.buffers import Buffers, host_type, is_cuda_tensor
-from convbn.export.engines.run.cuda import Device
-from convbn.export.engines.run.interface import checked_input, dims_text, engine_tensors
-from convbn.export.engines.run.load import load_engine
+from convbn.export.engines.run.buffers import Buffers, checked_input, is_cuda_tensor
+from convbn.export.engines.run.cuda import CudaDevice
+from convbn.export.engines.run.load import LoadedEngine, load_engine
 from convbn.export.files.atomic import sha256_file
 
 __all__ = ["EngineRunner"]
@@ -36,10 +38,16 @@ class EngineRunner:
             does so itself.
         runtime_cache: TensorRT-RTX compiles kernels when an engine first runs. A folder keeps them for
             the next time, ``auto`` is the user's own; None keeps nothing.
+        settled: let TensorRT-RTX compile the kernels for a set of shapes before it first runs on them. By
+            default it does so in the background and gets faster meanwhile.
 
     Attributes:
+        backend: name of the TensorRT that runs the engine.
         inputs: names, types and shapes; -1 is dynamic.
         outputs: likewise.
+        tf32: whether float32 layers may round their inputs to TF32; true where no sidecar says how the engine
+            was built.
+        device: the GPU, with the stream that the work is put on.
 
     Raises:
         UntrustedEngineError: `trust` is false.
@@ -55,28 +63,32 @@ class EngineRunner:
         profile: int = 0,
         cuda_graph: bool = True,
         runtime_cache: str | os.PathLike[str] | None = None,
+        settled: bool = False,
     ) -> None:
-        self._loaded = load_engine(path, trust=trust)
-        self._path, self._profile = os.fspath(path), profile
-        engine = self._loaded.engine
-        if not 0 <= profile < engine.num_optimization_profiles:
-            count = engine.num_optimization_profiles
+        loaded = load_engine(path, trust=trust)
+        self._path, self._profile, self._trt = os.fspath(path), profile, loaded.trt
+        count = loaded.engine.num_optimization_profiles
+        if not 0 <= profile < count:
             raise UsageError(f"there is no profile {profile}", source=path, hint=f"the engine has {count}")
-        self.inputs, self.outputs = engine_tensors(self._loaded)
+        self.backend = loaded.backend.name
+        self.tf32 = loaded.sidecar is None or bool(loaded.sidecar["tf32"])
+        self.inputs, self.outputs = _tensors(loaded, self._path)
         self._cache: Any = None
-        self._kept = None if runtime_cache is None else self._cache_file(runtime_cache)
-        self._device = Device()
-        self._open = True
+        self._kept = None if runtime_cache is None else _cache_file(loaded, runtime_cache, self._path)
         self._buffers: Buffers | None = None
         self._graph: int | None = None
+        self._loaded: LoadedEngine | None = loaded
+        self._context: Any = None
+        self.device = CudaDevice()
         try:
-            with collect(self._loaded.trt) as log:
-                self._context = self._make_context(cuda_graph, log)
-                if profile and not self._context.set_optimization_profile_async(profile, self._device.stream):
+            with collect(self._trt) as log:
+                self._context = self._make_context(loaded, cuda_graph, settled, log)
+                if profile and not self._context.set_optimization_profile_async(profile, self.device.stream):
                     raise BuildError(f"profile {profile} cannot be used: {_told(log)}", source=path)
-            self._device.synchronize()
+            self.device.synchronize()
         except BaseException:
-            self._device.close()
+            self._context = None
+            self.device.close()
             raise
         self._captures = cuda_graph and not self._graphs_itself
 
@@ -94,26 +106,51 @@ class EngineRunner:
             CaptureError: the work cannot be captured in a CUDA graph.
             BuildError: TensorRT could not run it.
         """
+        buffers = self.place(inputs)
+        if self._graph is not None:
+            self.device.launch(self._graph)
+        else:
+            with collect(self._trt) as log:
+                self.enqueue(log)
+                if self._captures:  # after a run: the first one on new shapes still prepares things
+                    self.device.synchronize()
+                    self._graph = self.device.capture(lambda: self.enqueue(log))
+        devices = [value.device for value in inputs.values() if is_cuda_tensor(value)]
+        return buffers.tensors(devices[0]) if devices else buffers.arrays()
+
+    def place(self, inputs: Mapping[str, Any]) -> Buffers:
+        """Copy inputs to where :meth:`enqueue` reads them. Memory is allocated once for a set of shapes.
+
+        Raises:
+            UsageError: see :meth:`__call__`.
+        """
+        if self._context is None:
+            raise UsageError("the engine was closed", source=self._path)
         values = {info.name: checked_input(info, inputs, self._path) for info in self.inputs}
         unknown = [name for name in inputs if name not in values]
         if unknown:
-            known = ", ".join(values)
-            raise UsageError(
-                f"there is no input {unknown[0]!r}", source=self._path, hint=f"there are {known}"
-            )
+            hint = f"there are {', '.join(values)}"
+            raise UsageError(f"there is no input {unknown[0]!r}", source=self._path, hint=hint)
+        self.device.enter()
         shapes = {name: tuple(value.shape) for name, value in values.items()}
         buffers = self._buffers
         if buffers is None or buffers.shapes != shapes:
-            with collect(self._loaded.trt) as log:
+            with collect(self._trt) as log:
                 buffers = self._bind(shapes, log)
         buffers.fill(values)
-        if self._graph is not None:
-            self._device.launch(self._graph)
-        else:
-            with collect(self._loaded.trt) as log:
-                self._enqueue(log)
-        devices = [value.device for value in values.values() if is_cuda_tensor(value)]
-        return buffers.tensors(devices[0]) if devices else buffers.arrays()
+        return buffers
+
+    def enqueue(self, log: BuildLog | None = None) -> None:
+        """Put one inference on the stream, on what was placed last.
+
+        Args:
+            log: what TensorRT says meanwhile.
+
+        Raises:
+            BuildError: TensorRT could not do it.
+        """
+        if not self._context.execute_async_v3(self.device.stream):
+            raise BuildError(f"TensorRT cannot run this engine: {_told(log)}", source=self._path)
 
     def close(self) -> None:
         """Give memory back and write the runtime cache; one that cannot be written is a warning."""
@@ -124,10 +161,11 @@ class EngineRunner:
             except FileAccessError as error:
                 warnings.warn(f"The runtime cache was not written: {error}.", RuntimeWarning, stacklevel=2)
             self._kept = None
-        if self._open:
+        if self._context is not None:
             self._release()
-            self._device.close()
-            self._open = False
+            # TensorRT's objects go before the hold on the context that they live in.
+            self._context = self._cache = self._loaded = None
+            self.device.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,21 +175,8 @@ class EngineRunner:
     ) -> None:
         self.close()
 
-    def _cache_file(self, folder: str | os.PathLike[str]) -> CacheFile:
-        if not hasattr(self._loaded.engine, "create_runtime_config") or not hasattr(
-            self._loaded.trt, "IRuntimeCache"
-        ):
-            cause = "does not honour option runtime-cache: its engines hold their kernels already"
-            raise UnsupportedOptionError(cause, source=self._loaded.backend.name)
-        gpus = list_gpus()
-        if not gpus:
-            cause = "does not honour option runtime-cache: nvidia-smi does not name the GPU"
-            raise UnsupportedOptionError(cause, source=self._loaded.backend.name)
-        version = str(self._loaded.trt.__version__)
-        return cache_file(folder, "runtime", version, gpus[0], part=sha256_file(self._path)[:16])
-
-    def _make_context(self, cuda_graph: bool, log: BuildLog) -> Any:
-        trt, engine = self._loaded.trt, self._loaded.engine
+    def _make_context(self, loaded: LoadedEngine, cuda_graph: bool, settled: bool, log: BuildLog) -> Any:
+        trt, engine = loaded.trt, loaded.engine
         config: Any = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
         self._graphs_itself = config is not None and hasattr(config, "cuda_graph_strategy")
         if self._kept is not None:
@@ -162,6 +187,9 @@ class EngineRunner:
             config.set_runtime_cache(self._cache)
         if self._graphs_itself and cuda_graph:
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if settled and hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
+            strategies = trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         context = engine.create_execution_context(config) if config else engine.create_execution_context()
         if context is None:
             raise BuildError(f"TensorRT cannot run this engine: {_told(log)}", source=self._path)
@@ -180,35 +208,56 @@ class EngineRunner:
                 raise NotSupportedError(cause, source=self._path)
             outputs[info.name] = shape
         types = {info.name: host_type(info.dtype) for info in (*self.inputs, *self.outputs)}
-        self._buffers = buffers = Buffers(self._device, dict(shapes), outputs, types)
+        buffers = Buffers(self.device, dict(shapes), outputs, types)
+        self._buffers = buffers
         for name, address in buffers.addresses.items():
             if not self._context.set_tensor_address(name, address):
+                self._release()
                 raise BuildError(f"TensorRT takes no memory for {name!r}: {_told(log)}", source=self._path)
         return buffers
 
-    def _enqueue(self, log: BuildLog) -> None:
-        def enqueue() -> bool:
-            return bool(self._context.execute_async_v3(self._device.stream))
-
-        if not enqueue():
-            raise BuildError(f"TensorRT cannot run this engine: {_told(log)}", source=self._path)
-        if self._captures:  # after a run: the first one on new shapes still prepares things
-            self._device.synchronize()
-            self._graph = self._device.capture(enqueue)
-
     def _misfit(self, name: str, shape: tuple[int, ...]) -> str:
-        low, _, high = self._loaded.engine.get_tensor_profile_shape(name, self._profile)
-        span = f"{dims_text(low)} to {dims_text(high)}" if tuple(low) != tuple(high) else dims_text(low)
-        return f"input {name!r} is {dims_text(shape)}, and profile {self._profile} takes {span}"
+        engine: Any = None if self._loaded is None else self._loaded.engine
+        low, _, high = engine.get_tensor_profile_shape(name, self._profile)
+        span = f"{shape_text(low)} to {shape_text(high)}" if tuple(low) != tuple(high) else shape_text(low)
+        return f"input {name!r} is {shape_text(shape)}, and profile {self._profile} takes {span}"
 
     def _release(self) -> None:
         if self._graph is not None:
-            self._device.drop(self._graph)
+            self.device.drop(self._graph)
             self._graph = None
         if self._buffers is not None:
             self._buffers.free()
             self._buffers = None
 
 
-def _told(log: BuildLog) -> str:
-    return log.first_error() or "it gives no reason"
+def _tensors(loaded: LoadedEngine, path: str) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of an engine."""
+    engine = loaded.engine
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    for name in names:
+        if engine.get_tensor_location(name) != loaded.trt.TensorLocation.DEVICE:
+            raise NotSupportedError(f"tensor {name!r} holds a shape, which is not built yet", source=path)
+    infos = [TensorInfo(n, engine.get_tensor_dtype(n).name, tuple(engine.get_tensor_shape(n))) for n in names]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == loaded.trt.TensorIOMode.INPUT]
+    return (
+        tuple(info for info in infos if info.name in inputs),
+        tuple(info for info in infos if info.name not in inputs),
+    )
+
+
+def _cache_file(loaded: LoadedEngine, folder: str | os.PathLike[str], path: str) -> CacheFile:
+    cause = "does not honour option runtime-cache: "
+    if not hasattr(loaded.engine, "create_runtime_config") or not hasattr(loaded.trt, "IRuntimeCache"):
+        cause += "its engines hold their kernels already"
+        raise UnsupportedOptionError(cause, source=loaded.backend.name)
+    gpus = list_gpus()
+    if not gpus:
+        cause += "nvidia-smi does not name the GPU"
+        raise UnsupportedOptionError(cause, source=loaded.backend.name)
+    version = str(loaded.trt.__version__)
+    return cache_file(folder, "runtime", version, gpus[0], part=sha256_file(path)[:16])
+
+
+def _told(log: BuildLog | None) -> str:
+    return (log and log.first_error()) or "it gives no reason"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convbn.commands.shared import source_options
-from convbn.errors import ConvBNError, UsageError
+from convbn.errors import UsageError
 
 if TYPE_CHECKING:
     from convbn.bench.measure.options import ProtocolOptions
@@ -31,12 +31,17 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     """
     from convbn.bench.measure.protocol import measure_all
     from convbn.bench.runtimes.registry import check_runtime
+    from convbn.commands.inspect_engine import is_engine
+    from convbn.export.engines.run.load import require_trust
     from convbn.grid import contests
     from convbn.sides import default_runtimes
 
     runtimes = tuple(options.runtime.split(",")) if options.runtime else None
     for name in runtimes or ():
         check_runtime(name)
+    for path in (options.input, *options.others):
+        if is_engine(path):
+            require_trust(path, options.trust_engine)
     protocol, grid, entries = _protocol(options), _grid(options), _entries(options)
     console.progress("reading and folding")
     cases = contests(entries, grid, runtimes=runtimes, seed=options.seed)
@@ -105,12 +110,14 @@ def _opener(path: str, options: argparse.Namespace) -> Callable[[], Subject]:
 
 def _opened(path: str, options: argparse.Namespace) -> Subject:
     from convbn.export.checkpoints.hub import HUB
+    from convbn.export.engines.run.load import EngineFile, read_header
     from convbn.export.files.sniff import ArtifactKind, sniff
     from convbn.sides import Subject
     from convbn.sources import open_source
 
     if not path.startswith(HUB) and sniff(path) is ArtifactKind.ENGINE:
-        return Subject(None, path=path, engines=_engines(path))
+        file = EngineFile(Path(path), options.trust_engine)
+        return Subject(None, path=path, engines={read_header(path).runs_in: file})
     source = open_source(path, source_options(options))
     return Subject(
         Path(path) if source.onnx is not None else source.model,
@@ -121,13 +128,3 @@ def _opened(path: str, options: argparse.Namespace) -> Subject:
         onnx=source.onnx,
         notes=source.notes,
     )
-
-
-def _engines(path: str) -> dict[str, Path]:
-    """The engine under the name of the runtime its sidecar names; without one, either may try it."""
-    from convbn.export.engines.sidecar import read_sidecar
-
-    try:
-        return {read_sidecar(path)["backend"]["name"]: Path(path)}
-    except (ConvBNError, KeyError):
-        return dict.fromkeys(("tensorrt", "tensorrt-rtx"), Path(path))
