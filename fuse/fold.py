@@ -23,8 +23,9 @@ from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.refusal import Reason
 from convbn.fuse.report import Before, Report, Seconds
 from convbn.fuse.rules.registry import RULES
-from convbn.fuse.view.dataflow import Constant, View
+from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, Replace, SetConstant
+from convbn.fuse.view.view import View
 
 if TYPE_CHECKING:
     from convbn.fuse.frontends.torch.checkpoint.key_map import StateBefore

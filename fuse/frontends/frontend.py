@@ -13,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from convbn.fuse.plan.plan import Kept
-from convbn.fuse.view.dataflow import View
 from convbn.fuse.view.edits import Edit
+from convbn.fuse.view.view import View
 
 __all__ = ["Applied", "Capture"]
 

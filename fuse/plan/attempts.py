@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.view.dataflow import Node, View
+from convbn.fuse.view.dataflow import Node
+from convbn.fuse.view.view import View
 
 __all__ = ["Attempts", "Footprint"]
 

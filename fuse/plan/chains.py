@@ -15,9 +15,10 @@ from convbn.fuse.plan.merger import Merge
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.rules.compose import composed_bias, composed_weight, composition
 from convbn.fuse.rules.rule import constant_at
-from convbn.fuse.view.dataflow import Constant, Node, Value, View
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv, Linear
+from convbn.fuse.view.view import View
 
 __all__ = ["CHAIN", "merge_chains"]
 

@@ -10,8 +10,9 @@ from convbn.fuse.algebra.rounding import round_sum, round_vector
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.ways import Fold
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node, Value, View
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Evaluate
+from convbn.fuse.view.view import View
 
 __all__ = ["OF_CONSTANTS", "evaluate"]
 
@@ -29,7 +30,7 @@ def evaluate(view: View, node: Node, options: FuseOptions) -> Fold | Refusal:
     """
     if not options.allows(OF_CONSTANTS):
         return Refusal(Reason.SKIPPED, f"the rule {OF_CONSTANTS} is switched off")
-    if node not in view.nodes:
+    if node not in view:
         return Fold((), OF_CONSTANTS, ())  # gone with another one, whose result it computed a part of
     edits: list[Evaluate] = []
     into: list[str] = []

@@ -1,24 +1,18 @@
-"""Values and nodes: the only thing about a model that a rule may look at.
-
-A frontend builds a :class:`View` once. Rules read it and propose edits; :meth:`View.apply` brings the
-view up to date with the edits that were accepted, so that the next rule sees the model as it will be.
-Neither changes the model behind it: that is the frontend's part, from the plan's list of edits.
-"""
+"""Constants, values and nodes: the only thing about a model that a rule may look at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
-from convbn.fuse.view.ops import BatchNorm, Op
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.view.ops import Op
 
-__all__ = ["Constant", "Node", "Reader", "Value", "View"]
+__all__ = ["Constant", "Node", "Reader", "Value"]
 
 Array = NDArray[Any]
 
@@ -114,6 +108,12 @@ class Value:
         constant: its numbers, if they are the same in every run.
         not_constant: why a value that looks like a parameter must not count as one.
         observed: who else can see it beside its readers ("the graph's output"), if anyone.
+        dtype: what its elements are, where the model states it.
+        renamed: what the edited model calls it, if not by its name: a value takes over the name of one that
+            was read in its place.
+        replaces: the constant that an edit put it in the place of; with ``alone`` nobody else read that.
+        gave_way_to: the value that is read in its place since its node went.
+        handle: the frontend's own object, which nobody else looks into.
     """
 
     name: str
@@ -123,6 +123,12 @@ class Value:
     constant: Constant | None = None
     not_constant: Refusal | None = None
     observed: str | None = None
+    dtype: np.dtype[Any] | None = None
+    renamed: str | None = None
+    replaces: Value | None = None
+    alone: bool = False
+    gave_way_to: Value | None = None
+    handle: Any = None
 
     @property
     def rank(self) -> int | None:
@@ -161,157 +167,3 @@ class Node:
     def label(self) -> str:
         """Operator and name, for sentences."""
         return f"{self.op.describe()} '{self.name}'"
-
-
-class View:
-    """The dataflow of one model: its nodes in an order in which they can run.
-
-    Args:
-        nodes: in running order.
-        pure: what the nodes say is all there is to know: a node that writes to its inputs is shown as one
-            that gives new values, and whoever else could see a value stands at ``observed``. Then maps may
-            move in every direction.
-        replaceable: nodes may change their operator. True of graphs; a PyTorch module's code stays, and only
-            takes other parameters of the same shapes and bypasses.
-
-    Attributes:
-        clock: how many edits were applied so far.
-    """
-
-    def __init__(self, nodes: Sequence[Node], *, pure: bool = False, replaceable: bool = True) -> None:
-        self.nodes = list(nodes)
-        self.pure = pure
-        self.replaceable = replaceable
-        self.clock = 0
-
-    def batchnorms(self) -> Iterator[Node]:
-        """The BatchNorm nodes, in running order."""
-        return (node for node in list(self.nodes) if isinstance(node.op, BatchNorm))
-
-    def check(self, edit: Edit) -> Refusal | None:
-        """Whether the model behind the view can be edited so; the refusal if it cannot."""
-        if isinstance(edit, Bypass | Evaluate):
-            return edit.node.locks.get("bypass")
-        if isinstance(edit, Replace):
-            if self.pure and self.replaceable:
-                return edit.node.locks.get("bypass")
-            return Refusal(
-                Reason.NOT_A_MODULE, f"{edit.node.label} cannot become another operator in a module"
-            )
-        lock = edit.node.locks.get(edit.slot)
-        if lock is not None:
-            return lock
-        value = edit.node.input(edit.slot)
-        if value is None or value.constant is None:
-            return None
-        if not self.replaceable and value.constant.shape != edit.constant.shape:
-            return Refusal(
-                Reason.NOT_A_MODULE,
-                f"'{value.name}' of {edit.node.label} would need the shape {list(edit.constant.shape)}",
-            )
-        if value.constant.cloneable or len(value.readers) == 1:
-            return None
-        others = ", ".join(sorted({r.node.label for r in value.readers if r.node is not edit.node}))
-        return Refusal(
-            Reason.PARAMETER_SHARED,
-            f"'{value.name}' of {edit.node.label} is also used by {others or 'another call of it'}",
-        )
-
-    def apply(self, edit: Edit) -> None:
-        """Make the view show the model as it is after ``edit``."""
-        self.clock += 1
-        self._touch(edit.node)
-        if isinstance(edit, SetConstant):
-            self._set_constant(edit.node, edit.slot, edit.constant)
-        elif isinstance(edit, Replace):
-            self._replace(edit)
-        elif isinstance(edit, Evaluate):
-            self._evaluate(edit)
-        else:
-            self._bypass(edit.node, edit.slot)
-        self._touch(edit.node)
-
-    def _touch(self, node: Node) -> None:
-        """Mark a node, what gives its inputs, and what reads those or its outputs."""
-        node.changed = self.clock
-        for value in node.inputs:
-            if value is not None:
-                self._touch_around(value)
-        for value in node.outputs:
-            self._touch_around(value)
-
-    def _touch_around(self, value: Value) -> None:
-        if value.producer is not None:
-            value.producer.changed = self.clock
-        for reader in value.readers:
-            reader.node.changed = self.clock
-
-    def _set_constant(self, node: Node, slot: int, constant: Constant) -> None:
-        while len(node.inputs) <= slot:
-            node.inputs.append(None)
-        old = node.inputs[slot]
-        if old is not None:
-            old.readers = [r for r in old.readers if (r.node, r.slot) != (node, slot)]
-        name = f"{node.name}.{slot}" if old is None else old.name
-        new = Value(name, constant.shape, constant=constant)
-        new.readers.append(Reader(node, slot))
-        node.inputs[slot] = new
-        if old is not None:
-            self._drop_if_unread(old)
-
-    def _replace(self, edit: Replace) -> None:
-        node = edit.node
-        for value in {id(v): v for v in node.inputs if v is not None}.values():
-            value.readers = [r for r in value.readers if r.node is not node]
-        node.op = edit.op
-        node.inputs = []
-        for slot, operand in enumerate(edit.operands):
-            if isinstance(operand, Value):
-                node.inputs.append(operand)
-                operand.readers.append(Reader(node, slot))
-            else:
-                node.inputs.append(None)
-                if operand is not None:
-                    self._set_constant(node, slot, operand)
-
-    def _bypass(self, node: Node, slot: int) -> None:
-        source, output = node.inputs[slot], node.outputs[0]
-        if source is None:  # a BatchNorm without data is refused by the frontends
-            raise ValueError(f"{node.label} has no input to be bypassed to")
-        for value in {id(v): v for v in node.inputs if v is not None}.values():
-            value.readers = [r for r in value.readers if r.node is not node]
-        for reader in output.readers:
-            reader.node.inputs[reader.slot] = source
-        source.readers.extend(output.readers)
-        source.observed = source.observed or output.observed
-        self.nodes.remove(node)
-        for value in {id(v): v for v in node.inputs if v is not None and v is not source}.values():
-            self._drop_if_unread(value)
-
-    def _evaluate(self, edit: Evaluate) -> None:
-        node, output = edit.node, edit.node.outputs[0]
-        operands = {id(value): value for value in node.inputs if value is not None}.values()
-        for value in operands:
-            value.readers = [r for r in value.readers if r.node is not node]
-        output.constant, output.producer = edit.constant, None
-        self.nodes.remove(node)
-        for value in operands:
-            self._drop_if_unread(value)
-
-    def _drop_if_unread(self, value: Value) -> None:
-        """Remove the nodes that only computed ``value``, as a frontend does when nobody reads it any more."""
-        waiting = [value]
-        gone: set[int] = set()
-        while waiting:
-            producer = waiting.pop().producer
-            if producer is None or id(producer) in gone:
-                continue
-            if any(output.readers or output.observed for output in producer.outputs):
-                continue
-            gone.add(id(producer))
-            self._touch(producer)
-            self.nodes.remove(producer)
-            for operand in producer.inputs:
-                if operand is not None:
-                    operand.readers = [r for r in operand.readers if r.node is not producer]
-                    waiting.append(operand)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from convbn.fuse.view.dataflow import Constant, Node, Value
-    from convbn.fuse.view.ops import Op
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.ops import Op
 
 __all__ = ["Bypass", "Edit", "Evaluate", "Replace", "SetConstant"]
 

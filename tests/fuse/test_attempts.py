@@ -12,9 +12,10 @@ from convbn.fuse.fold import fold
 from convbn.fuse.plan.attempts import Attempts
 from convbn.fuse.plan.planner import _beside
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node, Reader, Value, View
+from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Bypass, SetConstant
 from convbn.fuse.view.ops import Other
+from convbn.fuse.view.view import View
 
 NO = Refusal(Reason.TOO_FAR, "for the test")
 

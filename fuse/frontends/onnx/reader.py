@@ -14,8 +14,9 @@ from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, oper
 from convbn.fuse.frontends.onnx.outside import Outside
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, Reader, Value, View
+from convbn.fuse.view.dataflow import Node, Reader, Value
 from convbn.fuse.view.ops import BIAS, Other
+from convbn.fuse.view.view import View
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

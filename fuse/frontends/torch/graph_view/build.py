@@ -19,8 +19,9 @@ from convbn.fuse.frontends.torch.calls.schema import (
 from convbn.fuse.frontends.torch.calls.tensors import number, to_array, why_not_constant
 from convbn.fuse.frontends.torch.graph_view.aliasing import Memory
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node, Reader, Value, View
+from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Linear, Other, Split
+from convbn.fuse.view.view import View
 
 if TYPE_CHECKING:
     import torch
