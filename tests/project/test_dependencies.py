@@ -18,7 +18,6 @@ ROOMS = ("fuse", "export", "bench")
 CIRCLES: list[list[str]] = [
     ["convbn.bench.measure.protocol", "convbn.bench.measure.runtime_trial"],
     ["convbn.checkpoint_sources", "convbn.sources"],
-    ["convbn.fuse.view.dataflow", "convbn.fuse.view.edits"],
 ]
 """Those that still have to go. Each closes by an import inside a function or for annotations alone."""
 
