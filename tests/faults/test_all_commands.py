@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_old_file(folder: Path, arguments: tuple[str, ...
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before["model.onnx"]) > 1000
     result = subprocess.run(
-        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 5, result
     assert result.stderr.startswith("convbn: ")
@@ -147,7 +147,7 @@ def test_without_torch_onnx_models_are_served(folder: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "convbn", *arguments]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
 
     for arguments in commands("model.onnx").values():

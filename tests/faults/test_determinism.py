@@ -55,7 +55,7 @@ def in_each_place(code: str, folder: Path) -> list[dict[str, str]]:
             cwd=folder,
             env={**os.environ, **place},
             check=True,
-            timeout=120,
+            timeout=600,
         )
         found.append(digests(out))
     return found

@@ -132,7 +132,7 @@ def steps_of_the_action(work: Path, **inputs: str) -> list[subprocess.CompletedP
                 },
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=600,
                 check=False,
             )
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 __all__ = ["PRELOAD", "PYTHONPATH", "isolated"]
@@ -36,7 +36,7 @@ def isolated(
     process = processes.Process(target=target, args=(*arguments, sender))
     process.start()
     sender.close()
-    facts, done = _received(receiver, time.monotonic() + timeout_s)
+    facts, done = _received(receiver, monotonic() + timeout_s)
     process.join(GRACE_S if done else 0)
     ended = "" if done else f"not done in {timeout_s:g} s"
     if done and process.exitcode:
@@ -49,7 +49,7 @@ def isolated(
 def _received(receiver: Connection, deadline: float) -> tuple[dict[str, Any], bool]:
     """What came until the other side closed, and whether it did before the deadline."""
     facts: dict[str, Any] = {}
-    while receiver.poll(max(0.0, deadline - time.monotonic())):
+    while receiver.poll(max(0.0, deadline - monotonic())):
         try:
             facts |= receiver.recv()
         except EOFError:
