@@ -73,6 +73,7 @@ def compare(
     samples: int = 2,
     example_inputs: Sequence[Any] | None = None,
     tolerance: Tolerance | None = None,
+    runtime: str | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare what they give.
 
@@ -97,6 +98,8 @@ def compare(
             not their values.
         tolerance: for a candidate in another precision (:func:`convbn.bench.equivalence.tolerance.tolerance_of`); its
             inputs and outputs may then be of another float type than the reference's.
+        runtime: run both in this one instead (:mod:`convbn.bench.runtimes.registry`); the two are then of the
+            kind that it takes, and a float16 candidate is judged as the runtime computes it.
 
     Returns:
         The answer with its numbers.
@@ -115,25 +118,28 @@ def compare(
     if not feeds:
         raise UsageError("a comparison needs at least one sample")
     scale = 1.0
-    expected = _run_reference(reference, feeds)
+    expected = _run_reference(reference, feeds, runtime)
     if has_nonfinite(expected.outputs):
         smaller = [scaled(sample, RETRY_SCALE) for sample in feeds]
-        again = _run_reference(reference, smaller)
+        again = _run_reference(reference, smaller, runtime)
         if not has_nonfinite(again.outputs):
             scale, feeds, expected = RETRY_SCALE, smaller, again
-    runtime = expected.runtime
+    ran = expected.runtime
     try:
-        actual = execute(candidate, "candidate", feeds) if tolerance is None else _lower(candidate, feeds)
+        exact = tolerance is None
+        actual = (
+            execute(candidate, "candidate", feeds, runtime) if exact else _lower(candidate, feeds, runtime)
+        )
     except SessionError as error:
         verdict = Verdict("different", f"the candidate cannot be run: {error.cause}")
     else:
-        if actual.runtime != runtime:
-            runtime = f"{runtime} against {actual.runtime}"
+        if actual.runtime != ran:
+            ran = f"{ran} against {actual.runtime}"
         verdict = judge(
             expected.names,
             expected.outputs,
             actual.outputs,
-            computed_in=(coarsest_float(reference),),
+            computed_in=(coarsest_float(reference), expected.computed_in, actual.computed_in),
             inputs_differ=inputs_differ(feeds),
             tolerance=tolerance,
         )
@@ -144,17 +150,17 @@ def compare(
         len(feeds),
         seed if inputs is None else None,
         scale,
-        runtime,
+        ran,
         library_versions(),
         tolerance,
     )
 
 
-def _lower(model: Model, feeds: Sequence[Feeds]) -> Execution:
+def _lower(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
     """Run a model of another precision, with every float16 rounding that the CPU provider would leave out."""
     fitted = [_fitted(model, sample) for sample in feeds]
-    actual = execute(model, "candidate", fitted)
-    if not is_onnx(model) or coarsest_float(model) != "float16":
+    actual = execute(model, "candidate", fitted, runtime)
+    if runtime is not None or not is_onnx(model) or coarsest_float(model) != "float16":
         return actual
     import onnx
 
@@ -178,9 +184,9 @@ def _fitted(model: Model, feeds: Feeds) -> Feeds:
     }
 
 
-def _run_reference(model: Model, feeds: Sequence[Feeds]) -> Execution:
+def _run_reference(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
     try:
-        return execute(model, "reference", feeds)
+        return execute(model, "reference", feeds, runtime)
     except SessionError as error:
         raise ReferenceFailedError(
             f"the original cannot be run, so nothing can be verified: {error.cause}",

@@ -1,4 +1,4 @@
-"""Run a model as it stands, with nothing folded or fused behind its back.
+"""Run a model as it stands, with nothing folded or fused behind its back, or in a runtime that is asked for.
 
 ONNX graphs run in onnxruntime on the CPU with its optimisations off, and in onnx's reference evaluator
 where onnxruntime has no kernel (float64 or bfloat16 convolutions). PyTorch runs eagerly on the CPU.
@@ -29,20 +29,25 @@ __all__ = ["Execution", "execute"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Outputs by sample, then in order of ``names``; ``runtime`` says what computed them."""
+    """Outputs by sample, then in order of ``names``; ``runtime`` says what computed them.
+
+    ``computed_in`` is the coarsest float type that it may have rounded to by itself.
+    """
 
     names: tuple[str, ...]
     outputs: list[list[Array]]
     runtime: str
+    computed_in: str | None = None
 
 
-def execute(model: Model, role: str, feeds: Sequence[Feeds]) -> Execution:
-    """Run a model on the CPU as it stands.
+def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None = None) -> Execution:
+    """Run a model on the CPU as it stands, or in another runtime.
 
     Args:
         model: ONNX model, path of an ONNX file, PyTorch module or exported program.
         role: what errors call it.
         feeds: arrays by input name, one mapping a sample.
+        runtime: its name (:mod:`convbn.bench.runtimes.registry`); no other takes its place.
 
     Returns:
         The outputs of every sample.
@@ -57,10 +62,12 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds]) -> Execution:
         module = cast("torch.nn.Module | torch.export.ExportedProgram", model)
         name, side = "torch-cpu", Side(role, module=module)
     try:
-        with open_session(name, side) as session:
+        with open_session(runtime or name, side) as session:
             outputs = [session.run(sample) for sample in feeds]
-            return Execution(session.output_names, outputs, name)
+            return Execution(session.output_names, outputs, runtime or name, session.compute_dtype)
     except KernelMissingError:
+        if runtime is not None:
+            raise
         return _evaluate(model, role, feeds)
 
 

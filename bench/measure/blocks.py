@@ -13,7 +13,7 @@ from convbn.bench.runtimes.base import Prepared
 
 __all__ = ["Call", "Clock", "Timing", "WarmUp", "interleave", "warm_up"]
 
-Call: TypeAlias = Callable[[], None]
+Call: TypeAlias = Callable[[], object]
 #: Monotonic time in seconds.
 Clock: TypeAlias = Callable[[], float]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.bench.models.inputs import Feeds
-from convbn.bench.runtimes.base import SessionOptions, Side
-from convbn.bench.runtimes.registry import device_of, load_library, open_session, self_fused_name
+from convbn.bench.runtimes.base import Form, SessionOptions, Side
+from convbn.bench.runtimes.registry import device_of, form_of, load_library, open_session, self_fused_name
 from convbn.errors import ConvBNError
 from convbn.export.engines.run.load import EngineFile
 
@@ -56,7 +56,7 @@ def peak_memory(runtime: str, side: Side, feeds: Feeds, *, threads: int | None) 
     name = self_fused_name(runtime) if side.self_fused else runtime
     with tempfile.TemporaryDirectory(prefix="convbn-memory-") as folder:
         try:
-            stored = _stored(side, Path(folder), onnx="onnx" in runtime)
+            stored = _stored(side, Path(folder), form_of(runtime))
             job = _Job(name or runtime, stored, dict(feeds), threads)
             Path(folder, _JOB).write_bytes(pickle.dumps(job))
         except Exception:  # pickling runs the code of a user's classes, which may raise anything
@@ -81,26 +81,27 @@ def _child(folder: str) -> int | None:
         return None
 
 
-def _stored(side: Side, folder: Path, *, onnx: bool) -> Side:
+def _stored(side: Side, folder: Path, form: Form) -> Side:
     """The side with the form that the runtime takes in a file, and no other form."""
-    if not onnx and side.module is not None:
-        import torch
-
-        if isinstance(side.module, torch.export.ExportedProgram):
-            torch.export.save(side.module, folder / _MODULE)
-        else:
-            torch.save(side.module, folder / _MODULE)
-        return Side(side.name)
-    if side.onnx is None or isinstance(side.onnx, str | Path):
-        path = None if side.onnx is None else Path(side.onnx).absolute()
+    if form == "engine":
         engines = {
             name: replace(file, path=file.path.absolute())
             for name, file in side.engines.items()
             if isinstance(file, EngineFile)
         }
-        return Side(side.name, onnx=path, engines=engines)
-    (folder / _MODEL).write_bytes(side.onnx.SerializeToString())
-    return Side(side.name, onnx=folder / _MODEL)
+        return Side(side.name, engines=engines)
+    if form == "onnx":
+        if side.onnx is None or isinstance(side.onnx, str | Path):
+            return Side(side.name, onnx=None if side.onnx is None else Path(side.onnx).absolute())
+        (folder / _MODEL).write_bytes(side.onnx.SerializeToString())
+        return Side(side.name, onnx=folder / _MODEL)
+    import torch
+
+    if isinstance(side.module, torch.export.ExportedProgram):
+        torch.export.save(side.module, folder / _MODULE)
+    elif side.module is not None:
+        torch.save(side.module, folder / _MODULE)
+    return Side(side.name)
 
 
 def _main(folder: Path) -> int:

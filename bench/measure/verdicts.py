@@ -101,7 +101,7 @@ def _gpu_facts(entrant: Entrant) -> GpuFacts | None:
     device = entrant.prepared.device
     if device is None:
         return None
-    return GpuFacts(device.name, device.mode, device.l2, entrant.before, entrant.after)
+    return GpuFacts(device.name, device.mode, device.l2, entrant.before, entrant.after, device.tf32)
 
 
 def _verdict(ratio: Ratio, noise_floor: float) -> Verdict:

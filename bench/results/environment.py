@@ -11,10 +11,9 @@ from typing import Any
 
 __all__ = ["describe_environment", "library_versions"]
 
-_LIBRARIES = (
-    *("convbn", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch"),
-    *("tensorrt", "tensorrt-rtx-cu13", "nvidia-ml-py"),
-)
+_LIBRARIES = ("convbn", "numpy", "onnx", "nvidia-ml-py")
+#: Variables that overrule what a library is told about float32.
+_OVERRIDES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _NVIDIA_SMI_SECONDS = 5.0
 
 
@@ -38,13 +37,15 @@ def describe_environment() -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that measure and compare, as far as they are installed."""
+    from convbn.bench.runtimes.registry import RUNTIMES, runtime_versions
+
     found = {}
-    for name in _LIBRARIES:
+    for name in dict.fromkeys((*_LIBRARIES, *(name for one in RUNTIMES.values() for name in one.packages))):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return found | runtime_versions() | {name: os.environ[name] for name in _OVERRIDES if name in os.environ}
 
 
 def _cpu_model() -> str | None:

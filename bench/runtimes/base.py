@@ -1,4 +1,8 @@
-"""What a runtime gets and what it gives back: sides, options and sessions."""
+"""What a runtime is, what it gets and what it gives back: sides, options and sessions.
+
+A new runtime is one file that defines a :class:`Runtime`, and its row in
+:mod:`convbn.bench.runtimes.registry`. What a runtime needs is imported when it is asked for, not before.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
-from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.models.errors import ModelFormMissingError, SessionError
 from convbn.bench.runtimes.nvml import L2, GpuMode
 from convbn.errors import ConvBNError
 
@@ -16,9 +20,25 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from convbn.bench.models.inputs import Array, Feeds
     from convbn.export.engines.run.load import EngineFile
 
-__all__ = ["Device", "Prepared", "Session", "SessionOptions", "Side"]
+__all__ = [
+    "Device",
+    "Form",
+    "Levels",
+    "Prepared",
+    "Runtime",
+    "Session",
+    "SessionOptions",
+    "Side",
+    "onnx_source",
+]
+
+#: What a runtime runs: the ONNX form of a side, its PyTorch form, or an engine built from the ONNX form.
+Form: TypeAlias = Literal["onnx", "torch", "engine"]
+#: What stands behind ``@`` in a runtime's name, split at ``+``.
+Levels: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,12 +91,14 @@ class Device:
         bus_id: its place on the PCI bus, ``0000:3b:00.0``.
         mode: how inferences are started.
         l2: what is done with its L2 cache.
+        tf32: whether float32 products may be rounded to TF32, a 10-bit mantissa; None if that is not known.
     """
 
     name: str
     bus_id: str
     mode: GpuMode
     l2: L2
+    tf32: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +113,7 @@ class Prepared:
         device: the GPU; None on a CPU.
     """
 
-    call: Callable[[], None]
+    call: Callable[[], object]
     device_times: Callable[[int], list[float]] | None = None
     device: Device | None = None
 
@@ -146,3 +168,72 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run models, as ``--runtime`` names it.
+
+    Attributes:
+        name: without a level.
+        device: where models run.
+        form: what it runs.
+        runs: what is executed and how, for the table of runtimes.
+        load: imports what it needs and gets a compiler ready, so that opening a model is only that; raises
+            RuntimeMissingError, with the command that brings what is missing.
+        open: loads the form of a side that the runtime takes, at some of its levels.
+        levels: groups of levels; a name has one of each group at most.
+        folds: what the runtime does to BatchNorm by itself, so that a ratio near 1 is expected; None if nothing.
+        as_it_stands: the level at which it does not.
+        self_fused: by each level that keeps the runtime from optimising, the level that lets it.
+        packages: distributions whose versions belong beside every figure.
+        versions: further versions, which only the imported library knows; called only where it is imported.
+    """
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    form: Form
+    runs: str
+    load: Callable[[], object]
+    open: Callable[[Side, SessionOptions, Levels], Session]
+    levels: tuple[Levels, ...] = ()
+    folds: str | None = None
+    as_it_stands: str | None = None
+    self_fused: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    versions: Callable[[], Mapping[str, str]] = dict
+
+
+def onnx_source(side: Side, library: str) -> str | bytes:
+    """The ONNX form of a side as a library loads it: the path of its file, or the bytes of the model.
+
+    Args:
+        side: the model.
+        library: that needs it.
+
+    Raises:
+        ModelFormMissingError: the side has no ONNX form.
+        SessionError: it lies in memory and has weights in other files, or over 2 GB of them.
+    """
+    if side.onnx is None:
+        raise ModelFormMissingError(
+            f"{library} needs an ONNX model", source=side.name, hint="export one first, or give an .onnx file"
+        )
+    if isinstance(side.onnx, str | Path):
+        return str(side.onnx)
+    from onnx import TensorProto
+
+    outside = [t.name for t in side.onnx.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    if outside:
+        raise SessionError(
+            f"tensor {outside[0]!r} lies in another file, which a model in memory has no path to",
+            source=side.name,
+            hint="give the path of the .onnx file instead of the model",
+        )
+    try:
+        data: bytes = side.onnx.SerializeToString()
+    except Exception as error:  # protobuf's error type for a message over 2 GB differs between releases
+        raise SessionError(
+            "is over 2 GB in memory", source=side.name, hint="save it with external data and give its path"
+        ) from error
+    return data

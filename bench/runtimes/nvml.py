@@ -61,6 +61,7 @@ class GpuFacts(JsonReady):
         l2: "warm", or "flushed" where the L2 cache was overwritten before each inference.
         before: its state; None where NVML does not answer.
         after: likewise.
+        tf32: whether float32 products were rounded to TF32; None if that is not known.
     """
 
     device: str
@@ -68,6 +69,7 @@ class GpuFacts(JsonReady):
     l2: L2
     before: GpuReading | None = None
     after: GpuReading | None = None
+    tf32: bool | None = None
 
 
 def read_gpu(bus_id: str) -> GpuReading | None:

@@ -1,55 +1,49 @@
 """ONNX models in onnxruntime: its CPU, CUDA and TensorRT providers.
 
 The level after ``@`` is onnxruntime's graph optimisation level: ``off`` runs the graph as it stands,
-``basic`` folds constants and fuses what any device can, ``all`` is its default. A provider that leaves a part
-of the model to another is refused: the time would be that of a mixture.
+``basic`` folds constants and fuses what any device can, ``all`` is its default. In the CUDA provider float32 is
+computed in float32; ``tf32`` allows a 10-bit mantissa while a model is timed, ``cuda-graph`` replays a captured
+CUDA graph, and ``nhwc`` lets it choose kernels for channels-last data. Outputs are compared without any of the
+three. A provider that leaves a part of the model to another is refused: the time would be that of a mixture.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-
-from convbn.bench.models.errors import KernelMissingError, ModelFormMissingError, SessionError
-from convbn.bench.models.inputs import Array, Feeds
-from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
+from convbn.bench.models.errors import KernelMissingError, SessionError
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Side, onnx_source
 from convbn.bench.runtimes.onnxruntime_providers import PROVIDERS, import_onnxruntime, require_provider
 from convbn.common.dtypes import dtype_of
+from convbn.common.text import one_line
 
 if TYPE_CHECKING:
+    from convbn.bench.models.inputs import Array, Feeds
     from convbn.bench.runtimes.gpu_stream import GpuStream
+    from convbn.bench.runtimes.nvml import GpuMode
 
-__all__ = ["load_library", "open_session"]
+__all__ = ["RUNTIMES"]
 
 _LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
+#: Options of the CUDA provider by the level that sets them.
+_CUDA_LEVELS = {"tf32": "use_tf32", "cuda-graph": "enable_cuda_graph", "nhwc": "prefer_nhwc"}
 _ERRORS_ONLY = 3
 
 
-def load_library(device: str, variant: str) -> None:
-    """Import onnxruntime.
-
-    Raises:
-        RuntimeMissingError: it or its provider is missing.
-    """
-    import_onnxruntime(variant)
-
-
-def open_session(
-    side: Side, options: SessionOptions, device: str, variant: str, level: str | None
-) -> OnnxRuntimeSession:
+def open_session(variant: str, side: Side, options: SessionOptions, levels: Levels) -> OnnxRuntimeSession:
     """Load the ONNX form of a side.
 
     Args:
+        variant: the provider: ``cpu``, ``cuda`` or ``tensorrt``.
         side: the model; its ``onnx`` is used, a path goes to onnxruntime as a path.
         options: how to run it.
-        device: ``cpu`` or ``cuda``.
-        variant: the provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        level: ``off``, ``basic`` or ``all``; None is ``all``.
+        levels: see :data:`RUNTIMES`; without a level of optimisation it is ``all``.
 
     Returns:
         The session.
@@ -60,54 +54,115 @@ def open_session(
         KernelMissingError: onnxruntime has no kernel for an operator in the type the model uses.
         SessionError: onnxruntime refuses the model.
     """
-    if side.onnx is None:
-        raise ModelFormMissingError(
-            "onnxruntime needs an ONNX model",
-            source=side.name,
-            hint="export one first, or give an .onnx file",
-        )
+    source = onnx_source(side, "onnxruntime")
     onnxruntime = import_onnxruntime(variant)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _ERRORS_ONLY
-    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level or "all"])
+    optimisation = next((_LEVELS[level] for level in levels if level in _LEVELS), _LEVELS["all"])
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
     # An idle session's threads would go on spinning into the next block and slow the other side down: seen
     # on two cores as a median of 10 ms for a model that takes 1.3 ms alone.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
-    source = str(side.onnx) if isinstance(side.onnx, str | Path) else _serialized(side)
     gpu = None
-    provider: Any = PROVIDERS[variant]
-    if device == "cuda":
+    if variant != "cpu":
         from convbn.bench.runtimes.gpu_stream import GpuStream
 
         gpu = GpuStream(options.l2)
-        # The stream is ours, so that events on it stand right before and after an inference.
-        provider = (provider, {"user_compute_stream": str(gpu.stream)})
-    with ExitStack() as undo:
-        if gpu is not None:
-            undo.callback(gpu.close)
+    provider = PROVIDERS[variant]
+
+    def make(chosen: Levels) -> Any:
+        given = (provider, provider_options(variant, chosen, None if gpu is None else gpu.stream))
         try:
-            session = onnxruntime.InferenceSession(source, settings, providers=[provider])
+            session = onnxruntime.InferenceSession(source, settings, providers=[given])
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise _typed(error, side.name, "load") from error
         if gpu is not None:
-            require_provider(session, PROVIDERS[variant], side.name)
+            require_provider(session, provider, side.name)
+        return session
+
+    with ExitStack() as undo:
+        if gpu is not None:
+            undo.callback(gpu.close)
+        session = make(())
         undo.pop_all()
-    return OnnxRuntimeSession(session, side.name, gpu)
+    timed = tuple(level for level in levels if level in _CUDA_LEVELS)
+    return OnnxRuntimeSession(
+        session, side.name, gpu, variant, timed, partial(make, timed) if timed else None
+    )
+
+
+def provider_options(variant: str, levels: Levels, stream: int | None) -> dict[str, str]:
+    """What a provider is told.
+
+    Args:
+        variant: ``cpu``, ``cuda`` or ``tensorrt``.
+        levels: those of the CUDA provider that are on; its own defaults do not count.
+        stream: on which it runs. It is ours, so that events on it stand right before and after an inference.
+    """
+    told = {} if stream is None else {"user_compute_stream": str(stream)}
+    if variant == "cuda":
+        told |= {option: str(int(level in levels)) for level, option in _CUDA_LEVELS.items()}
+    return told
+
+
+def _runtime(variant: Literal["cpu", "cuda", "tensorrt"], runs: str, *further: Levels) -> Runtime:
+    library = "TensorRT" if variant == "tensorrt" else "onnxruntime"
+    when = "builds an engine" if variant == "tensorrt" else "loads a model"
+    return Runtime(
+        f"onnxruntime-{variant}",
+        "cpu" if variant == "cpu" else "cuda",
+        "onnx",
+        runs,
+        load=partial(import_onnxruntime, variant),
+        open=partial(open_session, variant),
+        levels=(tuple(_LEVELS), *further),
+        folds=f"{library} folds BatchNorm into convolutions itself when it {when}",
+        as_it_stands=None if variant == "tensorrt" else "off",
+        self_fused={"off": "all", "basic": "all"},
+        packages=("onnxruntime", "onnxruntime-gpu"),
+    )
+
+
+RUNTIMES = (
+    _runtime("cpu", "the ONNX graph at that level of its optimiser; `@all` is the default"),
+    _runtime("cuda", "likewise, in onnxruntime's CUDA provider", *((level,) for level in _CUDA_LEVELS)),
+    _runtime("tensorrt", "likewise, in onnxruntime's TensorRT provider"),
+)
 
 
 class OnnxRuntimeSession:
-    """A model in onnxruntime. Outputs stay on the device while it is timed."""
+    """A model in onnxruntime. Outputs stay on the device while it is timed.
 
-    def __init__(self, session: Any, name: str, gpu: GpuStream | None) -> None:
+    Args:
+        session: runs the model to compare it.
+        name: of the side, for errors.
+        gpu: its stream; None on a CPU.
+        variant: the provider.
+        timed: levels that hold for the timing alone.
+        make: loads the model at these levels; None if there are none.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        name: str,
+        gpu: GpuStream | None,
+        variant: str = "cpu",
+        timed: Levels = (),
+        make: Callable[[], Any] | None = None,
+    ) -> None:
         self._session = session
         self._name = name
         self._gpu = gpu
+        self._timed = timed
+        self._make = make
         self.output_names = tuple(str(output.name) for output in session.get_outputs())
-        # TF32 is on by default in the CUDA provider: a 10-bit mantissa, as float16 has.
-        self.compute_dtype: str | None = None if gpu is None else "float16"
+        # TensorRT may use TF32, a 10-bit mantissa as float16 has, and the provider has no option against it.
+        self._tf32 = variant == "tensorrt" or "tf32" in timed
+        self.compute_dtype: str | None = "float16" if variant == "tensorrt" else None
 
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference (see :class:`convbn.bench.runtimes.base.Session`)."""
@@ -121,7 +176,7 @@ class OnnxRuntimeSession:
 
     def prepare(self, feeds: Feeds) -> Prepared:
         """Bind inputs and outputs to the device."""
-        session = self._session
+        session = self._session if self._make is None else self._make()
         binding = session.io_binding()
         device = "cpu" if self._gpu is None else "cuda"
         try:
@@ -145,11 +200,14 @@ class OnnxRuntimeSession:
         run = onnxruntime.RunOptions()
         # The events wait for the stream; a wait inside each run would be timed as if it were work.
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return self._gpu.prepared(lambda: session.run_with_iobinding(binding, run), "enqueue")
+        prepared = self._gpu.prepared(lambda: session.run_with_iobinding(binding, run), "enqueue")
+        mode: GpuMode = "graph" if "cuda-graph" in self._timed else "enqueue"
+        there = prepared.device and replace(prepared.device, mode=mode, tf32=self._tf32)
+        return replace(prepared, device=there)
 
     def close(self) -> None:
         """Free the model."""
-        self._session = None
+        self._session = self._make = None
         if self._gpu is not None:
             self._gpu.close()
             self._gpu = None
@@ -169,6 +227,7 @@ class OnnxRuntimeSession:
 
 
 def _value(array: Array, device: str) -> Any:
+    import numpy as np
     import onnxruntime
     from onnx import helper
 
@@ -182,11 +241,13 @@ def _value(array: Array, device: str) -> Any:
     if device == "cpu":
         return value
     there = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, kind, device, 0)
-    there.update_inplace(array)
+    # It takes the types that numpy has: the bytes travel as integers of their size.
+    there.update_inplace(array.view(f"u{array.dtype.itemsize}"))
     return there
 
 
 def _array(value: Any) -> Array:
+    import numpy as np
     from onnx import helper
 
     if not value.is_tensor():
@@ -199,28 +260,8 @@ def _array(value: Any) -> Array:
     return np.frombuffer(raw, dtype=dtype).reshape(value.shape())
 
 
-def _serialized(side: Side) -> bytes:
-    from onnx import TensorProto
-
-    model: Any = side.onnx
-    outside = [t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
-    if outside:
-        raise SessionError(
-            f"tensor {outside[0]!r} lies in another file, which a model in memory has no path to",
-            source=side.name,
-            hint="give the path of the .onnx file instead of the model",
-        )
-    try:
-        data: bytes = model.SerializeToString()
-    except Exception as error:  # protobuf's error type for a message over 2 GB differs between releases
-        raise SessionError(
-            "is over 2 GB in memory", source=side.name, hint="save it with external data and give its path"
-        ) from error
-    return data
-
-
 def _typed(error: Exception, name: str, action: str) -> SessionError:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     missing = type(error).__name__ == "NotImplemented" or "NOT_IMPLEMENTED" in text
     kind = KernelMissingError if missing else SessionError
     return kind(f"onnxruntime cannot {action} the model ({text[:300]})", source=name)

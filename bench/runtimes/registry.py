@@ -1,82 +1,63 @@
-"""Runtimes by name. A new one is one file with an ``open_session`` and one line here.
+"""Runtimes by name. A new one is one file that defines a :class:`Runtime`, and one row here.
 
-A name may carry a level after ``@`` where the runtime has one: ``onnxruntime-cpu@off``.
+Levels may follow a name after ``@``, joined by ``+``: ``onnxruntime-cpu@off``, ``torch-cuda@tf32+channels_last``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Literal, TypeAlias, cast
+import sys
+from typing import Literal
 
-from convbn.bench.runtimes.base import Session, SessionOptions, Side
+from convbn.bench.runtimes import engines, onnxruntime_session, openvino_session, torch_session
+from convbn.bench.runtimes.base import Form, Levels, Runtime, Session, SessionOptions, Side
 from convbn.errors import UsageError
 
 __all__ = [
+    "RUNTIMES",
     "check_runtime",
     "device_of",
     "form_of",
     "load_library",
     "open_session",
+    "register",
     "runtime_names",
     "runtime_note",
+    "runtime_versions",
     "self_fused_name",
 ]
 
-#: What a runtime runs: the ONNX form of a side, its PyTorch form, or an engine built from the ONNX form.
-Form: TypeAlias = Literal["onnx", "torch", "engine"]
+#: Every runtime by its name, in the order in which reports and the documentation list them.
+RUNTIMES: dict[str, Runtime] = {}
 
 
-@dataclass(frozen=True)
-class _Entry:
-    module: str
-    device: Literal["cpu", "cuda"]
-    form: Form
-    variant: str
-    levels: tuple[str, ...] = ()
-    note: str | None = None
+def register(*runtimes: Runtime) -> None:
+    """Add runtimes to the table.
+
+    Raises:
+        UsageError: there is one of that name already.
+    """
+    for runtime in runtimes:
+        if runtime.name in RUNTIMES:
+            raise UsageError(f"there is a runtime {runtime.name!r} already")
+        RUNTIMES[runtime.name] = runtime
 
 
-_ONNXRUNTIME = "convbn.bench.runtimes.onnxruntime_session"
-_TORCH = "convbn.bench.runtimes.torch_session"
-_ENGINE = "convbn.bench.runtimes.engine_session"
-_OPTIMISATIONS = ("off", "basic", "all")
-_STARTS = ("graph", "enqueue")
-_FOLDS = (
-    "{} folds BatchNorm into convolutions itself when it builds an engine, so a time ratio near 1 is expected"
-)
-_COMPILES = (
-    "torch.compile fuses a BatchNorm with the operators around it into one kernel, so a time ratio near 1 is "
-    "expected wherever that kernel was needed anyway"
-)
-
-_RUNTIMES = {
-    "onnxruntime-cpu": _Entry(_ONNXRUNTIME, "cpu", "onnx", "cpu", _OPTIMISATIONS),
-    "onnxruntime-cuda": _Entry(_ONNXRUNTIME, "cuda", "onnx", "cuda", _OPTIMISATIONS),
-    "onnxruntime-tensorrt": _Entry(
-        _ONNXRUNTIME, "cuda", "onnx", "tensorrt", _OPTIMISATIONS, _FOLDS.format("TensorRT")
-    ),
-    "torch-cpu": _Entry(_TORCH, "cpu", "torch", "eager"),
-    "torch-compile-cpu": _Entry(_TORCH, "cpu", "torch", "compile", note=_COMPILES),
-    "torch-cuda": _Entry(_TORCH, "cuda", "torch", "eager"),
-    "torch-compile-cuda": _Entry(_TORCH, "cuda", "torch", "compile", note=_COMPILES),
-    "torch-cudagraph": _Entry(_TORCH, "cuda", "torch", "cudagraph"),
-    "tensorrt": _Entry(_ENGINE, "cuda", "engine", "tensorrt", _STARTS, _FOLDS.format("TensorRT")),
-    "tensorrt-rtx": _Entry(_ENGINE, "cuda", "engine", "tensorrt-rtx", _STARTS, _FOLDS.format("TensorRT-RTX")),
-}
+register(*torch_session.RUNTIMES)
+register(*onnxruntime_session.RUNTIMES)
+register(*openvino_session.RUNTIMES)
+register(*engines.RUNTIMES)
 
 
 def runtime_names() -> tuple[str, ...]:
     """The names without levels, as ``--runtime`` takes them."""
-    return tuple(_RUNTIMES)
+    return tuple(RUNTIMES)
 
 
 def check_runtime(name: str) -> None:
     """Say now, without importing anything heavy, whether a name can be opened at all.
 
     Args:
-        name: a runtime, with or without a level.
+        name: a runtime, with or without levels.
 
     Raises:
         UsageError: there is no such runtime, or it has no such level.
@@ -86,16 +67,16 @@ def check_runtime(name: str) -> None:
 
 def runtime_note(name: str) -> str | None:
     """What a reader should expect of a runtime, in one sentence; None if there is nothing to say."""
-    base, _, level = name.partition("@")
-    entry = _RUNTIMES.get(base)
-    if entry is not None and entry.note is not None:
-        return entry.note
-    if base.startswith("onnxruntime") and level != "off":
-        return (
-            "onnxruntime folds BatchNorm into convolutions itself when it loads a model, so a time ratio "
-            f"near 1 is expected; {base}@off runs both graphs as they stand"
-        )
-    return None
+    base, _, text = name.partition("@")
+    runtime, levels = RUNTIMES.get(base), text.split("+")
+    told = []
+    if runtime is not None and runtime.folds is not None and runtime.as_it_stands not in levels:
+        told.append(f"{runtime.folds}, so a time ratio near 1 is expected")
+        if runtime.as_it_stands is not None:
+            told.append(f"{base}@{runtime.as_it_stands} runs both graphs as they stand")
+    if "tf32" in levels:
+        told.append("outputs were compared with TF32 off, and float32 is timed with it")
+    return "; ".join(told) or None
 
 
 def self_fused_name(name: str) -> str | None:
@@ -107,8 +88,11 @@ def self_fused_name(name: str) -> str | None:
     Returns:
         The same runtime at its highest level; None if it has no such level, or is at it already.
     """
-    base, _, level = name.partition("@")
-    return f"{base}@all" if level in ("off", "basic") else None
+    base, _, text = name.partition("@")
+    levels, runtime = text.split("+"), RUNTIMES.get(base)
+    if runtime is None or not any(level in runtime.self_fused for level in levels):
+        return None
+    return f"{base}@{'+'.join(runtime.self_fused.get(level, level) for level in levels)}"
 
 
 def form_of(name: str) -> Form:
@@ -133,22 +117,20 @@ def load_library(name: str) -> None:
     """Import what a runtime needs, and make its compiler ready, so that loading a model is only that.
 
     Args:
-        name: a runtime, with or without a level.
+        name: a runtime, with or without levels.
 
     Raises:
         UsageError: there is no such runtime.
         RuntimeMissingError: it, or the device it needs, is not on this machine.
     """
-    entry, _ = _split(name)
-    loader = cast("Callable[[str, str], None]", import_module(entry.module).load_library)
-    loader(entry.device, entry.variant)
+    _split(name)[0].load()
 
 
 def open_session(name: str, side: Side, options: SessionOptions | None = None) -> Session:
     """Load a model into a runtime.
 
     Args:
-        name: a runtime, with or without a level.
+        name: a runtime, with or without levels.
         side: the model; the runtime takes the form it needs.
         options: how to run it.
 
@@ -160,22 +142,31 @@ def open_session(name: str, side: Side, options: SessionOptions | None = None) -
         NotSupportedError: the runtime, its device, or the form of the model it needs is missing.
         SessionError: the runtime refuses the model.
     """
-    entry, level = _split(name)
-    opener = cast(
-        "Callable[[Side, SessionOptions, str, str, str | None], Session]",
-        import_module(entry.module).open_session,
-    )
-    return opener(side, options or SessionOptions(), entry.device, entry.variant, level)
+    runtime, levels = _split(name)
+    return runtime.open(side, options or SessionOptions(), levels)
 
 
-def _split(name: str) -> tuple[_Entry, str | None]:
-    base, _, level = name.partition("@")
-    entry = _RUNTIMES.get(base)
-    if entry is None:
-        raise UsageError(f"there is no runtime {base!r}", hint=f"there are: {', '.join(_RUNTIMES)}")
-    if "@" not in name:
-        return entry, None
-    if level not in entry.levels:
-        have = ", ".join(f"{base}@{known}" for known in entry.levels) or "it has no levels"
+def runtime_versions() -> dict[str, str]:
+    """Versions that only an imported library knows, such as the cuDNN of PyTorch; nothing is imported for it."""
+    found: dict[str, str] = {}
+    for runtime in RUNTIMES.values():
+        if any(package.replace("-", "_") in sys.modules for package in runtime.packages):
+            found |= runtime.versions()
+    return found
+
+
+def _split(name: str) -> tuple[Runtime, Levels]:
+    base, _, text = name.partition("@")
+    runtime = RUNTIMES.get(base)
+    if runtime is None:
+        raise UsageError(f"there is no runtime {base!r}", hint=f"there are: {', '.join(RUNTIMES)}")
+    levels = tuple(text.split("+")) if "@" in name else ()
+    for group in runtime.levels:
+        if sum(level in group for level in levels) > 1:
+            raise UsageError(f"{name!r} has two of the levels {', '.join(group)}", hint="name one of them")
+    if not {*levels} <= {level for group in runtime.levels for level in group}:
+        have = (
+            ", ".join(f"{base}@{level}" for group in runtime.levels for level in group) or "it has no levels"
+        )
         raise UsageError(f"there is no runtime {name!r}", hint=f"levels of {base}: {have}")
-    return entry, level
+    return runtime, levels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.bench.runtimes.base import Device, Prepared
@@ -16,13 +17,14 @@ __all__ = ["on_cuda"]
 _RUNS_BEFORE_CAPTURE = 3
 
 
-def on_cuda(launch: Callable[[], None], *, graph: bool, l2: L2) -> Prepared:
+def on_cuda(launch: Callable[[], object], *, graph: bool, l2: L2, tf32: bool) -> Prepared:
     """Inferences on a stream of their own, timed by its events.
 
     Args:
         launch: one inference in PyTorch, on the current stream.
         graph: capture it once and replay it.
         l2: whether the L2 cache is flushed before each inference.
+        tf32: whether float32 products are rounded to TF32, as the caller has set it.
 
     Returns:
         What is timed; any error of PyTorch passes through.
@@ -54,11 +56,16 @@ def on_cuda(launch: Callable[[], None], *, graph: bool, l2: L2) -> Prepared:
         return [start.elapsed_time(end) / 1000 for start, end in events]
 
     call()
-    return Prepared(call, times, _device("graph" if graph else "enqueue", l2))
+    device = _device("graph" if graph else "enqueue", l2)
+    return Prepared(call, times, device and replace(device, tf32=tf32))
 
 
-def _captured(launch: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
-    """What replays an inference that was captured on a stream, after runs that let cuDNN choose kernels."""
+def _captured(launch: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
+    """What replays an inference that was captured on a stream, after runs that let cuDNN choose kernels.
+
+    A replay reads and writes the memory that the captured inference did, so what it returns holds on to
+    ``launch``, which has the inputs, and to the outputs.
+    """
     import torch
 
     with torch.cuda.stream(stream):
@@ -67,9 +74,13 @@ def _captured(launch: Callable[[], None], stream: torch.cuda.Stream) -> Callable
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        launch()
-    replay: Callable[[], None] = graph.replay
-    return replay
+        outputs = launch()
+    held = (launch, outputs)
+
+    def replayed(_held: object = held) -> None:
+        graph.replay()
+
+    return replayed
 
 
 def _flusher() -> Callable[[], None]:

@@ -1,31 +1,37 @@
-"""PyTorch modules and exported programs on the CPU or on a CUDA GPU: eager, compiled, or as a CUDA graph."""
+"""PyTorch modules and exported programs on the CPU or on a CUDA GPU: eager, compiled, or as a CUDA graph.
+
+On a GPU float32 is computed in float32. The level ``tf32`` allows TF32, a 10-bit mantissa, in convolutions and
+matrix products while a model is timed; its outputs are compared with TF32 off all the same.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.models.inputs import Array, Feeds
-from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Side
 from convbn.common.dtypes import dtype_name, dtype_of
+from convbn.common.text import one_line
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_library", "open_session"]
+    from convbn.bench.models.inputs import Array, Feeds
+
+__all__ = ["RUNTIMES", "TorchSession"]
 
 #: Modules of one class share their bytecode, and so the count of recompilations after which torch.compile
 #: would go on in eager mode without a word.
 _RECOMPILATIONS = 64
+_MODES = ("reduce-overhead", "max-autotune")
 
 
-def load_library(device: str, variant: str) -> None:
+def load(device: str, variant: str) -> None:
     """Import torch and, for compiled models, get its compiler ready.
 
     Raises:
@@ -37,7 +43,7 @@ def load_library(device: str, variant: str) -> None:
     try:
         torch.compile(torch.nn.ReLU())(torch.zeros(4, device=device))
     except Exception as error:  # a missing C++ compiler shows as whatever the compiler's caller raises
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise RuntimeMissingError(
             f"torch.compile does not work here ({text})",
             hint="on the CPU it needs a C++ compiler: install g++",
@@ -45,16 +51,16 @@ def load_library(device: str, variant: str) -> None:
 
 
 def open_session(
-    side: Side, options: SessionOptions, device: str, variant: str, level: str | None
+    device: str, variant: str, side: Side, options: SessionOptions, levels: Levels
 ) -> TorchSession:
     """Take the PyTorch form of a side.
 
     Args:
-        side: the model; its ``module`` is used, on a copy if it does not lie on the device.
-        options: how to run it.
         device: ``cpu`` or ``cuda``.
         variant: ``eager``, ``compile`` or ``cudagraph``.
-        level: always None, PyTorch has no levels.
+        side: the model; its ``module`` is used, on a copy if it does not lie on the device as it should.
+        options: how to run it.
+        levels: see :data:`RUNTIMES`.
 
     Returns:
         The session.
@@ -70,7 +76,9 @@ def open_session(
     torch = _torch(device)
     given: Any = side.module
     module = given.module() if isinstance(given, torch.export.ExportedProgram) else given
-    return TorchSession(_placed(module, torch.device(device)), side.name, device, variant, options)
+    return TorchSession(
+        _placed(module, torch.device(device), levels), side.name, device, variant, options, levels
+    )
 
 
 def _torch(device: str) -> Any:
@@ -86,6 +94,52 @@ def _torch(device: str) -> Any:
     return torch
 
 
+def _versions() -> Mapping[str, str]:
+    """CUDA and cuDNN as this torch brings them; nothing in a CPU build."""
+    import torch
+
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch annotates it only in part
+    found = {"CUDA of torch": torch.version.cuda, "cuDNN of torch": cudnn}
+    return {name: str(version) for name, version in found.items() if version is not None}
+
+
+def _runtime(
+    name: str,
+    device: Literal["cpu", "cuda"],
+    variant: str,
+    runs: str,
+    *further: Levels,
+    folds: str | None = None,
+) -> Runtime:
+    on_gpu: tuple[Levels, ...] = (("tf32",), ("cudnn-benchmark",)) if device == "cuda" else ()
+    return Runtime(
+        name,
+        device,
+        "torch",
+        runs,
+        load=partial(load, device, variant),
+        open=partial(open_session, device, variant),
+        levels=(("channels_last",), *on_gpu, *further),
+        folds=folds,
+        packages=("torch",),
+        versions=_versions,
+    )
+
+
+_EAGER, _COMPILED = "the module, eagerly", "`torch.compile`; where it would go on eagerly it is an error"
+_COMPILES = "torch.compile fuses a BatchNorm with the operators around it into one kernel"
+
+RUNTIMES = (
+    _runtime("torch-cpu", "cpu", "eager", _EAGER),
+    _runtime("torch-compile-cpu", "cpu", "compile", _COMPILED, _MODES, ("freezing",), folds=_COMPILES),
+    _runtime("torch-cuda", "cuda", "eager", _EAGER),
+    _runtime("torch-compile-cuda", "cuda", "compile", _COMPILED, _MODES, ("freezing",), folds=_COMPILES),
+    _runtime(
+        "torch-cudagraph", "cuda", "cudagraph", "the module, captured once as a CUDA graph and replayed"
+    ),
+)
+
+
 class TorchSession:
     """A module in evaluation mode under ``torch.inference_mode``.
 
@@ -94,7 +148,13 @@ class TorchSession:
     """
 
     def __init__(
-        self, module: torch.nn.Module, name: str, device: str, variant: str, options: SessionOptions
+        self,
+        module: torch.nn.Module,
+        name: str,
+        device: str,
+        variant: str,
+        options: SessionOptions,
+        levels: Levels = (),
     ) -> None:
         import torch
 
@@ -102,21 +162,23 @@ class TorchSession:
         self._name = name
         self._device = device
         self._variant = variant
+        self._levels = levels
         self._l2 = options.l2
         self._flags = [(part, part.training) for part in module.modules()]
         self._threads: int | None = None
         self._settings = ExitStack()
         self.output_names: tuple[str, ...] = ()
-        # cuDNN may convolve in TF32 unless told otherwise: a 10-bit mantissa, as float16 has.
-        self.compute_dtype: str | None = "float16" if device == "cuda" else None
+        self.compute_dtype: str | None = None
         for part, _ in self._flags:
             part.training = False
         if options.threads is not None:
             self._threads = torch.get_num_threads()
             torch.set_num_threads(options.threads)
         self._forward: Callable[..., Any] = module
+        if device == "cuda":
+            self._settings.enter_context(_cuda_settings("tf32" in levels, "cudnn-benchmark" in levels))
         if variant == "compile":
-            self._forward = _compiled(module, self._settings)
+            self._forward = _compiled(module, levels, self._settings)
 
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference (see :class:`convbn.bench.runtimes.base.Session`)."""
@@ -125,7 +187,8 @@ class TorchSession:
 
         inputs = self._tensors(feeds)
         try:
-            with torch.inference_mode():
+            exact = nullcontext() if self._device == "cpu" else _cuda_settings(tf32=False, benchmark=False)
+            with torch.inference_mode(), exact:
                 result = self._forward(*inputs)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
@@ -141,9 +204,9 @@ class TorchSession:
         forward = self._forward
         inputs = self._tensors(feeds)
 
-        def launch() -> None:
+        def launch() -> object:
             with torch.inference_mode():
-                forward(*inputs)
+                return forward(*inputs)
 
         try:
             launch()
@@ -151,7 +214,8 @@ class TorchSession:
                 return Prepared(launch)
             from convbn.bench.runtimes.torch_cuda import on_cuda
 
-            return on_cuda(launch, graph=self._variant == "cudagraph", l2=self._l2)
+            tf32 = "tf32" in self._levels
+            return on_cuda(launch, graph=self._variant == "cudagraph", l2=self._l2, tf32=tf32)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
 
@@ -177,17 +241,36 @@ class TorchSession:
         self.close()
 
     def _tensors(self, feeds: Feeds) -> list[torch.Tensor]:
-        return [_tensor(array).to(self._device) for array in feeds.values()]
+        import torch
+
+        tensors = [_tensor(array).to(self._device) for array in feeds.values()]
+        if "channels_last" not in self._levels:
+            return tensors
+        return [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
 
     def _typed(self, error: Exception) -> SessionError:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         return SessionError(f"torch cannot run the model ({type(error).__name__}: {text})", source=self._name)
 
 
-def _compiled(module: torch.nn.Module, settings: ExitStack) -> Callable[..., Any]:
+@contextmanager
+def _cuda_settings(tf32: bool, benchmark: bool) -> Iterator[None]:
+    """Whether float32 may be rounded to TF32, and cuDNN tries its algorithms; put back on leaving."""
+    import torch
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = tf32, tf32, benchmark
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+def _compiled(module: torch.nn.Module, levels: Levels, settings: ExitStack) -> Callable[..., Any]:
     """The compiled module; that it stays compiled is set for as long as ``settings`` is open."""
     import torch
-    from torch import _dynamo
+    from torch import _dynamo, _inductor
 
     settings.callback(_dynamo.reset)
     settings.enter_context(
@@ -195,18 +278,28 @@ def _compiled(module: torch.nn.Module, settings: ExitStack) -> Callable[..., Any
             recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True, suppress_errors=False
         )
     )
-    forward: Callable[..., Any] = torch.compile(module, dynamic=False)
+    settings.enter_context(_inductor.config.patch(freezing="freezing" in levels))
+    mode = next((level for level in levels if level in _MODES), None)
+    forward: Callable[..., Any] = torch.compile(module, dynamic=False, mode=mode)
     return forward
 
 
-def _placed(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def _placed(module: torch.nn.Module, device: torch.device, levels: Levels) -> torch.nn.Module:
+    """The module on a device in the layout that a level asks for: itself if it is that, a copy if not."""
+    import torch
+
     tensors = [*module.parameters(), *module.buffers()]
+    if "channels_last" in levels:
+        moved: Any = copy.deepcopy(module)
+        laid_out: torch.nn.Module = moved.to(device=device, memory_format=torch.channels_last)
+        return laid_out
     if all(tensor.device.type == device.type for tensor in tensors):
         return module
     return copy.deepcopy(module).to(device)
 
 
 def _tensor(array: Array) -> torch.Tensor:
+    import numpy as np
     import torch
 
     # The type of an array that was pickled does not count as built in before it is looked up again.
@@ -220,6 +313,7 @@ def _tensor(array: Array) -> torch.Tensor:
 
 
 def _array(leaf: Any) -> Array:
+    import numpy as np
     import torch
 
     if not isinstance(leaf, torch.Tensor):

@@ -145,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
         help="of B: allow the error that this precision brings (docs/precision.md)",
     )
     verify.add_argument("--tolerance", type=float, metavar="X", help="allow a relative error of X instead")
+    verify.add_argument("--runtime", metavar="NAME", help="run both in this one (docs/benchmarks.md)")
 
     export = verb(
         "export",

@@ -25,6 +25,7 @@ def verify(
     seed: int = 0,
     precision: str | None = None,
     tolerance: float | None = None,
+    runtime: str | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare their outputs.
 
@@ -38,6 +39,7 @@ def verify(
         precision: of the candidate, if it is another than the reference's: ``fp32``, ``fp16``, ``bf16`` or
             ``int8``. It decides how far the outputs may be apart (docs/precision.md).
         tolerance: relative error that is allowed instead.
+        runtime: run both in this one instead of as they stand on the CPU, such as ``openvino-cpu``.
 
     Returns:
         The answer; ``bool(answer.equal)`` says whether equality was shown. See
@@ -57,6 +59,7 @@ def verify(
         seed=seed,
         example_inputs=as_tuple(example_inputs),
         tolerance=allowed,
+        runtime=runtime,
     )
 
 

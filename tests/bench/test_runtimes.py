@@ -5,22 +5,29 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from convbn.bench.measure.options import ProtocolOptions
+from convbn.bench.measure.protocol import measure
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.runtimes.base import SessionOptions, Side
+from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, Session, SessionOptions, Side, onnx_source
 from convbn.bench.runtimes.onnxruntime_providers import require_provider
 from convbn.bench.runtimes.registry import (
+    RUNTIMES,
     check_runtime,
     device_of,
     form_of,
     load_library,
     open_session,
+    register,
     runtime_names,
+    runtime_note,
     self_fused_name,
 )
 from convbn.errors import NotSupportedError, UsageError
@@ -159,6 +166,94 @@ def test_a_runtime_optimises_by_itself_only_where_it_can_be_told_not_to() -> Non
     for name in ("onnxruntime-cpu", "onnxruntime-cpu@all", "torch-cpu", "tensorrt@graph"):
         assert self_fused_name(name) is None
     assert (form_of("tensorrt@enqueue"), form_of("torch-cudagraph")) == ("engine", "torch")
+
+
+def test_levels_are_joined_and_one_of_a_group_is_enough() -> None:
+    check_runtime("onnxruntime-cuda@off+tf32+nhwc")
+    check_runtime("torch-compile-cuda@max-autotune+freezing+channels_last+tf32")
+    assert self_fused_name("onnxruntime-cuda@tf32+off") == "onnxruntime-cuda@tf32+all"
+    with pytest.raises(UsageError, match="two of the levels off, basic, all"):
+        check_runtime("onnxruntime-cpu@off+all")
+    with pytest.raises(UsageError, match="levels of torch-cpu: torch-cpu@channels_last"):
+        check_runtime("torch-cpu@tf32")
+    note = runtime_note("onnxruntime-cuda@off+tf32")
+    assert note is not None
+    assert "TF32 off" in note
+    assert "ratio near 1" not in note
+    assert "onnxruntime-cuda@off runs both graphs" in str(runtime_note("onnxruntime-cuda@tf32"))
+
+
+def test_a_runtime_of_another_package_is_measured_by_its_row_alone(conv_model: ConvModel) -> None:
+    """The worked example of docs/architecture.md: onnx's own evaluator as a runtime."""
+    from onnx.reference import ReferenceEvaluator
+
+    class Evaluated:
+        compute_dtype = None
+
+        def __init__(self, model: onnx.ModelProto) -> None:
+            self._evaluator = ReferenceEvaluator(model)
+            self.output_names = tuple(self._evaluator.output_names)
+
+        def run(self, feeds: Feeds) -> list[Array]:
+            return list(self._evaluator.run(None, dict(feeds)))
+
+        def prepare(self, feeds: Feeds) -> Prepared:
+            return Prepared(lambda: self.run(feeds))
+
+        def close(self) -> None:
+            pass
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.close()
+
+    def opened(side: Side, options: SessionOptions, levels: Levels) -> Session:
+        data = onnx_source(side, "the evaluator")
+        assert isinstance(data, bytes)
+        return Evaluated(onnx.load_model_from_string(data))
+
+    toy = Runtime(
+        "onnx-reference",
+        "cpu",
+        "onnx",
+        "onnx's evaluator",
+        dict,
+        opened,
+        folds="it folds",
+        packages=("onnx",),
+    )
+    register(toy)
+    try:
+        with pytest.raises(UsageError, match="already"):
+            register(toy)
+        sides = (Side("a", onnx=conv_model()), Side("b", onnx=conv_model()))
+        quick = ProtocolOptions(
+            block_seconds=0.001, budget_seconds=0.1, min_blocks=5, memory=False, warmup_seconds=0.01
+        )
+        case = measure(sides, ["onnx-reference"], options=quick).cases[0]
+        assert [row.status for row in case.rows] == ["measured", "measured"]
+        assert case.rows[1].equality is not None
+        assert case.runtimes[0].note == "it folds, so a time ratio near 1 is expected"
+    finally:
+        del RUNTIMES["onnx-reference"]
+
+
+def test_channels_last_is_a_layout_of_a_copy_and_the_same_numbers() -> None:
+    module = torch.nn.Conv2d(3, 4, 3)
+    with open_session("torch-cpu", Side("a", module=module)) as session:
+        expected = session.run(FEEDS)[0]
+    seen: list[bool] = []
+    with open_session("torch-cpu@channels_last", Side("a", module=module)) as session:
+        placed: torch.nn.Module = session._module  # type: ignore[attr-defined]
+        placed.register_forward_hook(
+            lambda _, inputs, __: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        assert np.allclose(session.run(FEEDS)[0], expected, atol=1e-5)
+        assert placed.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator,union-attr]
+    assert seen == [True]
+    assert module.weight.is_contiguous()
 
 
 def test_an_engine_that_was_not_built_says_why(conv_model: ConvModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from convbn.bench.runtimes.registry import RUNTIMES
 from convbn.fuse.plan.branches import MERGES
 from convbn.fuse.plan.chains import CHAIN
 from convbn.fuse.plan.evaluation import OF_CONSTANTS
@@ -25,6 +26,17 @@ def test_every_rule_is_listed() -> None:
     text = (ROOT / "docs" / "algebra.md").read_text()
     for name in (*(rule.full_name for rule in RULES), *WAYS, *MERGES, CHAIN, OF_CONSTANTS):
         assert f"`{name}`" in text, name
+
+
+def test_the_table_of_runtimes_is_the_registry() -> None:
+    rows = ["| runtime | levels | what it runs | what it does by itself |", "|---|---|---|---|"]
+    for one in RUNTIMES.values():
+        levels = ", ".join("/".join(f"`{level}`" for level in group) for group in one.levels)
+        rows.append(f"| `{one.name}` | {levels} | {one.runs} | {one.folds or ''} |")
+    table = "\n".join(rows)
+    assert table in (ROOT / "docs" / "benchmarks.md").read_text(), (
+        f"docs/benchmarks.md needs this table:\n{table}"
+    )
 
 
 def test_every_decision_is_linked() -> None:

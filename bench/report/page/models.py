@@ -98,6 +98,8 @@ def _gpus(case: Mapping[str, Any]) -> str:
             for clock in (_reading("before", gpu["before"]), _reading("after", gpu["after"]))
             if clock
         ]
+        if gpu.get("tf32") is not None:
+            told.insert(0, "TF32" if gpu["tf32"] else "no TF32")
         lines.append(
             f"{esc(row['side'], 60)} in <code>{esc(row['runtime'])}</code>: {esc(gpu['device'], 60)}, "
             f"{esc(gpu['mode'], 20)}, L2 {esc(gpu['l2'], 20)}{''.join(f'; {text}' for text in told)}."

@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             precision=options.precision,
             tolerance=options.tolerance,
+            runtime=options.runtime,
         )
     console.table(
         ("output", "relative error", "worst channel", "RMS error", "cosine", "same class", "bound"),
