@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convbn.bench.runtimes.nvml import L2
+from convbn.bench.runtimes.gpu.nvml import L2
 from convbn.errors import UsageError
 
 __all__ = ["ProtocolOptions"]

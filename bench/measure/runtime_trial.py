@@ -17,7 +17,7 @@ from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.results.environment import library_versions
 from convbn.bench.results.result import Row
 from convbn.bench.runtimes.base import Session, SessionOptions, Side
-from convbn.bench.runtimes.nvml import read_gpu
+from convbn.bench.runtimes.gpu.nvml import read_gpu
 from convbn.bench.runtimes.registry import self_fused_name
 from convbn.errors import ConvBNError
 

@@ -9,7 +9,7 @@ from convbn.bench.measure.blocks import Timing, WarmUp
 from convbn.bench.results.result import Row, RuntimeControl, Verdict
 from convbn.bench.results.statistics import Ratio, latency, paired_ratio
 from convbn.bench.runtimes.base import Prepared, Side
-from convbn.bench.runtimes.nvml import GpuFacts, GpuReading
+from convbn.bench.runtimes.gpu.nvml import GpuFacts, GpuReading
 from convbn.bench.runtimes.registry import runtime_note, self_fused_name
 
 __all__ = ["Entrant", "RaceResult", "scored", "unmeasured"]

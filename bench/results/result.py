@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from convbn.bench.equivalence.compare import Equality
 from convbn.bench.results.statistics import Latency, Ratio
-from convbn.bench.runtimes.nvml import GpuFacts
+from convbn.bench.runtimes.gpu.nvml import GpuFacts
 from convbn.common.encoding import JsonReady
 
 __all__ = [

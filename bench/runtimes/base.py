@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 from convbn.bench.models.errors import ModelFormMissingError, SessionError
-from convbn.bench.runtimes.nvml import L2, GpuMode
+from convbn.bench.runtimes.gpu.nvml import L2, GpuMode
 from convbn.errors import ConvBNError
 
 if TYPE_CHECKING:

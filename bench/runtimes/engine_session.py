@@ -12,8 +12,8 @@ from typing import Any, Self
 from convbn.bench.models.errors import ModelFormMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
-from convbn.bench.runtimes.gpu_stream import GpuStream
-from convbn.bench.runtimes.nvml import GpuMode
+from convbn.bench.runtimes.gpu.nvml import GpuMode
+from convbn.bench.runtimes.gpu.stream import GpuStream
 from convbn.errors import ConvBNError
 from convbn.export.dtypes import host_type
 from convbn.export.engines.backends.registry import backend_named

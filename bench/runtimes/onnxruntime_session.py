@@ -25,8 +25,8 @@ from convbn.common.text import one_line
 
 if TYPE_CHECKING:
     from convbn.bench.models.inputs import Array, Feeds
-    from convbn.bench.runtimes.gpu_stream import GpuStream
-    from convbn.bench.runtimes.nvml import GpuMode
+    from convbn.bench.runtimes.gpu.nvml import GpuMode
+    from convbn.bench.runtimes.gpu.stream import GpuStream
 
 __all__ = ["RUNTIMES"]
 
@@ -68,7 +68,7 @@ def open_session(variant: str, side: Side, options: SessionOptions, levels: Leve
         settings.intra_op_num_threads = options.threads
     gpu = None
     if variant != "cpu":
-        from convbn.bench.runtimes.gpu_stream import GpuStream
+        from convbn.bench.runtimes.gpu.stream import GpuStream
 
         gpu = GpuStream(options.l2)
     provider = PROVIDERS[variant]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.bench.runtimes.base import Device, Prepared
-from convbn.bench.runtimes.nvml import L2, GpuMode
+from convbn.bench.runtimes.gpu.nvml import L2, GpuMode
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def _flusher() -> Callable[[], None]:
 
 
 def _device(mode: GpuMode, l2: L2) -> Device:
-    from convbn.bench.runtimes.gpu_stream import gpu_facts
+    from convbn.bench.runtimes.gpu.stream import gpu_facts
     from convbn.export.engines.run.cuda import CudaDevice
 
     gpu = CudaDevice()

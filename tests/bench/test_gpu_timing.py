@@ -16,7 +16,7 @@ from support import tensorrt_calls
 from convbn.bench.models.errors import RuntimeMissingError, SessionError
 from convbn.bench.runtimes.base import SessionOptions, Side
 from convbn.bench.runtimes.engine_session import open_session
-from convbn.bench.runtimes.gpu_stream import GpuStream, gpu_facts
+from convbn.bench.runtimes.gpu.stream import GpuStream, gpu_facts
 from convbn.errors import ConvBNError, NotSupportedError, UsageError
 from convbn.export.engines.errors import CaptureError, UntrustedEngineError
 from convbn.export.engines.run import cuda

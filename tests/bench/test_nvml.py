@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from convbn.bench.runtimes.nvml import GpuFacts, GpuReading, read_gpu, throttle_names, throttled
+from convbn.bench.runtimes.gpu.nvml import GpuFacts, GpuReading, read_gpu, throttle_names, throttled
 
 
 def test_an_idle_gpu_and_clocks_set_by_a_user_are_no_throttling() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from convbn.bench.runtimes.base import Device, Prepared
-from convbn.bench.runtimes.nvml import L2, GpuMode
+from convbn.bench.runtimes.gpu.nvml import L2, GpuMode
 from convbn.export.engines.run.cuda import CudaDevice
 
 __all__ = ["GpuStream", "gpu_facts"]
