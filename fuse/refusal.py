@@ -38,6 +38,7 @@ class Reason(StrEnum):
     CALLED_SEVERAL_TIMES = "called-several-times"
     HOOKED = "hooked"
     PARAMETRIZED = "parametrized"
+    KERNEL_PATTERN = "kernel-pattern"
     NO_BIAS = "no-place-for-a-bias"
     NEVER_CALLED = "never-called"
     NOT_A_MODULE = "not-a-module"
@@ -75,6 +76,7 @@ _EXPLANATIONS = {
     Reason.CALLED_SEVERAL_TIMES: "the module calls the layer or the BatchNorm more than once",
     Reason.HOOKED: "hooks would see other values",
     Reason.PARAMETRIZED: "the weight is computed from others (weight norm, spectral norm, pruning)",
+    Reason.KERNEL_PATTERN: "it would change an activation function that runtimes run as one kernel",
     Reason.NO_BIAS: "the layer has no place for a bias",
     Reason.NEVER_CALLED: "it was not called when the module was captured",
     Reason.NOT_A_MODULE: "the module's code calls a function there; an exported program could be changed",

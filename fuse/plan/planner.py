@@ -13,6 +13,7 @@ from typing import cast
 
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
+from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.chains import merge_chains
 from convbn.fuse.plan.evaluation import OF_CONSTANTS, evaluate
@@ -34,6 +35,8 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
         view: the dataflow of the model; it is changed.
         options: which rules may be used.
     """
+    if view.pure:
+        keep_whole(view)
     plan = Plan()
     attempts = Attempts()
     all_of_them = [node.name for node in view.batchnorms()]
