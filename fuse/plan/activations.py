@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, Value, View
+from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.ops import Activation, Elementwise, Other
+from convbn.fuse.view.view import View
 
 __all__ = ["keep_whole"]
 
