@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.networks import torchvision_models
 from torch import nn
 
 import convbn.fuse.fold
@@ -114,22 +112,9 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def torchvision_names() -> Iterator[None]:
-    """Let torchvision be imported beside a torch whose build lacks its compiled operators.
-
-    Its import declares shape functions for them and fails on an unknown name; declaring the names is
-    enough, no model here calls one.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        pytest.skip("torchvision is not installed")
+def torchvision_names() -> None:
+    """Let torchvision be imported beside a torch whose build lacks its compiled operators."""
     try:
-        import torchvision  # noqa: F401 - whether it can be imported as it is
-    except RuntimeError:
-        source = (Path(spec.origin).parent / "_meta_registrations.py").read_text(encoding="utf-8")
-        library = torch.library.Library("torchvision", "DEF")
-        for name in sorted(set(re.findall(r'register_(?:fake|meta)\("(?:torchvision::)?(\w+)"', source))):
-            library.define(f"{name}(Tensor a) -> Tensor")
-        yield
-        return
-    yield
+        torchvision_models()
+    except ModuleNotFoundError:
+        pytest.skip("torchvision is not installed")
