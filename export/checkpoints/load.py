@@ -19,7 +19,7 @@ from convbn.errors import BadInputError, FileAccessError, NotSupportedError
 from convbn.export.checkpoints.limits import Limits, check_archive
 from convbn.export.checkpoints.state_dicts import find_state, fitted, some
 from convbn.export.checkpoints.trusted import load_pickled, load_script, refusal
-from convbn.export.files.atomic import reason
+from convbn.export.files.atomic import file_access
 from convbn.export.files.sniff import ArtifactKind, sniff
 
 if TYPE_CHECKING:
@@ -144,11 +144,11 @@ def _load_pickle(path: str | os.PathLike[str], limits: Limits) -> object:
     # Only what lies in the file as it is can be mapped; a legacy file is no archive.
     mapped = zipfile.is_zipfile(path) and not check_archive(path, limits)
     try:
-        with warnings.catch_warnings():
+        with file_access(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: it either loads or it does not
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
+    except FileAccessError:
+        raise
     except pickle.UnpicklingError as error:
         raise refusal(path, ArtifactKind.PICKLED, limits) from error
     except Exception as error:  # torch raises whatever the damage leads to: Runtime-, Key-, EOFError, ...
@@ -162,11 +162,9 @@ def _load_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
     except ModuleNotFoundError as error:
         raise NotSupportedError("safetensors is not installed", hint="pip install safetensors") from error
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+        with file_access(path), safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
     except safetensors.SafetensorError as error:
         raise BadInputError(f"is a damaged safetensors file: {error}", source=path) from error
     return Checkpoint(tensors, (), metadata)

@@ -19,7 +19,7 @@ from convbn.export.engines.backends.gpus import Gpu
 from convbn.export.engines.build.builder import Plan, Request, TensorInfo
 from convbn.export.engines.command import command_line
 from convbn.export.engines.errors import EngineMismatchError
-from convbn.export.files.atomic import check_target, reason, sha256_file, write_atomically
+from convbn.export.files.atomic import check_target, file_access, sha256_file, write_atomically
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -66,9 +66,8 @@ def write_engine(
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        encoded = text.encode("utf-8", "surrogatepass")
         replace = overwrite or _orphaned(Path(path), beside)
-        write_atomically(beside, lambda file: _write(file, encoded), overwrite=replace)
+        write_atomically(beside, text.encode("utf-8", "surrogatepass"), overwrite=replace)
 
     beside = sidecar_path(path)
     before = beside.read_bytes() if beside.is_file() else None
@@ -76,7 +75,7 @@ def write_engine(
         write_atomically(path, write, overwrite=overwrite)
     except BaseException:
         if before is not None:
-            write_atomically(beside, lambda file: _write(file, before), overwrite=True)
+            write_atomically(beside, before, overwrite=True)
         else:
             beside.unlink(missing_ok=True)
         raise
@@ -119,15 +118,12 @@ def read_sidecar(engine: str | os.PathLike[str]) -> dict[str, Any]:
         EngineMismatchError: the engine is not the one that the sidecar describes.
     """
     path = sidecar_path(engine)
+    if not path.exists():
+        raise FileAccessError("has no sidecar", source=engine, hint=f"{path.name} belongs beside it")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with file_access(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
         schema, claimed = content["schema_version"], content["engine"]["sha256"]
-    except FileNotFoundError as error:
-        raise FileAccessError(
-            "has no sidecar", source=engine, hint=f"{path.name} belongs beside it"
-        ) from error
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError("is not the sidecar of an engine", source=path) from error
     if schema != SCHEMA_VERSION:
@@ -209,7 +205,3 @@ def _gpu(gpu: Gpu) -> dict[str, str | None]:
 
 def _tensor(info: TensorInfo) -> dict[str, object]:
     return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)

@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
 from convbn.export.dtypes import triton_of_onnx, triton_of_tensorrt
-from convbn.export.files.atomic import reason, write_atomically
+from convbn.export.files.atomic import file_access, write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -153,11 +153,8 @@ def copy_to(source: Path, overwrite: bool) -> Callable[[Path], None]:
     """What :func:`write_repository` calls to copy a file that is written already."""
 
     def write(path: Path) -> None:
-        try:
-            with source.open("rb") as file:
-                write_atomically(path, lambda to: shutil.copyfileobj(file, to), overwrite=overwrite)
-        except OSError as error:
-            raise FileAccessError(f"cannot be read: {reason(error)}", source=source) from error
+        with file_access(source), source.open("rb") as file:
+            write_atomically(path, lambda to: shutil.copyfileobj(file, to), overwrite=overwrite)
 
     return write
 
@@ -210,25 +207,18 @@ def write_repository(
     temporary = Path(folder) / f".{name[:48]}.{secrets.token_hex(6)}.tmp"
     try:
         _fill(temporary, model, config, write_model)
-        temporary.rename(target)
-    except OSError as error:
-        raise FileAccessError(f"cannot be written: {reason(error)}", source=target) from error
+        with file_access(target, "written"):
+            temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 def _fill(target: Path, model: TritonModel, config: bytes, write_model: Callable[[Path], None]) -> None:
-    try:
+    with file_access(target, "made"):
         (target / "1").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileAccessError(f"cannot be made: {reason(error)}", source=target) from error
     write_model(target / "1" / model.file_name)
-
-    def write(file: BinaryIO) -> None:
-        file.write(config)
-
-    write_atomically(target / "config.pbtxt", write, overwrite=True)
+    write_atomically(target / "config.pbtxt", config, overwrite=True)
 
 
 def _tensor(info: Mapping[str, Any]) -> TritonTensor:

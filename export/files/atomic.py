@@ -11,17 +11,57 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeAlias
 
 from convbn.errors import FileAccessError
 
-__all__ = ["StagedFile", "check_target", "sha256_file", "write_atomically"]
+__all__ = [
+    "Content",
+    "StagedFile",
+    "check_target",
+    "file_access",
+    "open_regular",
+    "reason",
+    "sha256_file",
+    "write_atomically",
+]
+
+Content: TypeAlias = bytes | memoryview | Callable[[BinaryIO], object]
 
 # A file system without hard links answers with one of these.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+
+
+@contextmanager
+def file_access(path: str | os.PathLike[str], done: str = "read") -> Iterator[None]:
+    """An error of the operating system inside the block is a FileAccessError: PATH cannot be DONE, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise FileAccessError(f"cannot be {done}: {reason(error)}", source=path) from error
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a file to read it.
+
+    Raises:
+        FileAccessError: it is missing, a folder, a device, or a pipe, which would wait for its writer.
+    """
+    with file_access(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError as error:
+            raise FileAccessError("does not exist", source=path) from error
+        if stat.S_ISDIR(mode):
+            raise FileAccessError("is a folder, not a file", source=path)
+        if not stat.S_ISREG(mode):
+            raise FileAccessError("is a device or a pipe, not a regular file", source=path)
+        return open(path, "rb")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -36,11 +76,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     Raises:
         FileAccessError: the file cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
+    with file_access(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
@@ -59,12 +96,9 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
             folder is missing or not writable.
     """
     target = Path(os.path.realpath(path))
-    try:
+    mode = None
+    with file_access(path, "written"), suppress(FileNotFoundError):
         mode = target.lstat().st_mode
-    except FileNotFoundError:
-        mode = None
-    except OSError as error:
-        raise FileAccessError(f"cannot be written: {reason(error)}", source=path) from error
     if mode is not None:
         if stat.S_ISDIR(mode):
             raise FileAccessError("is a folder, not a file", source=path, hint="name a file in it")
@@ -80,14 +114,12 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     return target
 
 
-def write_atomically(
-    path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, overwrite: bool
-) -> None:
+def write_atomically(path: str | os.PathLike[str], content: Content, *, overwrite: bool) -> None:
     """Write a file that appears complete or not at all.
 
     Args:
         path: the target; a symbolic link is followed.
-        write: called once with a writable binary file in the target's folder.
+        content: the bytes, or what is called once with a writable binary file in the target's folder.
         overwrite: whether an existing file is replaced. Its permissions are kept.
 
     Raises:
@@ -96,7 +128,7 @@ def write_atomically(
     """
     target = check_target(path, overwrite=overwrite)
     with StagedFile(target, path) as staged:
-        staged.write(write)
+        staged.write(content)
         staged.move(target, overwrite=overwrite)
 
 
@@ -116,20 +148,23 @@ class StagedFile:
         self.path = target.with_name(f".{target.name[:48]}.{secrets.token_hex(6)}.tmp")
         self._shown = shown
 
-    def write(self, write: Callable[[BinaryIO], None]) -> None:
-        """Create the file, let ``write`` fill it and flush it to the disk.
+    def write(self, content: Content) -> None:
+        """Create the file, fill it and flush it to the disk.
+
+        Args:
+            content: the bytes, or what writes them into an open file.
 
         Raises:
             FileAccessError: writing failed.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        try:
-            with os.fdopen(os.open(self.path, flags, 0o666), "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FileAccessError(f"cannot be written: {reason(error)}", source=self._shown) from error
+        with file_access(self._shown, "written"), os.fdopen(os.open(self.path, flags, 0o666), "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def move(self, target: Path, *, overwrite: bool) -> None:
         """Give the file its name; with ``overwrite`` it replaces what has that name and takes its permissions.
@@ -137,10 +172,8 @@ class StagedFile:
         Raises:
             FileAccessError: the name is taken, or the file system refuses.
         """
-        try:
+        with file_access(self._shown, "written"):
             _move(self.path, target, self._shown, overwrite=overwrite)
-        except OSError as error:
-            raise FileAccessError(f"cannot be written: {reason(error)}", source=self._shown) from error
         _sync_folder(target.parent)
 
     def __enter__(self) -> Self:
@@ -150,12 +183,11 @@ class StagedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.path.unlink(missing_ok=True)
-        except OSError as failure:
+            with file_access(self._shown, "written"):
+                self.path.unlink(missing_ok=True)
+        except FileAccessError:
             if error is None:
-                raise FileAccessError(
-                    f"cannot be written: {reason(failure)}", source=self._shown
-                ) from failure
+                raise
 
 
 def reason(error: OSError) -> str:
@@ -183,13 +215,9 @@ def _move(temporary: Path, target: Path, shown: str | os.PathLike[str], *, overw
 def _sync_folder(folder: Path) -> None:
     # The rename itself lives in the folder. Windows cannot open one, and some network file systems
     # cannot flush one; the file's bytes are safe either way.
-    try:
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

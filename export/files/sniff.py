@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import enum
 import os
-import stat
 import struct
 import zipfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from convbn.errors import BadInputError, ConvBNError, FileAccessError
+from convbn.errors import BadInputError, ConvBNError
 from convbn.export.checkpoints.limits import Limits
 from convbn.export.checkpoints.pickle_scan import LEGACY_TORCH_MAGIC, code_globals
-from convbn.export.files.atomic import reason
+from convbn.export.files.atomic import file_access, open_regular
 from convbn.export.files.protobuf import is_onnx_model
 
 __all__ = ["ArtifactKind", "sniff"]
@@ -71,17 +70,8 @@ def sniff(path: str | os.PathLike[str], *, max_pickle_mib: int = Limits.pickle_m
         BadInputError: the file is empty, cut short, or none of the kinds.
     """
     try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise FileAccessError("is a folder, not a file", source=path)
-        if not stat.S_ISREG(status.st_mode):
-            raise FileAccessError("is a device or a pipe, not a regular file", source=path)
-        with open(path, "rb") as file:
-            return _sniff(file, status.st_size, max_pickle_mib)
-    except FileNotFoundError as error:
-        raise FileAccessError("does not exist", source=path) from error
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
+        with file_access(path), open_regular(path) as file:
+            return _sniff(file, os.fstat(file.fileno()).st_size, max_pickle_mib)
     except ConvBNError as error:
         raise type(error)(error.cause, source=Path(path), hint=error.hint) from error
 

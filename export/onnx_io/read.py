@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convbn.errors import BadInputError, FileAccessError
-from convbn.export.files.atomic import reason
+from convbn.errors import BadInputError
+from convbn.export.files.atomic import file_access, open_regular
 from convbn.export.onnx_io.encoding import PROTOBUF_LIMIT
 from convbn.export.onnx_io.write import save_model
 
@@ -202,27 +201,19 @@ def _parsed(file: BufferedReader, size: int, location: str) -> onnx.ModelProto:
 def _about(path: str | os.PathLike[str]) -> Iterator[None]:
     """Names the file in errors that leave the block."""
     try:
-        yield
+        with file_access(path):
+            yield
     except BadInputError as error:
         raise BadInputError(error.cause, source=path, hint=error.hint) from error
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
 
 
 def _open(path: str | os.PathLike[str]) -> BufferedReader:
-    try:
-        status = os.stat(path)  # before opening: a pipe would wait for its writer
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise FileAccessError("is a device or a pipe, not a regular file", source=path)
-        file = open(path, "rb")  # noqa: SIM115  # handed on, open
-    except FileNotFoundError as error:
-        raise FileAccessError("does not exist", source=path) from error
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
-    if status.st_size in range(1, PROTOBUF_LIMIT + 1):
+    file = open_regular(path)
+    size = os.fstat(file.fileno()).st_size
+    if size in range(1, PROTOBUF_LIMIT + 1):
         return file
     file.close()
-    if status.st_size == 0:
+    if size == 0:
         raise BadInputError("is empty", source=path)
     hint = "save it with external data"
     raise BadInputError("is larger than the 2 GiB an ONNX file can have", source=path, hint=hint)

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, get_args
 
-from convbn.errors import BadInputError, FileAccessError, UsageError
-from convbn.export.files.atomic import StagedFile, check_target, reason
+from convbn.errors import BadInputError, UsageError
+from convbn.export.files.atomic import StagedFile, check_target, file_access
 from convbn.export.onnx_io.encoding import (
     PROTOBUF_LIMIT,
-    Buffer,
     Reference,
     Weight,
     encode_model,
@@ -131,7 +129,7 @@ def staged_model(
             if total_bytes(parts) > PROTOBUF_LIMIT:
                 raise BadInputError("is too large for ONNX even without its large initializers", source=path)
         with StagedFile(target, path) as staged:
-            staged.write(partial(_write, pieces_of(parts)))
+            staged.write(lambda file: file.writelines(pieces_of(parts)))
             yield staged.path
             staged.move(target, overwrite=overwrite)
         undo.pop_all()
@@ -222,13 +220,6 @@ def _write_data(
     return references
 
 
-def _write(pieces: Iterable[Buffer], file: BinaryIO) -> None:
-    for piece in pieces:
-        file.write(piece)
-
-
 def _remove(path: Path) -> None:
-    try:
+    with file_access(path, "removed"):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise FileAccessError(f"cannot be removed: {reason(error)}", source=path) from error

@@ -87,8 +87,6 @@ def convert(
         )
     if precision == "int8":
         return _int8(model, calibration, options, record)
-    if options.converter == "modelopt":
-        return _by_modelopt(model, _LOW[precision], options, record)
     return _half(model, _LOW[precision], calibration, options, record)
 
 
@@ -187,17 +185,6 @@ def _cast(
         "added_casts": casts,
         "kept": [kept.to_dict() for kept in selection.kept],
     }
-
-
-def _by_modelopt(
-    model: onnx.ModelProto, low: str, options: PrecisionOptions, record: dict[str, Any]
-) -> Converted:
-    from convbn.export.precision.modelopt import convert_with_modelopt
-
-    result = convert_with_modelopt(model, low, keep_io_types=options.keep_io_types, keep=options.keep_fp32)
-    record |= {"method": "modelopt", "keep_io_types": options.keep_io_types}
-    record["note"] = "modelopt chose the nodes, by its own rules"
-    return Converted(result, record, True)
 
 
 def _require_nodes(model: onnx.ModelProto, options: PrecisionOptions) -> None:

@@ -11,7 +11,6 @@ __all__ = ["METHODS", "PRECISIONS", "QUANTISABLE", "PrecisionOptions"]
 
 PRECISIONS: Final = ("as-is", "fp32", "fp16", "bf16", "int8")
 METHODS: Final = ("minmax", "entropy", "percentile")
-CONVERTERS: Final = ("convbn", "modelopt")
 RESTS: Final = ("fp32", "fp16")
 #: Operators whose inputs and weights are quantised where nothing else is asked for.
 QUANTISABLE: Final = ("Conv", "Gemm", "MatMul")
@@ -25,7 +24,6 @@ class PrecisionOptions:
     Attributes:
         keep_io_types: leave the model's inputs and outputs in float32.
         keep_fp32: names of nodes that stay in float32.
-        converter: who casts to half precision: ``convbn``, or NVIDIA's ``modelopt`` where it is installed.
         method: how int8 ranges follow from the data. ``minmax`` takes the extremes, ``entropy`` the range of
             least Kullback-Leibler divergence, ``percentile`` leaves the outermost values out.
         percentile: share of the values inside the range, in percent, for that method.
@@ -35,7 +33,6 @@ class PrecisionOptions:
 
     keep_io_types: bool = True
     keep_fp32: tuple[str, ...] = ()
-    converter: str = "convbn"
     method: str = "minmax"
     percentile: float = 99.999
     quantise: tuple[str, ...] = QUANTISABLE
@@ -44,7 +41,6 @@ class PrecisionOptions:
     def __post_init__(self) -> None:
         for what, value, known in (
             ("calibration method", self.method, METHODS),
-            ("converter", self.converter, CONVERTERS),
             ("rest", self.rest, RESTS),
         ):
             if value not in known:

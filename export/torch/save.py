@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError, NotSupportedError, UsageError
 from convbn.export.files.atomic import check_target, write_atomically
@@ -178,7 +178,7 @@ def save_program(
         program = export_program(module_or_program, example_inputs)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-    _write(path, buffer.getbuffer(), overwrite=overwrite)
+    write_atomically(path, buffer.getbuffer(), overwrite=overwrite)
 
 
 def save_tensors(
@@ -221,7 +221,7 @@ def save_tensors(
         data = safetensors.torch.save(tensors, dict(metadata) or None)
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise BadInputError(f"cannot be stored as safetensors: {first_line(error)}", source=path) from error
-    _write(path, memoryview(_in_order(data)), overwrite=overwrite)
+    write_atomically(path, _in_order(data), overwrite=overwrite)
 
 
 def _in_order(data: bytes) -> bytes:
@@ -236,13 +236,6 @@ def _in_order(data: bytes) -> bytes:
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]))
-
-
-def _write(path: str | os.PathLike[str], data: memoryview, *, overwrite: bool) -> None:
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    write_atomically(path, write, overwrite=overwrite)
 
 
 def _strip_notes(model: onnx.ModelProto) -> None:

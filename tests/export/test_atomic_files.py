@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -157,11 +156,13 @@ def test_kill_leaves_old_or_new(tmp_path):
         "from convbn.export.files.atomic import write_atomically\n"
         "for i in itertools.count(1):\n"
         "    write_atomically(sys.argv[1], lambda f: f.write(b'%d' % (i % 10) * (1 << 20)), overwrite=True)\n"
+        "    print(flush=True)\n"
     )
     seen = set()
     for turn in range(12):
-        with subprocess.Popen([sys.executable, "-c", code, path]) as process:
-            time.sleep(0.15 + 0.013 * turn)
+        with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as process:
+            for _ in range(turn + 1):
+                assert process.stdout.readline()
             process.send_signal(signal.SIGKILL)
         data = path.read_bytes()
         assert len(data) == size

@@ -5,8 +5,8 @@ import hashlib
 import json
 import tempfile
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
+from convbn.export.engines.build import builder
 from convbn.export.engines.build.build import build_engine
 from convbn.export.engines.build.monitor import make_monitor
 from convbn.export.engines.build.network import network_summary
@@ -280,16 +281,22 @@ def test_an_exception_in_progress_comes_out(saved, tmp_path, names):
     build_engine(saved, tmp_path / "a", backend=RTX)  # nothing hangs over
 
 
-def test_ctrl_c_cancels(saved, tmp_path, names):
+def test_ctrl_c_cancels(saved, tmp_path, names, monkeypatch):
     threads = threading.enumerate()
+    calls, events = [], []
 
-    calls = []
+    def event():
+        events.append(threading.Event())
+        return events[-1]
+
+    monkeypatch.setattr(builder, "threading", SimpleNamespace(Event=event, Thread=threading.Thread))
 
     def interrupt(*event):
         calls.append(event)
         if len(calls) == 3:
             _thread.interrupt_main()
-            time.sleep(0.3)
+            cancel, _ = events
+            assert cancel.wait(60)
 
     with pytest.raises(KeyboardInterrupt):
         build_engine(saved, tmp_path / "a", backend=RTX, progress=interrupt)

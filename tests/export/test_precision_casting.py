@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -371,56 +369,9 @@ def test_mistakes_in_the_options() -> None:
         convert(network(), "fp16", options=PrecisionOptions(keep_fp32=("nonsense",)))
     for arguments, told in (
         ({"method": "magic"}, "no calibration method 'magic'"),
-        ({"converter": "magic"}, "no converter 'magic'"),
         ({"percentile": 0.5}, "0.5 is not above 50"),
         ({"quantise": ("Softmax",)}, "'Softmax' cannot be quantised"),
         ({"quantise": ()}, "no operator cannot be quantised"),
     ):
         with pytest.raises(UsageError, match=told):
             PrecisionOptions(**arguments)
-
-
-def test_modelopt_is_missing_in_one_line() -> None:
-    options = PrecisionOptions(converter="modelopt")
-    try:
-        import modelopt  # type: ignore[import-not-found]  # noqa: F401  # optional, and not here as a rule
-    except ImportError:
-        with pytest.raises(
-            PrecisionError, match=r"modelopt is not installed; pip install 'nvidia-modelopt\[onnx\]'"
-        ):
-            convert(network(), "fp16", options=options)
-    else:
-        onnx.checker.check_model(convert(network(), "fp16", options=options).model)
-
-
-def test_modelopt_is_called_as_its_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not installed here as a rule: the signature is that of nvidia-modelopt 0.47."""
-    seen: dict[str, Any] = {}
-
-    def convert_to_mixed_precision(
-        onnx_path: str,
-        low_precision_type: str = "fp16",
-        nodes_to_exclude: list[str] | None = None,
-        op_types_to_exclude: list[str] | None = None,
-        data_max: float = 512,
-        init_max: float = 65504,
-        keep_io_types: bool = False,
-    ) -> onnx.ModelProto:
-        seen.update(locals())
-        return convert(onnx.load(onnx_path), "fp16").model
-
-    autocast = ModuleType("modelopt.onnx.autocast")
-    autocast.convert_to_mixed_precision = convert_to_mixed_precision  # type: ignore[attr-defined]
-    for name in ("modelopt", "modelopt.onnx"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, autocast.__name__, autocast)
-    result = convert(network(), "fp16", options=PrecisionOptions(converter="modelopt", keep_fp32=("a.b",)))
-    assert result.record["method"] == "modelopt"
-    assert (seen["low_precision_type"], seen["nodes_to_exclude"], seen["keep_io_types"]) == (
-        "fp16",
-        [r"a\.b"],
-        True,
-    )
-    monkeypatch.delattr(autocast, "convert_to_mixed_precision")
-    with pytest.raises(PrecisionError, match="has no convert_to_mixed_precision"):
-        convert(network(), "fp16", options=PrecisionOptions(converter="modelopt"))

@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from convbn.errors import FileAccessError
 from convbn.export.engines.backends.gpus import Gpu
-from convbn.export.files.atomic import reason, write_atomically
+from convbn.export.files.atomic import file_access, write_atomically
 
 __all__ = ["CacheFile", "cache_file"]
 
@@ -43,13 +42,9 @@ class CacheFile:
         Raises:
             FileAccessError: it is there and cannot be read.
         """
-        try:
-            with self.path.open("rb") as file:
-                data = file.read(_MAX_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise FileAccessError(f"cannot be read: {reason(error)}", source=self.path) from error
+        data = b""
+        with file_access(self.path), contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
         return data if 0 < len(data) <= _MAX_BYTES else None
 
     def update(self, merge: Callable[[bytes | None], bytes]) -> None:
@@ -61,17 +56,10 @@ class CacheFile:
         Raises:
             FileAccessError: the folder cannot be written, or the lock is not to be had.
         """
-        try:
+        with file_access(self.path.parent, "made"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileAccessError(f"cannot be made: {reason(error)}", source=self.path.parent) from error
         with _locked(self.path.with_name(self.path.name + ".lock")):
-            data = merge(self.read())
-
-            def write(file: BinaryIO) -> None:
-                file.write(data)
-
-            write_atomically(self.path, write, overwrite=True)
+            write_atomically(self.path, merge(self.read()), overwrite=True)
 
 
 def cache_file(
@@ -102,10 +90,8 @@ def _user_folder() -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that the operating system takes back when its holder dies. The file itself stays."""
-    try:
+    with file_access(path, "locked"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise FileAccessError(f"cannot be locked: {reason(error)}", source=path) from error
     try:
         deadline = time.monotonic() + _PATIENCE
         while not _try_lock(descriptor):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convbn.errors import BadInputError, FileAccessError
+from convbn.errors import BadInputError
 from convbn.export.engines.backends.backend import Backend
 from convbn.export.engines.backends.logs import collect, logger_of
 from convbn.export.engines.backends.registry import backend_named
 from convbn.export.engines.errors import EngineIncompatibleError, UntrustedEngineError
 from convbn.export.engines.run.cuda import require_gpu
 from convbn.export.engines.sidecar import read_sidecar, sidecar_path
-from convbn.export.files.atomic import reason
+from convbn.export.files.atomic import file_access
 from convbn.export.files.sniff import ArtifactKind, sniff
 
 __all__ = ["EngineFile", "EngineHeader", "LoadedEngine", "load_engine", "read_header", "require_trust"]
@@ -72,11 +72,8 @@ def read_header(path: str | os.PathLike[str]) -> EngineHeader:
     kind = sniff(path)
     if kind is not ArtifactKind.ENGINE:
         raise BadInputError(f"is no TensorRT engine but a {kind.value}", source=path)
-    try:
-        with open(path, "rb") as file:
-            head, size = file.read(_VERSION.stop), os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
+    with file_access(path), open(path, "rb") as file:
+        head, size = file.read(_VERSION.stop), os.fstat(file.fileno()).st_size
     backend = _BACKENDS.get(head[:4])
     known = backend is not None and len(head) == _VERSION.stop and not any(head[_KIND])
     return EngineHeader(backend, ".".join(map(str, head[_VERSION])) if known else None, size)
@@ -148,10 +145,8 @@ def load_engine(path: str | os.PathLike[str], *, trust: bool) -> LoadedEngine:
     require_gpu(source=path)
     backend = backend_named(header.runs_in)
     trt = backend.load()
-    try:
+    with file_access(path):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=path) from error
     with collect(trt) as log:
         runtime = trt.Runtime(logger_of(trt))
         causes = _diagnosis(trt, runtime, data)

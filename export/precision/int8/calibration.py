@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convbn.errors import FileAccessError, UsageError
-from convbn.export.files.atomic import reason
+from convbn.errors import UsageError
+from convbn.export.files.atomic import file_access
 from convbn.export.precision.errors import CalibrationError
 from convbn.export.precision.int8.images import IMAGE_SUFFIXES, Preprocess, load_image
 from convbn.export.precision.int8.samples import (
@@ -102,12 +102,10 @@ def read_calibration(
 
 
 def _files(root: Path) -> list[Path]:
-    try:
+    with file_access(root):
         if root.is_dir():
             return sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
         root.stat()
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=root) from error
     return [root]
 
 
@@ -120,16 +118,14 @@ def _filled(calibration: Calibration) -> Calibration:
 
 def _arrays(file: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
     try:
-        # Never pickles: those run code.
-        loaded = np.load(file, mmap_mode="r" if file.suffix.lower() == ".npy" else None, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return only_input(specs, loaded, str(file))
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except CalibrationError:
-        raise
-    except OSError as error:
-        raise FileAccessError(f"cannot be read: {reason(error)}", source=file) from error
+        with file_access(file):
+            # Never pickles: those run code.
+            one = file.suffix.lower() == ".npy"
+            loaded = np.load(file, mmap_mode="r" if one else None, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return only_input(specs, loaded, str(file))
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
     except _DAMAGED as error:
         hint = "write it with numpy.save or numpy.savez, without objects"
         raise CalibrationError("is not a NumPy file of plain arrays", source=file, hint=hint) from error

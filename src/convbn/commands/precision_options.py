@@ -34,7 +34,6 @@ def add_precision_arguments(verb: argparse.ArgumentParser) -> None:
     add("--quantize", nargs="+", help=hidden)
     add("--rest", choices=("fp32", "fp16"), help=hidden)
     add("--half-io", action="store_true", help=hidden)
-    add("--converter", choices=("convbn", "modelopt"), help=hidden)
 
 
 def check_precision(options: argparse.Namespace) -> None:
@@ -60,7 +59,6 @@ def check_precision(options: argparse.Namespace) -> None:
         ("--keep-fp32", bool(options.keep_fp32), _LOWER),
         ("--rest", options.rest is not None, int8),
         ("--half-io", options.half_io, (*half, "int8") if options.rest == "fp16" else half),
-        ("--converter", options.converter is not None, half),
         ("--tolerance", options.tolerance is not None, _LOWER),
     ):
         if given and precision not in meant:
@@ -85,7 +83,6 @@ def conversion_of(options: argparse.Namespace) -> Conversion:
     from convbn.export.precision.options import PrecisionOptions
 
     given: dict[str, Any] = {
-        "converter": options.converter,
         "method": options.calibration_method,
         "percentile": options.percentile,
         "rest": options.rest,

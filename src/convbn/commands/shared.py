@@ -153,9 +153,4 @@ def write_text(path: str, text: str, *, overwrite: bool = True) -> None:
         return
     from convbn.export.files.atomic import write_atomically
 
-    data = text.encode("utf-8", "backslashreplace")
-
-    def write(file: Any) -> None:
-        file.write(data)
-
-    write_atomically(path, write, overwrite=overwrite)
+    write_atomically(path, text.encode("utf-8", "backslashreplace"), overwrite=overwrite)
