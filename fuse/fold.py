@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
 from convbn.errors import UsageError
 from convbn.fuse.algebra.rounding import unit_roundoff
-from convbn.fuse.frontends.frontend import Capture
+from convbn.fuse.frontends.frontend import Request
+from convbn.fuse.kinds import frontend_of
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import MERGES
 from convbn.fuse.plan.chains import CHAIN
@@ -27,10 +27,7 @@ from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, Replace, SetConstant
 from convbn.fuse.view.view import View
 
-if TYPE_CHECKING:
-    from convbn.fuse.frontends.torch.checkpoint.key_map import StateBefore
-
-__all__ = ["Folding", "fold", "kind_of"]
+__all__ = ["Folding", "fold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +44,6 @@ class Folding:
     model: Any
     report: Report
     computed: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
-
-
-def kind_of(model: object) -> str | None:
-    """What kind of model an object is, without importing a framework it cannot come from."""
-    for module, name, kind in (
-        ("onnx", "ModelProto", "onnx"),
-        ("onnx_graphsurgeon", "Graph", "onnx-graphsurgeon"),
-        ("torch.export", "ExportedProgram", "torch.export.ExportedProgram"),
-        ("torch.nn", "Module", "torch.nn.Module"),
-    ):
-        loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(model, getattr(loaded, name)):
-            return kind
-    return None
 
 
 def fold(
@@ -88,24 +71,24 @@ def fold(
     """
     options = options or FuseOptions()
     _check_rules(options)
-    kind = kind_of(model)
-    if kind is None:
+    frontend = frontend_of(model)
+    if frontend is None:
         raise UsageError(
             f"cannot fold a {type(model).__module__}.{type(model).__qualname__}",
             hint="give a torch module, an ExportedProgram, an ONNX model, a graphsurgeon Graph or a path",
         )
-    captured = _capture(model, kind, example_inputs, options, owned=owned, read=read)
+    captured = frontend.capture(model, Request(example_inputs, options.freeze, owned, read))
     start = time.perf_counter()
     before = sum(1 for _ in captured.view.batchnorms()) + len(captured.unreachable)
     plan = make_plan(captured.view, options)
-    state = _state_before(model, kind)
+    state = None if frontend.state is None else frontend.state(model)
     applied = captured.apply(plan.edits)
     seconds = Seconds(capture=captured.seconds, fold=time.perf_counter() - start)
     kept = (*_with_locks(plan.kept, captured.view), *captured.unreachable)
     return Folding(
         applied.model,
         Report(
-            kind=kind,
+            kind=frontend.kind,
             batchnorm=Before(before, len(kept)),
             nodes=Before(captured.nodes, applied.nodes),
             folded=tuple(plan.folded),
@@ -147,40 +130,6 @@ def _with_locks(kept: Sequence[Kept], view: View) -> Iterator[Kept]:
             yield Kept(item.name, lock.reason, lock.detail)
         else:
             yield item
-
-
-def _capture(
-    model: Any,
-    kind: str,
-    example_inputs: tuple[Any, ...] | None,
-    options: FuseOptions,
-    *,
-    owned: bool,
-    read: Callable[[Any], bytes] | None,
-) -> Capture:
-    if kind == "onnx":
-        from convbn.fuse.frontends.onnx.capture import capture_model
-
-        return capture_model(model, owned=owned, freeze=options.freeze, read=read)
-    if kind == "onnx-graphsurgeon":
-        from convbn.fuse.frontends.onnx.capture import capture_graph
-
-        return capture_graph(model)
-    if kind == "torch.nn.Module":
-        from convbn.fuse.frontends.torch.capture.module import capture_module
-
-        return capture_module(model, example_inputs)
-    from convbn.fuse.frontends.torch.capture.program import capture_program
-
-    return capture_program(model)
-
-
-def _state_before(model: Any, kind: str) -> StateBefore | None:
-    if not kind.startswith("torch."):
-        return None
-    from convbn.fuse.frontends.torch.checkpoint.key_map import StateBefore
-
-    return StateBefore(model)
 
 
 def _check_rules(options: FuseOptions) -> None:

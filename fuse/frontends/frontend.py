@@ -1,4 +1,4 @@
-"""What a frontend hands to the planner, and what it must be able to do with the plan.
+"""What a frontend is: which models it takes, what it hands to the planner, and how it makes the edits of a plan.
 
 A frontend never decides what is exact: it maps operators to :mod:`convbn.fuse.view.ops` where their
 formula holds, states through locks which edits it cannot make, and makes the others.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from convbn.fuse.plan.plan import Kept
+from convbn.fuse.plan.plan import Folded, Kept
 from convbn.fuse.view.edits import Edit
 from convbn.fuse.view.view import View
 
-__all__ = ["Applied", "Capture"]
+if TYPE_CHECKING:
+    from convbn.fuse.report import Key
+
+__all__ = ["Applied", "Capture", "Frontend", "Request", "State"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +59,50 @@ class Capture:
     notes: list[str] = field(default_factory=list)
     how: str = ""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How a model is to be captured; a frontend passes over what its models do not have.
+
+    Attributes:
+        example_inputs: positional inputs; shapes are taken from them.
+        freeze: weights that a caller could replace are constants.
+        owned: the model may be edited in place.
+        read: gives the raw bytes of tensors that lie outside of the model; folded ones are then computed when they
+            are written.
+    """
+
+    example_inputs: tuple[Any, ...] | None = None
+    freeze: bool = False
+    owned: bool = False
+    read: Callable[[Any], bytes] | None = None
+
+
+class State(Protocol):
+    """The named tensors of a model as they were before a fold."""
+
+    def keys(self, result: Any, folded: Sequence[Folded]) -> tuple[Key, ...]:
+        """What became of each of them in the folded model."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """A kind of model that can be folded.
+
+    Attributes:
+        kind: its name in reports.
+        module: where the class of such models is; only looked into where it is imported already.
+        name: of the class.
+        capture: a model's dataflow, and how to edit it.
+        runnable: a form of the model that the runtimes take: an ``onnx.ModelProto``, a module or a program.
+        state: remembers a model's tensors, if the report is to say what becomes of each.
+    """
+
+    kind: str
+    module: str
+    name: str
+    capture: Callable[[Any, Request], Capture]
+    runnable: Callable[[Any], Any] = lambda model: model
+    state: Callable[[Any], State] | None = None

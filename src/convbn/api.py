@@ -89,7 +89,8 @@ def fuse(
 
     Source: Ioffe and Szegedy 2015; the folding identities are listed in docs/algebra.md.
     """
-    from convbn.fuse.fold import fold, kind_of
+    from convbn.fuse.fold import fold
+    from convbn.fuse.kinds import kind_of
     from convbn.fuse.options import FuseOptions
 
     options = options or FuseOptions()

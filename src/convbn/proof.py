@@ -102,13 +102,10 @@ def verified(
 
 def runnable(model: Any) -> Any:
     """A form that the runtimes take: graphsurgeon graphs become ModelProtos."""
-    from convbn.fuse.fold import kind_of
+    from convbn.fuse.kinds import frontend_of
 
-    if kind_of(model) != "onnx-graphsurgeon":
-        return model
-    import onnx_graphsurgeon as gs
-
-    return gs.export_onnx(model.copy(), do_type_check=False)
+    frontend = frontend_of(model)
+    return model if frontend is None else frontend.runnable(model)
 
 
 def as_tuple(examples: Sequence[Any] | Any | None) -> tuple[Any, ...] | None:

@@ -181,7 +181,7 @@ def onnx_wanted(runtimes: Sequence[str] | None) -> bool:
 
 
 def _is_torch(model: Any) -> bool:
-    from convbn.fuse.fold import kind_of
+    from convbn.fuse.kinds import kind_of
 
     return kind_of(model) in ("torch.nn.Module", "torch.export.ExportedProgram")
 
