@@ -14,12 +14,8 @@ from convbn.fuse.algebra.rounding import unit_roundoff
 from convbn.fuse.frontends.frontend import Request
 from convbn.fuse.kinds import frontend_of
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.branches import MERGES
-from convbn.fuse.plan.chains import CHAIN
-from convbn.fuse.plan.evaluation import OF_CONSTANTS
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.plan.planner import make_plan
-from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.refusal import Reason
 from convbn.fuse.report import Before, Report, Seconds
 from convbn.fuse.rules.registry import RULES
@@ -133,7 +129,7 @@ def _with_locks(kept: Sequence[Kept], view: View) -> Iterator[Kept]:
 
 
 def _check_rules(options: FuseOptions) -> None:
-    known = {rule.full_name for rule in RULES} | {*WAYS, *MERGES, CHAIN, OF_CONSTANTS}
+    known = known_names()
     for name in (*options.only, *options.skip):
         if name not in known:
             raise UsageError(f"there is no rule '{name}'", hint=f"the rules are {', '.join(sorted(known))}")

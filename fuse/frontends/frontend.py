@@ -1,6 +1,6 @@
 """What a frontend is: which models it takes, what it hands to the planner, and how it makes the edits of a plan.
 
-A frontend never decides what is exact: it maps operators to :mod:`convbn.fuse.view.ops` where their
+A frontend never decides what is exact: it maps calls to :mod:`convbn.fuse.operators` where their
 formula holds, states through locks which edits it cannot make, and makes the others.
 """
 

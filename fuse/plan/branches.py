@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.plan.cost import multiply_adds
+from convbn.fuse.operators.registry import MERGES
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.rules.merge import Form, pointwise
+from convbn.fuse.algebra.kernels import Form, pointwise
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Arithmetic, BatchNorm, Conv, Elementwise, Pool
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.pool import Pool
+from convbn.fuse.view.op import BIAS, DATA, WEIGHT
 
 __all__ = [
-    "MERGES",
     "AffineOf",
     "Branch",
     "Leaf",
@@ -33,9 +37,6 @@ __all__ = [
     "is_sum",
     "leaves_of",
 ]
-
-MERGES = ("merge-parallel-convs", "merge-identity", "merge-affine", "merge-average-pool")
-"""Names in options and reports, by what a convolution takes in."""
 
 AffineOf = Callable[[Node], tuple[Affine, int] | Refusal]
 

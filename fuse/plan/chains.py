@@ -1,4 +1,4 @@
-"""Linear layers in a row become one where that costs less (:mod:`convbn.fuse.rules.compose`)."""
+"""Linear layers in a row become one where that costs less (:mod:`convbn.fuse.algebra.compose`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 
 from convbn.fuse.algebra.rounding import round_sum, round_vector
+from convbn.fuse.operators.registry import CHAIN
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import conv_layer
 from convbn.fuse.plan.cost import chain_pays
@@ -20,10 +21,7 @@ from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv, Linear
 from convbn.fuse.view.view import View
 
-__all__ = ["CHAIN", "merge_chains"]
-
-CHAIN = "merge-chain"
-"""The name in options and reports."""
+__all__ = ["merge_chains"]
 
 
 def merge_chains(view: View, options: FuseOptions) -> Iterator[Merge]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from convbn.fuse.rules.merge import Form
+from convbn.fuse.algebra.kernels import Form
 
 __all__ = ["chain_pays", "multiply_adds", "pays"]
 

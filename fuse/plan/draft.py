@@ -1,6 +1,6 @@
 """One attempt to move an affine map: every edit it would need, or the refusal that ends it.
 
-The draft answers the rules (:class:`convbn.fuse.rules.rule.Moves`). Nothing reaches the view until the attempt
+The draft answers the rules (:class:`convbn.fuse.operators.rule.Moves`). Nothing reaches the view until the attempt
 has succeeded as a whole; what a failed way set is taken back before the next way is tried.
 """
 
@@ -127,11 +127,11 @@ class Draft:
             return refusal
         if isinstance(axis, int):
             return rule.backward(self, producer, value, affine, axis)
-        if rule.scattered is None:
+        if rule.multi_axis is None:
             return Refusal(
                 Reason.AXIS_NOT_PROVEN, f"{producer.label} takes no map along several axes at once"
             )
-        return rule.scattered(self, producer, value, affine, axis)
+        return rule.multi_axis(self, producer, value, affine, axis)
 
     def consume(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
         """Let every reader of ``value`` apply the map instead."""

@@ -7,6 +7,7 @@ constant reads them.
 from __future__ import annotations
 
 from convbn.fuse.algebra.rounding import round_sum, round_vector
+from convbn.fuse.operators.registry import OF_CONSTANTS
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.ways import Fold
 from convbn.fuse.refusal import Reason, Refusal
@@ -14,10 +15,7 @@ from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Evaluate
 from convbn.fuse.view.view import View
 
-__all__ = ["OF_CONSTANTS", "evaluate"]
-
-OF_CONSTANTS = "batchnorm-of-constants"
-"""Its name in options and reports."""
+__all__ = ["evaluate"]
 
 
 def evaluate(view: View, node: Node, options: FuseOptions) -> Fold | Refusal:

@@ -11,10 +11,12 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine, from_batchnorm
 from convbn.fuse.algebra.rounding import is_floating
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.broadcast import per_channel, shaped
-from convbn.fuse.rules.rule import constant_at
+from convbn.fuse.algebra.broadcast import per_channel, shaped
+from convbn.fuse.operators.rule import constant_at
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise, Mean
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.mean import Mean
 
 __all__ = ["affine_of", "data_slot"]
 

@@ -1,7 +1,7 @@
 """Sums of linear branches over one value become one convolution.
 
 Of two branches of one sum (:mod:`convbn.fuse.plan.branches`) a convolution takes in the other one's numbers
-(:mod:`convbn.fuse.rules.merge`), and the operator that added the other one goes. That is done to pairs until no pair is
+(:mod:`convbn.fuse.algebra.kernels`), and the operator that added the other one goes. That is done to pairs until no pair is
 left that pays (:mod:`convbn.fuse.plan.cost`).
 
 The numbers are computed while planning, from the model as it still is: once edits are made, the initializers that they
@@ -47,7 +47,7 @@ class Merge:
     Attributes:
         gone: the nodes that go; the operator that added is the first.
         into: the convolution that stays.
-        rule: one of :data:`convbn.fuse.plan.branches.MERGES`.
+        rule: one of :data:`convbn.fuse.operators.registry.MERGES`.
         edits: already applied to the view.
     """
 

@@ -16,7 +16,8 @@ from convbn.fuse.plan import ways
 from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.chains import merge_chains
-from convbn.fuse.plan.evaluation import OF_CONSTANTS, evaluate
+from convbn.fuse.operators.registry import OF_CONSTANTS
+from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan

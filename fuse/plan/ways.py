@@ -18,6 +18,7 @@ import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_vector
+from convbn.fuse.operators.registry import WAYS
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.draft import Draft
@@ -30,10 +31,7 @@ from convbn.fuse.view.edits import Bypass, Edit, Replace
 from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise
 from convbn.fuse.view.view import View
 
-__all__ = ["WAYS", "Fold", "apart", "backward", "forward", "to_add"]
-
-WAYS = ("batchnorm-forward", "batchnorm-apart", "batchnorm-to-add")
-"""Names of the ways 2 to 4 in options and reports; way 1 is named after the rule that takes the map."""
+__all__ = ["Fold", "apart", "backward", "forward", "to_add"]
 
 _FARTHEST_SHIFT = 16.0
 """Standard deviations that a shift may move a stream by: more would cost it digits."""

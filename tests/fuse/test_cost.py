@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from convbn.fuse.plan.cost import chain_pays, multiply_adds, pays
-from convbn.fuse.rules.merge import Form
-from convbn.fuse.view.ops import Window
+from convbn.fuse.algebra.kernels import Form
+from convbn.fuse.view.op import Window
 
 
 def form(*shape: int, padding: int = 0) -> Form:

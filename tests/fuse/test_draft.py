@@ -10,17 +10,13 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.plan.draft import Draft
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Value
-from convbn.fuse.view.ops import (
-    Activation,
-    Arithmetic,
-    BatchNorm,
-    Conv,
-    Elementwise,
-    Normalization,
-    Op,
-    Other,
-    Reshape,
-)
+from convbn.fuse.operators.activation import Activation
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.normalization import Normalization
+from convbn.fuse.operators.reshape import Reshape
+from convbn.fuse.view.op import Op, Other
 
 SCALE = Affine.scale_by(np.array([0.5, 2, 3, 4]))
 SIGNS = Affine(np.array([1.0, -1, 1, -1]), np.array([1.0, 2, 3, 4]))

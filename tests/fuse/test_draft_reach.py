@@ -10,15 +10,11 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.dataflow import Constant, Value
-from convbn.fuse.view.ops import (
-    Activation,
-    Arithmetic,
-    Concat,
-    Conv,
-    Elementwise,
-    Other,
-    Window,
-)
+from convbn.fuse.operators.activation import Activation
+from convbn.fuse.operators.concat import Concat
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.view.op import Other, Window
 
 SCALE = Affine.scale_by(np.array([0.5, 2, 3, 4]))
 SIGNS = Affine(np.array([1.0, -1, 1, -1]), np.array([1.0, 2, 3, 4]))

@@ -11,7 +11,7 @@ from support.graphs import random
 from support.views import Graph, node_of, numbers
 
 from convbn.fuse.algebra import evaluation
-from convbn.fuse.algebra.evaluation import evaluated
+from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.evaluation import OF_CONSTANTS, evaluate
 from convbn.fuse.plan.planner import make_plan

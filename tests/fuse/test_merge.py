@@ -20,8 +20,8 @@ from convbn.fuse.plan.branches import MERGES
 from convbn.fuse.plan.cost import multiply_adds, pays
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.merge import Form, add_into, pointwise, union
-from convbn.fuse.view.ops import Window
+from convbn.fuse.algebra.kernels import Form, add_into, pointwise, union
+from convbn.fuse.view.op import Window
 
 C = 6
 F32_BOUND = 2e-6

@@ -16,7 +16,8 @@ from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
 from convbn.fuse.frontends.onnx.operators import written
 from convbn.fuse.refusal import Reason
-from convbn.fuse.view.ops import Conv, Pad
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.pad import Pad
 
 node = helper.make_node
 FEEDS = {"x": random(2, 4, 6, 6, seed=3)}

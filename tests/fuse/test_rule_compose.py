@@ -7,8 +7,8 @@ import pytest
 from support.convolution import convolved, form
 from support.graphs import random
 
-from convbn.fuse.rules.compose import composed_bias, composed_weight, composition
-from convbn.fuse.rules.merge import Form
+from convbn.fuse.algebra.compose import composed_bias, composed_weight, composition
+from convbn.fuse.algebra.kernels import Form
 
 LAYOUT: dict[str, tuple[int, ...]] = {"strides": (2, 1), "dilations": (1, 2), "begin": (2, 1), "end": (0, 3)}
 BARE = {"strides": (2, 1), "dilations": (1, 2)}

@@ -9,7 +9,7 @@ import pytest
 from support.rule_laws import Moves, affine, backward, forward, node, reason, refusal
 
 from convbn.fuse.view.dataflow import Value
-from convbn.fuse.view.ops import Concat
+from convbn.fuse.operators.concat import Concat
 
 PIECES = [(2, 1, 3), (2, 3, 3), (2, 2, 3)]
 

@@ -9,9 +9,9 @@ import pytest
 from support.rule_laws import Moves, affine, backward, forward, node, reason, refusal, took
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.rules.elementwise import RULE
+from convbn.fuse.operators.elementwise import RULE
 from convbn.fuse.view.dataflow import Constant, Node
-from convbn.fuse.view.ops import Arithmetic, Elementwise
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 
 ADD, SUB, MUL, DIV = Arithmetic
 ALL, SUMS = list(Arithmetic), [ADD, SUB]

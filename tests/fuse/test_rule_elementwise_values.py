@@ -10,10 +10,10 @@ from support.rule_laws import Moves, affine, backward, forward, node, reason, re
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.elementwise import RULE
-from convbn.fuse.rules.rule import Axes
+from convbn.fuse.operators.elementwise import RULE
+from convbn.fuse.operators.rule import Axes
 from convbn.fuse.view.dataflow import Node, Reader, Value
-from convbn.fuse.view.ops import Arithmetic, Elementwise
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 
 ADD, SUB, MUL, DIV = Arithmetic
 ALL, SUMS = list(Arithmetic), [ADD, SUB]

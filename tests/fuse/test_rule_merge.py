@@ -7,7 +7,7 @@ import pytest
 from support.convolution import convolved, form
 from support.graphs import random
 
-from convbn.fuse.rules.merge import Form, add_into, pointwise, union
+from convbn.fuse.algebra.kernels import Form, add_into, pointwise, union
 
 PAIRS: dict[str, tuple[Form, Form, Form]] = {
     "a kernel and a point": (

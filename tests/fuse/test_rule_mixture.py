@@ -9,7 +9,7 @@ import pytest
 from support.passing_on import backward, forward, only
 from support.rule_laws import NO, affine, mapped, node, refusal
 
-from convbn.fuse.view.ops import Mixture
+from convbn.fuse.operators.weighted_mean import WeightedMean
 
 MIXES = ("axis-not-proven", "MatMul 'n' mixes what lies along the map's axis")
 
@@ -38,7 +38,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_weighted_mean_passes_maps_of_what_it_does_not_mix(name: str) -> None:
     (left, right, product), slot, place = CASES[name]
-    at, found = node(Mixture(slot, place), left, right, output=product), affine(6)
+    at, found = node(WeightedMean(slot, place), left, right, output=product), affine(6)
     inside, outside = len((left, right)[slot]) + place, len(product) + place
     assert only(backward(at, found, outside)) == (at.inputs[slot], found, inside)
     assert only(forward(at, found, inside, slot=slot)) == (at.outputs[0], found, outside)
@@ -60,7 +60,7 @@ def test_a_weighted_mean_passes_maps_of_what_it_does_not_mix(name: str) -> None:
     ("values", "output"), [(..., (3, 4, 6)), (None, (3, 4, 6)), ((5,), (3, 4)), ((3, 5, 6), None)]
 )
 def test_values_of_unknown_rank(values: Any, output: Any) -> None:
-    at = node(Mixture(1, -1), (3, 4, 5), values, output=output)
+    at = node(WeightedMean(1, -1), (3, 4, 5), values, output=output)
     for axis in range(3):
         assert refusal(backward(at, affine(6), axis)) == MIXES
         assert refusal(forward(at, affine(6), axis, slot=1)) == MIXES
@@ -72,7 +72,7 @@ HEADS = ((2, 3, 4, 5), (2, 3, 5, 6), (2, 3, 4, 6))
 
 @pytest.mark.parametrize("axes", [(1, 3), (3,), (0, 3), (1,), (0,), (0, 1)])
 def test_a_map_along_what_counts_the_products(axes: tuple[int, ...]) -> None:
-    at = node(Mixture(1, -1), *HEADS[:2], output=HEADS[2])
+    at = node(WeightedMean(1, -1), *HEADS[:2], output=HEADS[2])
     found = affine(int(np.prod([HEADS[2][axis] for axis in axes])))
     assert only(backward(at, found, axes)) == (at.inputs[1], found, axes)
     values = np.random.default_rng(1).standard_normal(HEADS[1])
@@ -84,13 +84,13 @@ def test_a_map_along_what_counts_the_products(axes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("axes", [(2,), (1, 2), (2, 3)])
 def test_a_map_along_what_is_mixed(axes: tuple[int, ...]) -> None:
     """Rows and columns alike, so that no size shows it."""
-    at = node(Mixture(1, -1), (2, 5, 5, 5), (2, 5, 5, 5), output=(2, 5, 5, 5))
+    at = node(WeightedMean(1, -1), (2, 5, 5, 5), (2, 5, 5, 5), output=(2, 5, 5, 5))
     assert refusal(backward(at, affine(5 ** len(axes)), axes)) == MIXES
 
 
 @pytest.mark.parametrize("left", [(2, 1, 4, 6), (2, 3, 6, 6)])
 def test_values_on_the_left_are_mixed_along_their_last_axis(left: tuple[int, ...]) -> None:
-    at = node(Mixture(0, -2), left, (2, 3, 6, 6), output=(2, 3, left[2], 6))
+    at = node(WeightedMean(0, -2), left, (2, 3, 6, 6), output=(2, 3, left[2], 6))
     assert only(backward(at, affine(left[2]), (2,)))[2] == (2,)
     assert refusal(backward(at, affine(6), (3,))) == MIXES
 
@@ -109,5 +109,5 @@ def test_values_on_the_left_are_mixed_along_their_last_axis(left: tuple[int, ...
 )
 def test_products_that_share_their_values(values: Any, output: Any, axes: tuple[int, ...]) -> None:
     """Values that are broadcast over the products have no numbers for each, and unknown sizes may be broadcast."""
-    at = node(Mixture(1, -1), (2, 3, 4, 5), values, output=output)
+    at = node(WeightedMean(1, -1), (2, 3, 4, 5), values, output=output)
     assert refusal(backward(at, affine(18), axes)) == MIXES

@@ -8,9 +8,9 @@ from support.rule_laws import Moves, affine, node
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.broadcast import along, per_channel, shaped
-from convbn.fuse.rules.registry import RULES, rule_for
-from convbn.fuse.rules.rule import (
+from convbn.fuse.algebra.broadcast import along, per_channel, shaped
+from convbn.fuse.operators.registry import RULES, rule_for
+from convbn.fuse.operators.rule import (
     constant_at,
     conv_parameters,
     not_positive,
@@ -20,7 +20,13 @@ from convbn.fuse.rules.rule import (
     wrong_channels,
 )
 from convbn.fuse.view.dataflow import Constant
-from convbn.fuse.view.ops import BatchNorm, Conv, Linear, Normalization, Other, Slice, Split
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.normalization import Normalization
+from convbn.fuse.operators.slice import Slice
+from convbn.fuse.operators.split import Split
+from convbn.fuse.view.op import Other
 
 W, B = np.ones((4, 6, 3), "f4"), np.ones(4, "f4")
 

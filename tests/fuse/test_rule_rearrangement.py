@@ -10,10 +10,14 @@ from support.rule_laws import Moves, affine, backward, forward, node, refusal
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.rules import rearrangement
-from convbn.fuse.rules.rule import Axes
+from convbn.fuse.operators import rearrangement
+from convbn.fuse.operators.rule import Axes
 from convbn.fuse.view.dataflow import Node
-from convbn.fuse.view.ops import Mean, Op, Passage, Reshape, Transpose
+from convbn.fuse.operators.channelwise_identity import ChannelwiseIdentity
+from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.reshape import Reshape
+from convbn.fuse.operators.transpose import Transpose
+from convbn.fuse.view.op import Op
 
 Shape = Sequence[int | None] | None
 
@@ -162,7 +166,7 @@ def test_the_shape_is_no_data() -> None:
     torn(forward(built, 1, affine(4), 1), "Reshape")
 
 
-@pytest.mark.parametrize("op", [Reshape("Reshape"), Transpose((0, 1, 2)), Passage("Identity")])
+@pytest.mark.parametrize("op", [Reshape("Reshape"), Transpose((0, 1, 2)), ChannelwiseIdentity("Identity")])
 def test_where_the_next_operator_refuses_it_ends(op: Op) -> None:
     built = node(op, (2, 4, 3), output=(2, 4, 3))
     assert refusal(forward(built, 0, affine(4), 1, ["out"]))[0] == "too-far"
@@ -272,7 +276,7 @@ def test_several_axes_end_where_the_next_operator_refuses() -> None:
     assert refusal(backward(reshape((2, 12), (2, 3, 4)), affine(12), (1, 2), ["v0"]))[0] == "too-far"
 
 
-# --- Transpose, Passage, Mean ---------------------------------------------------------------------------
+# --- Transpose, ChannelwiseIdentity, Mean ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -293,7 +297,7 @@ def test_a_transpose_of_lower_rank_stays() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_passage(axis: int) -> None:
-    built = node(Passage("Dropout"), (2, 3, 4), output=(2, 3, 4))
+    built = node(ChannelwiseIdentity("Dropout"), (2, 3, 4), output=(2, 3, 4))
     assert moved(backward(built, affine(2 + axis), axis)) == (axis, 2 + axis)
     assert moved(forward(built, 0, affine(2 + axis), axis)) == (axis, 2 + axis)
 
@@ -316,7 +320,7 @@ def test_passage(axis: int) -> None:
     ],
 )
 def test_a_passage_that_may_change_the_axis_stays(source: Shape, target: Shape) -> None:
-    built = node(Passage("Resize"), source, output=target)
+    built = node(ChannelwiseIdentity("Resize"), source, output=target)
     torn(backward(built, affine(3), 1), "Resize")
     torn(forward(built, 0, affine(3), 1), "Resize")
 

@@ -11,7 +11,7 @@ from convbn.fuse.plan.chains import CHAIN
 from convbn.fuse.plan.evaluation import OF_CONSTANTS
 from convbn.fuse.plan.ways import WAYS
 from convbn.fuse.refusal import Reason
-from convbn.fuse.rules.registry import RULES
+from convbn.fuse.operators.registry import RULES
 
 ROOT = Path(__file__).parents[2]
 

@@ -77,7 +77,7 @@ def test_nothing_heavy(code: str) -> None:
 def test_fuse_is_a_package_and_a_function() -> None:
     code = (
         "import convbn\n"
-        "import convbn.fuse.rules.registry as registry\n"
+        "import convbn.fuse.operators.registry as registry\n"
         "from convbn.bench.results import statistics\n"
         "assert callable(convbn.fuse) and callable(convbn.bench)\n"
         "try: convbn.fuse(3)\n"

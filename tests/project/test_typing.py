@@ -12,7 +12,7 @@ pytest.importorskip("mypy")
 
 USER = """
 import convbn
-from convbn.fuse.rules import registry
+from convbn.fuse.operators import registry
 
 model, report = convbn.fuse("model.onnx")
 count: int = convbn.inspect("model.onnx").batchnorm.after
@@ -37,4 +37,4 @@ def test_the_call_is_typed(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert result.returncode == 0, result.stdout
     assert "-> convbn.api.FuseResult" in result.stdout
-    assert "convbn.fuse.rules.rule.Rule" in result.stdout
+    assert "convbn.fuse.operators.rule.Rule" in result.stdout

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from convbn.fuse.rules.merge import Form
-from convbn.fuse.view.ops import Window
+from convbn.fuse.algebra.kernels import Form
+from convbn.fuse.view.op import Window
 
 
 def form(

@@ -8,8 +8,8 @@ import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.rules.registry import rule_for
-from convbn.fuse.rules.rule import Axes
+from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.operators.rule import Axes
 from convbn.fuse.view.dataflow import Node, Value
 from support.rule_laws import Moves
 

@@ -14,21 +14,18 @@ import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.registry import rule_for
-from convbn.fuse.rules.rule import Axes, constant_at
+from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.operators.rule import Axes, constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.ops import (
-    Arithmetic,
-    Concat,
-    Dequantize,
-    Elementwise,
-    Linear,
-    Mean,
-    Op,
-    Passage,
-    Reshape,
-    Transpose,
-)
+from convbn.fuse.operators.channelwise_identity import ChannelwiseIdentity
+from convbn.fuse.operators.concat import Concat
+from convbn.fuse.operators.dequantize import Dequantize
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.reshape import Reshape
+from convbn.fuse.operators.transpose import Transpose
+from convbn.fuse.view.op import Op
 
 NO = Refusal(Reason.TOO_FAR, "refused by the test")
 
@@ -153,7 +150,7 @@ def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
         matrix = rest[0] if op.output_axis == 1 else rest[0].T
         bias = rest[1] if len(rest) > 1 and rest[1] is not None else 0.0
         return cast("np.ndarray", op.data_factor * (x @ matrix) + op.bias_factor * bias)
-    assert isinstance(op, Passage)
+    assert isinstance(op, ChannelwiseIdentity)
     return cast("np.ndarray", x)
 
 

@@ -10,7 +10,7 @@ from convbn.fuse.frontends.onnx.outside import Outside
 from convbn.fuse.frontends.onnx.reader import Place, scopes
 from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
-from convbn.fuse.view.ops import BIAS, WEIGHT
+from convbn.fuse.view.op import BIAS, WEIGHT
 
 if TYPE_CHECKING:
     import onnx

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
-from convbn.fuse.algebra.evaluation import evaluated
+from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.frontends.onnx.attributes import odd_attribute
 from convbn.fuse.frontends.onnx.constants import CHAIN, computed_constant, stored_constant
 from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, operator_of

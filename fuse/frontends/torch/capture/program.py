@@ -21,7 +21,7 @@ from convbn.fuse.frontends.torch.graph_view.constants import computed_in, reshap
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Edit
-from convbn.fuse.view.ops import BatchNorm
+from convbn.fuse.operators.batch_norm import BatchNorm
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ from convbn.fuse.frontends.torch.calls.tensors import to_tensor
 from convbn.fuse.frontends.torch.edit.writing import call_of
 from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
-from convbn.fuse.view.ops import WEIGHT, Elementwise, Op
+from convbn.fuse.operators.elementwise import Elementwise
+from convbn.fuse.view.op import WEIGHT, Op
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.view.ops import Arithmetic, Conv, Elementwise, Op
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.view.op import Op
 
 if TYPE_CHECKING:
     import torch.fx

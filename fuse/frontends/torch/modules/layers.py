@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.calls.operators import window
-from convbn.fuse.view.ops import BatchNorm, Conv, ConvTranspose, Linear, Op
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.conv_transpose import ConvTranspose
+from convbn.fuse.operators.linear import Linear
+from convbn.fuse.view.op import Op
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ from convbn.fuse.frontends.torch.modules.instrument import is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of
 from convbn.fuse.frontends.torch.tracing.aten_names import call_of_module, named_call
 from convbn.fuse.frontends.torch.tracing.shapes import TracedShapes
-from convbn.fuse.view.ops import BatchNorm, Other
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.view.op import Other
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from convbn.fuse.frontends.torch.calls.call import Shape
 from convbn.fuse.frontends.torch.modules.layers import layer_of, plain_forward
 from convbn.fuse.frontends.torch.tracing.aten_names import Named, call_of_module, named_call
-from convbn.fuse.view.ops import Linear
+from convbn.fuse.operators.linear import Linear
 
 if TYPE_CHECKING:
     import torch

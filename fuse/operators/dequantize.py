@@ -7,6 +7,7 @@ number a channel.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,12 +15,25 @@ from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_sum, round_vector
+from convbn.fuse.operators.calls import OnnxCall
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Rule, constant_at, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, constant_at, wrong_channels
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import BIAS, WEIGHT, Dequantize, Linear
+from convbn.fuse.view.op import BIAS, WEIGHT, Op
 
-__all__ = ["RULE", "into_quantized", "is_dequantized"]
+__all__ = ["OPERATOR", "Dequantize", "into_quantized", "is_dequantized"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize(Op):
+    """``y = scale·(q − zero)``. Slots: integers q, scale, zero point, which may be absent.
+
+    ``scale`` is one number (``axis`` None) or one for each index along ``axis``.
+    """
+
+    axis: int | None
+
 
 INTEGERS, SCALE, ZERO = 0, 1, 2
 
@@ -32,7 +46,12 @@ def is_dequantized(node: Node) -> bool:
 
 
 def into_quantized(
-    moves: Moves, node: Node, affine: Affine, output_axis: int, bias_factor: float = 1.0
+    moves: Moves,
+    node: Node,
+    affine: Affine,
+    output_axis: int,
+    bias_factor: float = 1.0,
+    matrix: bool = False,
 ) -> Refusal | None:
     """Let a layer take a map whose weight is dequantised; ``b' = s·b + t/bias_factor`` becomes a float.
 
@@ -41,7 +60,8 @@ def into_quantized(
         node: a layer whose weight no constant is.
         affine: the map behind it.
         output_axis: of the weight.
-        bias_factor: as for :class:`convbn.fuse.view.ops.Linear`.
+        bias_factor: as for :class:`convbn.fuse.operators.linear.Linear`.
+        matrix: whether the weight must have two axes.
     """
     weight = node.input(WEIGHT)
     source = None if weight is None else weight.producer
@@ -54,7 +74,7 @@ def into_quantized(
     if weight is None or integers is None or scale is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} has no weight")
     rank = len(integers.shape)
-    if isinstance(node.op, Linear) and rank != 2:
+    if matrix and rank != 2:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"the weight of {node.label} has rank {rank}, not 2")
     outputs = integers.shape[output_axis] if rank else 1
     if outputs != affine.channels:
@@ -135,4 +155,16 @@ def _turned(
     return Constant.of(stored * sign)
 
 
+def from_onnx(call: OnnxCall) -> Op | None:
+    """DequantizeLinear with one scale, or one for each index along an axis."""
+    data, scale = call.input(INTEGERS), call.input(SCALE)
+    if data is None or scale is None or scale.rank is None:
+        return None
+    if scale.rank > 1 or call.attributes.get("block_size", 0):
+        return None
+    return Dequantize(None if scale.rank == 0 else call.axis(data, 1))
+
+
 RULE = Rule("dequantize", Dequantize, backward)
+
+OPERATOR = Operator(Dequantize, RULE, onnx={"DequantizeLinear": from_onnx})

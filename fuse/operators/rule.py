@@ -1,4 +1,4 @@
-"""What a rule is: one operator, and how an affine map passes into it or through it.
+"""What a rule is: how an affine map passes into an operator or through it.
 
 A map can move two ways. *Backward*: the node's output is to become the map of what it was. *Forward*: the
 node's input was the map of some value and will be that value itself, and whatever follows must not notice.
@@ -10,22 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv, ConvTranspose, Op
+from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 
 __all__ = [
     "Axes",
     "Moves",
     "Rule",
+    "axis_rule",
     "constant_at",
-    "conv_parameters",
     "not_positive",
     "onto_data",
     "parameters",
+    "size_along",
+    "torn",
     "wrong_axis",
     "wrong_channels",
 ]
@@ -60,7 +62,7 @@ Axes = int | tuple[int, ...]
 
 Backward = Callable[[Moves, Node, Value, Affine, int], Refusal | None]
 Forward = Callable[[Moves, Node, int, Affine, int], Refusal | None]
-Scattered = Callable[[Moves, Node, Value, Affine, tuple[int, ...]], Refusal | None]
+MultiAxis = Callable[[Moves, Node, Value, Affine, tuple[int, ...]], Refusal | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Rule:
         backward: ``(moves, node, output, map, axis)``, or None where no map can go that way.
         forward: ``(moves, node, slot, map, axis)``, or None.
         through: whether it only passes maps on.
-        scattered: backward, for a map that lies along several axes; None where none can pass.
+        multi_axis: backward, for a map that lies along several axes; None where none can pass.
     """
 
     name: str
@@ -81,7 +83,7 @@ class Rule:
     backward: Backward | None = None
     forward: Forward | None = None
     through: bool = False
-    scattered: Scattered | None = None
+    multi_axis: MultiAxis | None = None
 
     @property
     def full_name(self) -> str:
@@ -111,24 +113,6 @@ def parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | R
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} has no weight")
     bias = moves.constant(node, BIAS)
     return bias if isinstance(bias, Refusal) else (weight, bias)
-
-
-def conv_parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
-    """Weight and bias of a convolution, or the refusal where they are not constants or do not fit each other."""
-    constants = parameters(moves, node)
-    if isinstance(constants, Refusal):
-        return constants
-    weight, bias = constants
-    op = cast(Conv | ConvTranspose, node.op)
-    if len(weight.shape) < 3 or op.groups < 1 or weight.shape[0] % op.groups:
-        return Refusal(
-            Reason.PARAMETERS_MALFORMED,
-            f"the weight of {node.label} has shape {list(weight.shape)}, and its groups are {op.groups}",
-        )
-    outputs = weight.shape[0] if isinstance(op, Conv) else weight.shape[1] * op.groups
-    if bias is not None and bias.shape != (outputs,):
-        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
-    return constants
 
 
 def onto_data(moves: Moves, node: Node, affine: Affine, axis: int) -> Refusal | None:
@@ -170,3 +154,44 @@ def wrong_channels(node: Node, channels: int, given: int, side: str = "output") 
         Reason.PARAMETERS_MALFORMED,
         f"{node.label} has {channels} {side} channels and the BatchNorm {given}",
     )
+
+
+def size_along(value: Value | None, axis: int) -> int | None:
+    """The size of a value along an axis; None where there is none or it is not known."""
+    shape = () if value is None or value.shape is None else value.shape
+    return shape[axis] if axis < len(shape) else None
+
+
+def torn(node: Node) -> Refusal:
+    """The refusal where a map is not one along an axis on the other side of the node."""
+    return Refusal(
+        Reason.AXIS_NOT_PROVEN,
+        f"where {node.label} puts the BatchNorm's axis does not follow from the shapes",
+    )
+
+
+Place = Callable[[Node, Value, Value, Affine, int], tuple[Affine, int] | None]
+
+
+def axis_rule(name: str, operator: type[Op], moved: Place, multi_axis: MultiAxis | None = None) -> Rule:
+    """The rule of an operator that moves elements and leaves them as they are.
+
+    Args:
+        name: of the rule.
+        operator: whose data is its first input.
+        moved: ``(node, from, to, map, axis)``: the same map as the other side of the node sees it, in either direction;
+            None where it is none.
+        multi_axis: as for :class:`Rule`.
+    """
+
+    def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+        data = node.input(DATA)
+        found = None if data is None else moved(node, output, data, affine, axis)
+        return torn(node) if data is None or found is None else moves.produce(data, *found, reader=node)
+
+    def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+        data, output = node.input(DATA), node.outputs[0]
+        found = None if data is None or slot != DATA else moved(node, data, output, affine, axis)
+        return torn(node) if found is None else moves.consume(output, *found)
+
+    return Rule(name, operator, backward, forward, True, multi_axis)

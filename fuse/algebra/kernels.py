@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convbn.fuse.view.ops import Window
+from convbn.fuse.view.op import Window
 
 __all__ = ["Form", "add_into", "pointwise", "union"]
 

@@ -12,18 +12,42 @@ It matters where the BatchNorm cannot go anywhere itself: behind a graph input o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine, from_batchnorm
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
+from convbn.fuse.operators.operator import Evaluated, Operator
+from convbn.fuse.operators.rule import Moves, Rule, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import DATA, BatchNorm
+from convbn.fuse.view.op import DATA, Op
 
-__all__ = ["RULE"]
+__all__ = ["OPERATOR", "BatchNorm"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm(Op):
+    """``y = γ·(x − μ)/√(σ² + ε) + β`` along ``channel_axis``.
+
+    Slots: data, γ, β, μ, σ²; γ or β may be absent and then are 1 and 0.
+    """
+
+    is_batchnorm = True
+
+    epsilon: float
+    training: bool = False
+    channel_axis: int = 1
+
+    def output_axis_of(self, rank: int | None) -> int | None:
+        """Whatever the rank."""
+        return self.channel_axis
+
 
 GAMMA, BETA, MEAN, VARIANCE = 1, 2, 3, 4
 
@@ -103,4 +127,88 @@ def _constants(
     return gamma or one, beta or Constant.of(np.zeros(mean.shape, mean.dtype)), mean, variance
 
 
+def evaluated(op: BatchNorm, known: Sequence[Constant | None]) -> Evaluated | None:
+    """Over constants alone."""
+    data, gamma, beta, mean, variance = [*known, None, None, None, None][:5]
+    if op.training or data is None or mean is None or variance is None:
+        return None
+    axis, rank = op.channel_axis, len(data.shape)
+    if axis >= rank or mean.shape != data.shape[axis : axis + 1]:
+        return None
+
+    def exact() -> NDArray[np.float64]:
+        affine = from_batchnorm(
+            None if gamma is None else gamma.exact(),
+            None if beta is None else beta.exact(),
+            mean.exact(),
+            variance.exact(),
+            op.epsilon,
+        )
+        if not isinstance(affine, Affine):
+            return np.full(
+                data.shape, np.nan
+            )  # what the runtime makes of such statistics is no constant of ours
+        shape = [-1 if i == axis else 1 for i in range(rank)]
+        return data.exact() * affine.scale.reshape(shape) + affine.shift.reshape(shape)
+
+    return data.shape, exact
+
+
+_EPSILON = 9.999999747378752e-06
+"""The default 1e-5 as an attribute of ONNX holds it, a float of 32 bits."""
+
+
+def from_onnx(call: OnnxCall) -> Op | Refusal:
+    """BatchNormalization, and why one is no per-channel map."""
+    given = call.attributes
+    if not int(given.get("spatial", 1)):
+        return Refusal(
+            Reason.NOT_PER_CHANNEL, "spatial=0: it has statistics for every position, not every channel"
+        )
+    if len(call.inputs) < 5 or any(value is None for value in call.inputs[:5]):
+        return Refusal(Reason.PARAMETERS_MALFORMED, "it has fewer than five inputs")
+    if call.opset >= 14:
+        training = bool(given.get("training_mode", 0))
+    elif call.opset >= 7:
+        # Until opset 14 the number of outputs says it: one in inference, five in training.
+        training = any(value is not None for value in call.outputs[1:])
+    else:
+        training = not int(given.get("is_test", 0))
+    return BatchNorm(epsilon=float(given.get("epsilon", _EPSILON)), training=training)
+
+
+def from_aten(call: AtenCall) -> Mapped:
+    """All of its forms; those without an argument ``training`` say it by their name."""
+    given = call.given
+    epsilon = given["eps"] if "eps" in given else given["epsilon"]
+    # A flag that is computed while the model runs may be either; the fold needs it to be False.
+    training = given["training"] is not False if "training" in given else "with_update" in call.name
+    op = BatchNorm(float(epsilon), training=training)
+    return call.reads(op, "input", "weight", "bias", "running_mean", "running_var")
+
+
 RULE = Rule("batchnorm", BatchNorm, backward, forward)
+
+OPERATOR = Operator(
+    BatchNorm,
+    RULE,
+    evaluated,
+    {"BatchNormalization": from_onnx},
+    (
+        Aten(
+            (
+                "batch_norm",
+                "native_batch_norm",
+                "cudnn_batch_norm",
+                "miopen_batch_norm",
+                "_native_batch_norm_legit",
+                "_native_batch_norm_legit_functional",
+                "_native_batch_norm_legit_no_training",
+                "_batch_norm_no_update",
+                "_batch_norm_with_update",
+                "_batch_norm_with_update_functional",
+            ),
+            from_aten,
+        ),
+    ),
+)

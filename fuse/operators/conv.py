@@ -11,17 +11,57 @@ zeros around x are not ``t`` around x.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, window
+from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.dequantize import into_quantized, is_dequantized
-from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, wrong_axis, wrong_channels
-from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op, Window
 
-__all__ = ["RULE"]
+__all__ = ["OPERATOR", "Conv", "conv_parameters"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conv(Op):
+    """Cross-correlation of any spatial rank, ``y[n,o] = Σ_c W[o,c] ⋆ x[n,c] + b[o]``.
+
+    Slots: data ``[N, C, *S]``, weight ``[O, C/groups, *K]``, bias ``[O]``. The window says where the
+    kernel is laid, with zeros around the data; None where the frontend does not know, and then no rule
+    may assume that there are no zeros. ``channel_axis`` is 0 for data of one sample, ``[C, *S]``, and
+    None where the rank is not known.
+    """
+
+    groups: int
+    channel_axis: int | None = 1
+    window: Window | None = None
+
+    def output_axis_of(self, rank: int | None) -> int | None:
+        """Whatever the rank."""
+        return self.channel_axis
+
+
+def conv_parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
+    """Weight and bias of a convolution, or the refusal where they are not constants or do not fit each other."""
+    constants = parameters(moves, node)
+    if isinstance(constants, Refusal):
+        return constants
+    weight, bias = constants
+    groups = cast(Conv, node.op).groups  # or a ConvTranspose
+    if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
+        return Refusal(
+            Reason.PARAMETERS_MALFORMED,
+            f"the weight of {node.label} has shape {list(weight.shape)}, and its groups are {groups}",
+        )
+    outputs = weight.shape[0] if isinstance(node.op, Conv) else weight.shape[1] * groups
+    if bias is not None and bias.shape != (outputs,):
+        return Refusal(Reason.PARAMETERS_MALFORMED, f"the bias of {node.label} has shape {list(bias.shape)}")
+    return constants
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
@@ -74,4 +114,30 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     return moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0, 2), seen_as=seen_as))
 
 
+def from_onnx(call: OnnxCall) -> Op:
+    """Conv; the place of the kernel is not known where padding is left to the runtime or the rank is not known."""
+    weight = call.input(WEIGHT)
+    laid = None if weight is None or weight.rank is None else call.window(weight.rank - 2)
+    return Conv(groups=int(call.attributes.get("group", 1)), window=laid)
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """``conv2d`` and the like, and ``convolution``, which says whether it is transposed."""
+    given, shape = call.given, call.shape("weight")
+    if given.get("transposed", False):
+        return None
+    laid = None if shape is None else window(given["stride"], given["padding"], given["dilation"], shape[2:])
+    return call.reads(Conv(int(given["groups"]), window=laid), "input", "weight", "bias")
+
+
 RULE = Rule("conv", Conv, backward, forward)
+
+OPERATOR = Operator(
+    Conv,
+    RULE,
+    onnx={"Conv": from_onnx},
+    aten=(
+        Aten(("conv1d", "conv2d", "conv3d"), from_aten),
+        Aten(("convolution", "_convolution"), from_aten),
+    ),
+)

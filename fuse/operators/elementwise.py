@@ -15,20 +15,46 @@ With a map in front of it, ``a = s·a' + t``:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.broadcast import along
 from convbn.fuse.algebra.rounding import round_vector
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
+from convbn.fuse.operators.operator import Evaluated, Operator
+from convbn.fuse.operators.rule import Moves, Rule, size_along
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.broadcast import along
-from convbn.fuse.rules.rule import Moves, Rule
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import Arithmetic, Elementwise
+from convbn.fuse.view.op import Op
 
-__all__ = ["RULE"]
+__all__ = ["OPERATOR", "Arithmetic", "Elementwise"]
+
+
+class Arithmetic(StrEnum):
+    """The four operations of :class:`Elementwise`."""
+
+    ADD = "Add"
+    SUBTRACT = "Sub"
+    MULTIPLY = "Mul"
+    DIVIDE = "Div"
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise(Op):
+    """``a ∘ b`` with NumPy's broadcasting. Slots: a, b."""
+
+    operation: Arithmetic
+
+    def describe(self) -> str:
+        """The operation's name."""
+        return str(self.operation)
+
 
 _SUMS = (Arithmetic.ADD, Arithmetic.SUBTRACT)
 
@@ -211,7 +237,96 @@ def _carry(node: Node, affine: Affine, axis: int) -> bool:
 
 
 def _keeps_size(value: Value, affine: Affine, axis: int) -> bool:
-    return value.shape is not None and axis < len(value.shape) and value.shape[axis] == affine.channels
+    return size_along(value, axis) == affine.channels
+
+
+_OPERATIONS: dict[Arithmetic, Callable[..., NDArray[np.float64]]] = {
+    Arithmetic.ADD: np.add,
+    Arithmetic.SUBTRACT: np.subtract,
+    Arithmetic.MULTIPLY: np.multiply,
+    Arithmetic.DIVIDE: np.divide,
+}
+
+
+def evaluated(op: Elementwise, known: Sequence[Constant | None]) -> Evaluated | None:
+    """Over constants alone."""
+    left, right = [*known, None][:2]
+    if left is None or right is None or left.dtype != right.dtype:
+        return None
+    try:
+        shape = np.broadcast_shapes(left.shape, right.shape)
+    except ValueError:
+        return None
+
+    def exact() -> NDArray[np.float64]:
+        with np.errstate(all="ignore"):
+            return _OPERATIONS[op.operation](left.exact(), right.exact())
+
+    return shape, exact
+
+
+def from_onnx(call: OnnxCall) -> Op | None:
+    """Add, Sub, Mul, Div, which broadcast as NumPy does from opset 7 on."""
+    return Elementwise(Arithmetic(call.operator)) if call.opset >= 7 and len(call.inputs) == 2 else None
+
+
+_ATEN = {
+    "add": Arithmetic.ADD,
+    "sub": Arithmetic.SUBTRACT,
+    "rsub": Arithmetic.SUBTRACT,
+    "mul": Arithmetic.MULTIPLY,
+    "div": Arithmetic.DIVIDE,
+}
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """Of two tensors, or of a tensor and a number."""
+    given = call.given
+    if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
+        return None
+    names = ("other", "self") if call.name == "rsub" else ("self", "other")
+    slots = tuple(given.get(name) for name in names)
+    tensors = [slot for slot in slots if call.tensors.is_tensor(slot)]
+    numbers = [slot for slot in slots if type(slot) in (int, float)]
+    if not tensors or len(tensors) + len(numbers) != 2:
+        return None
+    return Mapped(Elementwise(_ATEN[call.name]), slots, names)
+
+
+def broadcast_shape(call: AtenCall) -> Shape | None:
+    """By NumPy's rules; a size is known where it does not hang on one that is not."""
+    operands = [call.given.get("self"), call.given.get("other")]
+    shapes = [() if isinstance(o, int | float) else call.tensors.shape(o) for o in operands]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
+    rank = max(len(shape) for shape in known)
+    full = [(1,) * (rank - len(shape)) + shape for shape in known]
+    sizes: list[int | None] = []
+    for axis in range(rank):
+        present = [shape[axis] for shape in full]
+        larger = {size for size in present if size is not None and size > 1}
+        # An unknown size may be 1, and then the other operand's is the result's, whatever it is.
+        sizes.append(larger.pop() if larger else None if None in present else 1)
+    return tuple(sizes)
+
+
+def _aten(name: str, *functions: str) -> Aten:
+    return Aten((name,), from_aten, ("self", "other"), functions, shape=broadcast_shape)
 
 
 RULE = Rule("elementwise", Elementwise, backward, forward, through=True)
+
+OPERATOR = Operator(
+    Elementwise,
+    RULE,
+    evaluated,
+    dict.fromkeys(map(str, Arithmetic), from_onnx),
+    (
+        _aten("add", "iadd"),
+        _aten("sub", "isub"),
+        _aten("rsub"),
+        _aten("mul", "imul"),
+        _aten("div", "truediv", "itruediv"),
+    ),
+)

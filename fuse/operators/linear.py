@@ -12,20 +12,42 @@ passes the constant ``α·tW`` on to whatever reads it.
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
+from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.dequantize import into_quantized, is_dequantized
-from convbn.fuse.rules.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Linear
+from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 
-__all__ = ["RULE"]
+__all__ = ["OPERATOR", "Linear"]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Op):
+    """``y = data_factor · x·W + bias_factor · b`` over the last axis of ``x``.
+
+    Slots: data ``[..., I]``, weight with axes ``output_axis`` (size O) and the other one (size I),
+    bias broadcast to ``[O]``. The channel axis is the output's last. With ``transposed_data`` the data is
+    ``[I, N]`` and read the other way round.
+    """
+
+    output_axis: int
+    data_factor: float = 1.0
+    bias_factor: float = 1.0
+    transposed_data: bool = False
+
+    def output_axis_of(self, rank: int | None) -> int | None:
+        """The last axis."""
+        return None if rank is None else rank - 1
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
@@ -34,7 +56,7 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
         return refusal
     op = cast(Linear, node.op)
     if is_dequantized(node):
-        return into_quantized(moves, node, affine, op.output_axis, op.bias_factor)
+        return into_quantized(moves, node, affine, op.output_axis, op.bias_factor, matrix=True)
     constants = _checked(moves, node)
     if isinstance(constants, Refusal):
         return constants
@@ -113,4 +135,72 @@ def _scale(
     return moves.set(node, WEIGHT, round_scaled(weight, scale.reshape(shape), axes=(axis,)))
 
 
+def gemm_from_onnx(call: OnnxCall) -> Op | None:
+    """Gemm, whose bias broadcasts from opset 7 on."""
+    given = call.attributes
+    if call.opset < 7:
+        return None
+    return Linear(
+        output_axis=0 if given.get("transB", 0) else 1,
+        data_factor=float(given.get("alpha", 1.0)),
+        bias_factor=float(given.get("beta", 1.0)),
+        transposed_data=bool(given.get("transA", 0)),
+    )
+
+
+def matmul_from_onnx(call: OnnxCall) -> Op | None:
+    """MatMul."""
+    return Linear(output_axis=1) if len(call.inputs) == 2 else None
+
+
+_ATEN: dict[str, tuple[str | None, ...]] = {
+    "linear": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "self"),
+    "mm": ("self", "mat2", None),
+    "matmul": ("self", "other", None),
+}
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """A product with a matrix; one that is stored the other way round is read as it is stored."""
+    alpha, beta = call.given.get("alpha", 1.0), call.given.get("beta", 1.0)
+    names = _ATEN[call.name]
+    shape = call.shape(str(names[WEIGHT]))
+    if (
+        not (isinstance(alpha, int | float) and isinstance(beta, int | float))
+        or shape is None
+        or len(shape) != 2
+    ):
+        return None
+    op = Linear(0 if call.name == "linear" else 1, float(alpha), float(beta))
+    data, weight, bias = call.reads(op, *names).slots
+    stored = _transposed(call, weight)
+    if stored is None:
+        return Mapped(op, (data, weight, bias), names)
+    op = Linear(1 - op.output_axis, op.data_factor, op.bias_factor)
+    return Mapped(op, (data, stored, bias), names, through=weight)
+
+
+def _transposed(call: AtenCall, weight: Any) -> Any:
+    """The matrix stored in the graph's own state of which ``weight`` is the transpose."""
+    turning = call.tensors.call(weight)
+    if turning is None:
+        return None
+    given = turning.given
+    swaps = (
+        turning.name == "t"
+        or (turning.name == "permute" and [axis % 2 for axis in given["dims"]] == [1, 0])
+        or (turning.name == "transpose" and {given["dim0"] % 2, given["dim1"] % 2} == {0, 1})
+    )
+    source = turning.tensor()
+    return source if swaps and source is not None and call.tensors.is_stored(source) else None
+
+
 RULE = Rule("linear", Linear, backward, forward)
+
+OPERATOR = Operator(
+    Linear,
+    RULE,
+    onnx={"Gemm": gemm_from_onnx, "MatMul": matmul_from_onnx},
+    aten=(Aten(("linear", "matmul"), from_aten), Aten(("addmm", "mm"), from_aten)),
+)

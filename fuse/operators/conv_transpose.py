@@ -14,16 +14,36 @@ and with it what a shift would add.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
+from convbn.fuse.operators.conv import conv_parameters
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Rule, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.rule import Moves, Rule, conv_parameters, wrong_axis, wrong_channels
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, ConvTranspose
+from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 
-__all__ = ["RULE"]
+__all__ = ["OPERATOR", "ConvTranspose"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvTranspose(Op):
+    """Transposed convolution; slots as :class:`Conv`, weight ``[C, O/groups, *K]``, group-major.
+
+    Output channel ``o`` of group ``g`` is ``g·(O/groups) + o``: input channels carry the group, not
+    the weight's second axis.
+    """
+
+    groups: int
+    channel_axis: int | None = 1
+
+    def output_axis_of(self, rank: int | None) -> int | None:
+        """Whatever the rank."""
+        return self.channel_axis
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
@@ -67,4 +87,28 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     return moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0,)))
 
 
+def from_onnx(call: OnnxCall) -> Op:
+    """ConvTranspose."""
+    return ConvTranspose(groups=int(call.attributes.get("group", 1)))
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """``conv_transpose2d`` and the like, and ``convolution`` where it says so."""
+    if not call.given.get("transposed", True):
+        return None
+    return call.reads(ConvTranspose(int(call.given["groups"])), "input", "weight", "bias")
+
+
 RULE = Rule("conv-transpose", ConvTranspose, backward, forward)
+
+OPERATOR = Operator(
+    ConvTranspose,
+    RULE,
+    onnx={"ConvTranspose": from_onnx},
+    aten=(
+        Aten(
+            ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution"),
+            from_aten,
+        ),
+    ),
+)

@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from convbn.fuse.rules.merge import Form
-from convbn.fuse.view.ops import Window
+from convbn.fuse.algebra.kernels import Form
+from convbn.fuse.view.op import Window
 
 __all__ = ["composed_bias", "composed_weight", "composition"]
 

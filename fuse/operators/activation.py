@@ -1,0 +1,94 @@
+"""ReLU and its family: ``f(s·x) = s·f(x)`` for s > 0, so a positive scale passes, in either direction.
+
+A shift does not, nor does a negative scale: ``ReLU(−x)`` is no multiple of ``ReLU(x)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Rule, not_positive, onto_data
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.op import Labelled, Op
+
+__all__ = ["OPERATOR", "Activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Activation(Labelled):
+    """A function of each element with ``f(s·x) = s·f(x)`` for every s > 0: ReLU, LeakyReLU, PReLU.
+
+    Slots: data, and parameters that do not matter for this.
+    """
+
+
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """``s·f(x) = f(s·x)``."""
+    refusal = _passes(node, affine)
+    return refusal if refusal is not None else onto_data(moves, node, affine, axis)
+
+
+def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """``f(s·x) = s·f(x)``."""
+    refusal = (
+        _passes(node, affine) if slot == 0 else Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} bends it")
+    )
+    return refusal if refusal is not None else moves.consume(node.outputs[0], affine, axis)
+
+
+def _passes(node: Node, affine: Affine) -> Refusal | None:
+    if not affine.is_scale:
+        return Refusal(
+            Reason.PRODUCER_NOT_LINEAR, f"{node.label} lets a positive scale through, and no shift"
+        )
+    return not_positive(node, affine)
+
+
+def from_onnx(call: OnnxCall) -> Op:
+    """Relu, LeakyRelu, PRelu."""
+    return Activation(call.operator)
+
+
+_LABELS = {"relu": "ReLU", "leaky_relu": "LeakyReLU"}
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """Those without a parameter that flows."""
+    return call.unary(Activation(_LABELS[call.name]))
+
+
+def prelu_from_aten(call: AtenCall) -> Mapped:
+    """PReLU, whose slopes are a tensor."""
+    return call.reads(Activation("PReLU"), "self", "weight")
+
+
+RULE = Rule("activation", Activation, backward, forward, through=True)
+
+OPERATOR = Operator(
+    Activation,
+    RULE,
+    onnx=dict.fromkeys(("LeakyRelu", "PRelu", "Relu"), from_onnx),
+    aten=(
+        Aten(("relu",), from_aten, ("self", "inplace"), ("relu_",), ("ReLU",), AtenCall.shape, True),
+        Aten(
+            ("leaky_relu",),
+            from_aten,
+            ("self", "negative_slope", "inplace"),
+            modules=("LeakyReLU",),
+            shape=AtenCall.shape,
+            keeps_rank=True,
+        ),
+        Aten(
+            ("prelu", "_prelu_kernel"),
+            prelu_from_aten,
+            ("self", "weight"),
+            modules=("PReLU",),
+            shape=AtenCall.shape,
+            keeps_rank=True,
+        ),
+    ),
+)

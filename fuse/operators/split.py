@@ -1,0 +1,117 @@
+"""Splitting along the map's axis: each piece has its own part of the map.
+
+Forwards, the readers of a piece take its part. Backwards, the whole takes a map that leaves the channels of the other
+pieces as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Rule, size_along, wrong_channels
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.op import DATA, Op
+
+__all__ = ["OPERATOR", "Split", "into_part", "unknown_channels"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Op):
+    """The data in pieces along ``axis``, one an output."""
+
+    axis: int
+
+
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """``s·x₂ + t`` of one piece is ``split(1·x₁, s·x₂ + t)``."""
+    if cast(Split, node.op).axis != axis:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"the other pieces of {node.label} would change, too")
+    sizes = [size_along(piece, axis) for piece in node.outputs]
+    known = [size for size in sizes if size is not None]
+    # Shapes that the model only claims may be wrong: sizes that do not add up say where no piece lies.
+    if len(known) < len(sizes) or sum(known) != size_along(node.input(0), axis):
+        return unknown_channels(node)
+    piece = [value is output for value in node.outputs].index(True)
+    return into_part(moves, node, affine, axis, sum(known[:piece]), known[piece])
+
+
+def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """``split(s·x + t)`` is ``s₁·x₁ + t₁, s₂·x₂ + t₂``."""
+    along = cast(Split, node.op).axis == axis
+    start = 0
+    for output in node.outputs:
+        piece = affine
+        if along:
+            size = size_along(output, axis)
+            if size is None:
+                return unknown_channels(node)
+            piece = Affine(affine.scale[start : start + size], affine.shift[start : start + size])
+            start += size
+        if (refusal := moves.consume(output, piece, axis)) is not None:
+            return refusal
+    if along and start != affine.channels:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"the pieces of {node.label} do not add up")
+    return None
+
+
+def into_part(moves: Moves, node: Node, affine: Affine, axis: int, start: int, size: int) -> Refusal | None:
+    """The map on the ``size`` channels from ``start`` on, and nothing on the others."""
+    if size != affine.channels:
+        return wrong_channels(node, size, affine.channels)
+    data = node.input(0)
+    channels = size_along(data, axis)
+    if data is None or channels is None or start + size > channels:
+        return unknown_channels(node)
+    scale, shift = np.ones(channels), np.zeros(channels)
+    scale[start : start + size] = affine.scale
+    shift[start : start + size] = affine.shift
+    return moves.produce(data, Affine(scale, shift), axis, reader=node)
+
+
+def unknown_channels(node: Node) -> Refusal:
+    """The refusal where it is not known which channels a piece is."""
+    return Refusal(Reason.AXIS_NOT_PROVEN, f"how many channels {node.label} reads and gives is not known")
+
+
+def from_onnx(call: OnnxCall) -> Op | None:
+    """Split, where every piece has a name."""
+    axis = call.axis(call.input(DATA), 0)
+    return None if axis is None or any(piece is None for piece in call.outputs) else Split(axis)
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """``split`` and ``chunk``."""
+    axis = call.axis("dim", call.rank(), 0)
+    return None if axis is None else call.unary(Split(axis))
+
+
+def piece_shape(call: AtenCall) -> Shape | None:
+    """Of equal pieces."""
+    given, shape, axis = call.given, call.shape(), call.given.get("dim", 0)
+    if not shape or not isinstance(axis, int):
+        return None
+    axis %= len(shape)
+    size, pieces, piece = shape[axis], given.get("chunks"), given.get("split_size")
+    if isinstance(pieces, int) and size is not None and size % pieces == 0:
+        piece = size // pieces
+    even = isinstance(piece, int) and size is not None and size % piece == 0
+    return (*shape[:axis], piece, *shape[axis + 1 :]) if even else None
+
+
+def _aten(names: tuple[str, ...], size: str) -> Aten:
+    return Aten(names, from_aten, ("self", size, "dim"), shape=piece_shape, fresh=False)
+
+
+OPERATOR = Operator(
+    Split,
+    Rule("split", Split, backward, forward, through=True),
+    onnx={"Split": from_onnx},
+    aten=(_aten(("split", "split_with_sizes"), "split_size"), _aten(("chunk",), "chunks")),
+)

@@ -1,0 +1,99 @@
+"""Transposing: axis ``order[i]`` of the input is axis i of the output, and a map stays on its axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, axis_rule, torn
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.op import DATA, Op
+
+__all__ = ["OPERATOR", "Transpose"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose(Op):
+    """Output axis i is input axis ``order[i]``."""
+
+    order: tuple[int, ...]
+
+
+def moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) -> tuple[Affine, int] | None:
+    """The same map along the axis that this one came from, or goes to."""
+    order = cast(Transpose, node.op).order
+    if axis >= len(order):
+        return None
+    return affine, order[axis] if source is node.outputs[0] else order.index(axis)
+
+
+def multi_axis(
+    moves: Moves, node: Node, output: Value, affine: Affine, axes: tuple[int, ...]
+) -> Refusal | None:
+    """The same map on the input, along the axes that these come from."""
+    data, order = node.input(DATA), cast(Transpose, node.op).order
+    if data is None or data.shape is None or output.shape is None or max(axes) >= len(order):
+        return torn(node)
+    return moves.produce(data, affine, tuple(order[axis] for axis in axes), reader=node)
+
+
+def from_onnx(call: OnnxCall) -> Op | None:
+    """Transpose, by default of all axes into their reverse."""
+    data, order = call.input(DATA), call.attributes.get("perm")
+    rank = None if data is None else data.rank
+    if order is None:
+        return None if rank is None else Transpose(tuple(range(rank))[::-1])
+    order = tuple(int(axis) for axis in order)
+    return (
+        Transpose(order) if rank in (None, len(order)) and sorted(order) == list(range(len(order))) else None
+    )
+
+
+def permute_from_aten(call: AtenCall) -> Mapped | None:
+    """``permute``."""
+    rank, order = call.rank(), call.given.get("dims")
+    if not isinstance(order, list | tuple) or not all(type(axis) is int for axis in order):
+        return None
+    found = tuple(axis % len(order) for axis in order)
+    fits = sorted(found) == list(range(len(order))) and rank in (None, len(order))
+    return call.unary(Transpose(found)) if fits else None
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """``transpose`` of two axes, and ``t``."""
+    rank = call.rank()
+    kind = "axis" if "axis0" in call.given else "dim"  # swapaxes calls them so
+    first, second = call.axis(f"{kind}0", rank, 0), call.axis(f"{kind}1", rank, 1)
+    if rank is None or first is None or second is None or max(first, second) >= rank:
+        return None
+    order = list(range(rank))
+    order[first], order[second] = second, first
+    return call.unary(Transpose(tuple(order)))
+
+
+def transposed_shape(call: AtenCall) -> Shape | None:
+    """The sizes in the order that the reader finds."""
+    found, shape = (permute_from_aten if call.name == "permute" else from_aten)(call), call.shape()
+    return None if found is None or not shape else tuple(shape[i] for i in cast(Transpose, found.op).order)
+
+
+OPERATOR = Operator(
+    Transpose,
+    axis_rule("transpose", Transpose, moved, multi_axis),
+    onnx={"Transpose": from_onnx},
+    aten=(
+        Aten(("permute",), permute_from_aten, ("self", "*dims"), shape=transposed_shape, fresh=False),
+        Aten(
+            ("transpose", "swapaxes", "t"),
+            from_aten,
+            ("self", "dim0", "dim1"),
+            ("swapaxes",),
+            shape=transposed_shape,
+            fresh=False,
+        ),
+    ),
+)
