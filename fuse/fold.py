@@ -13,6 +13,7 @@ from convbn.errors import UsageError
 from convbn.fuse.algebra.rounding import unit_roundoff
 from convbn.fuse.frontends.frontend import Request
 from convbn.fuse.kinds import frontend_of
+from convbn.fuse.operators.registry import known_names
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.plan.planner import make_plan

@@ -1,1 +1,1 @@
-"""One rule a file: how a linear layer takes an affine map into its own parameters."""
+"""One operator a file: its class, its rule for affine maps, and how ONNX's and PyTorch's calls are read as it."""

@@ -191,7 +191,8 @@ class Aten:
         functions: further names in ``torch``, ``torch.nn.functional``, ``operator`` and of methods, for the first name.
         modules: classes of ``torch.nn`` that do nothing else, for the first name.
         shape: of the result, or of each of several equal ones, as far as it follows without running anything.
-        keeps_rank: whether the result has the rank of every tensor that is read.
+        keeps_rank: whether the result has the rank of the data, or of every tensor of a list.
+        several: whether the result is a list, and ``shape`` that of each of its tensors.
         fresh: whether the result lies in memory of its own, unless the call is told to work in place.
     """
 
@@ -202,6 +203,7 @@ class Aten:
     modules: tuple[str, ...] = ()
     shape: Callable[[AtenCall], Shape | None] | None = None
     keeps_rank: bool = False
+    several: bool = False
     fresh: bool = True
 
 

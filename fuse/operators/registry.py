@@ -40,6 +40,7 @@ __all__ = [
     "MERGES",
     "OF_CONSTANTS",
     "WAYS",
+    "all_aten_rows",
     "aten_rows",
     "evaluator_of",
     "known_names",
@@ -123,6 +124,12 @@ def aten_rows(name: str) -> Sequence[Aten]:
     return _aten.get(name, ())
 
 
+def all_aten_rows() -> Sequence[Aten]:
+    """What is known of all ATen operators."""
+    return _rows
+
+
+_rows: list[Aten] = []
 _rules: dict[type[Op], Rule] = {}
 _evaluators: dict[type[Op], Callable[[Any, Sequence[Constant | None]], Evaluated | None]] = {}
 _onnx: dict[str, list[OnnxReader]] = {}
@@ -130,6 +137,7 @@ _aten: dict[str, list[Aten]] = {}
 
 
 def _index() -> None:
+    _rows[:] = [row for operator in _OPERATORS for row in operator.aten]
     for table in (_rules, _evaluators, _onnx, _aten):
         table.clear()
     for operator in _OPERATORS:

@@ -106,7 +106,7 @@ def piece_shape(call: AtenCall) -> Shape | None:
 
 
 def _aten(names: tuple[str, ...], size: str) -> Aten:
-    return Aten(names, from_aten, ("self", size, "dim"), shape=piece_shape, fresh=False)
+    return Aten(names, from_aten, ("self", size, "dim"), shape=piece_shape, several=True, fresh=False)
 
 
 OPERATOR = Operator(

@@ -91,9 +91,9 @@ def _mixed(node: Node) -> Refusal:
 
 def softmax_from_onnx(call: OnnxCall) -> Op:
     """Softmax; until opset 13 over its axis and all axes behind it, by default from axis 1."""
-    axis, rank = int(call.attributes.get("axis", -1 if call.opset >= 13 else 1)), call.outputs[0].rank
-    if axis >= 0:
-        axis = None if rank is None else axis - rank
+    given, output = int(call.attributes.get("axis", -1 if call.opset >= 13 else 1)), call.outputs[0]
+    rank = None if output is None else output.rank
+    axis = given if given < 0 else None if rank is None else given - rank
     return Softmax(call.operator, axis if axis == -1 or call.opset >= 13 else None)
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.plan.cost import multiply_adds
-from convbn.fuse.operators.registry import MERGES
-from convbn.fuse.refusal import Refusal
 from convbn.fuse.algebra.kernels import Form, pointwise
-from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.pool import Pool
+from convbn.fuse.operators.registry import MERGES
+from convbn.fuse.plan.cost import multiply_adds
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, DATA, WEIGHT
 
 __all__ = [

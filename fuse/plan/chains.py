@@ -7,8 +7,12 @@ from typing import cast
 
 import numpy as np
 
+from convbn.fuse.algebra.compose import composed_bias, composed_weight, composition
 from convbn.fuse.algebra.rounding import round_sum, round_vector
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.registry import CHAIN
+from convbn.fuse.operators.rule import constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import conv_layer
 from convbn.fuse.plan.cost import chain_pays

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.operators.rule import Axes, Rule, constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.refusal import Reason, Refusal

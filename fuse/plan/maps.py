@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from convbn.fuse.algebra.affine import Affine, from_batchnorm
-from convbn.fuse.algebra.rounding import is_floating
-from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.algebra.broadcast import per_channel, shaped
-from convbn.fuse.operators.rule import constant_at
-from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.algebra.rounding import is_floating
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.rule import constant_at
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Node, Value
 
 __all__ = ["affine_of", "data_slot"]
 

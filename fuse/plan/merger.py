@@ -1,8 +1,8 @@
 """Sums of linear branches over one value become one convolution.
 
 Of two branches of one sum (:mod:`convbn.fuse.plan.branches`) a convolution takes in the other one's numbers
-(:mod:`convbn.fuse.algebra.kernels`), and the operator that added the other one goes. That is done to pairs until no pair is
-left that pays (:mod:`convbn.fuse.plan.cost`).
+(:mod:`convbn.fuse.algebra.kernels`), and the operator that added the other one goes. That is done to pairs until no
+pair is left that pays (:mod:`convbn.fuse.plan.cost`).
 
 The numbers are computed while planning, from the model as it still is: once edits are made, the initializers that they
 come from may have been overwritten.
@@ -16,7 +16,11 @@ from typing import cast
 
 import numpy as np
 
+from convbn.fuse.algebra.kernels import add_into, union
 from convbn.fuse.algebra.rounding import round_sum, round_vector
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.rule import constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import (
     AffineOf,

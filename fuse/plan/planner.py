@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import cast
 
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.elementwise import Elementwise
+from convbn.fuse.operators.registry import OF_CONSTANTS
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
 from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.chains import merge_chains
-from convbn.fuse.operators.registry import OF_CONSTANTS
 from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merger import merge_branches

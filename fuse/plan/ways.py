@@ -17,8 +17,12 @@ from typing import cast
 import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.broadcast import along
 from convbn.fuse.algebra.rounding import round_vector
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.registry import WAYS
+from convbn.fuse.operators.rule import constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.draft import Draft

@@ -11,13 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
-from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.fold import Folding, fold
-from convbn.fuse.options import FuseOptions
-from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.options import FuseOptions
+from convbn.fuse.view.dataflow import Constant, Value
 
 X = {"x": [2, 6, 8, 8]}
 RULE = "batchnorm-of-constants"

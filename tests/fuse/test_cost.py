@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from convbn.fuse.plan.cost import chain_pays, multiply_adds, pays
 from convbn.fuse.algebra.kernels import Form
+from convbn.fuse.plan.cost import chain_pays, multiply_adds, pays
 from convbn.fuse.view.op import Window
 
 

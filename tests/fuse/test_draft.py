@@ -7,15 +7,15 @@ import pytest
 from support.views import SHAPE, Graph, node_of, numbers, of
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.plan.draft import Draft
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.operators.activation import Activation
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.normalization import Normalization
 from convbn.fuse.operators.reshape import Reshape
+from convbn.fuse.plan.draft import Draft
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.op import Op, Other
 
 SCALE = Affine.scale_by(np.array([0.5, 2, 3, 4]))

@@ -7,13 +7,13 @@ import pytest
 from support.views import Graph, node_of, numbers, of
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.plan.attempts import Footprint
-from convbn.fuse.refusal import Reason
-from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.operators.activation import Activation
 from convbn.fuse.operators.concat import Concat
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.plan.attempts import Footprint
+from convbn.fuse.refusal import Reason
+from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.op import Other, Window
 
 SCALE = Affine.scale_by(np.array([0.5, 2, 3, 4]))

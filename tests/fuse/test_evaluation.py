@@ -10,10 +10,15 @@ import pytest
 from support.graphs import random
 from support.views import Graph, node_of, numbers
 
-from convbn.fuse.algebra import evaluation
+from convbn.fuse.operators import evaluation
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.evaluation import evaluated
+from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.registry import OF_CONSTANTS
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.evaluation import OF_CONSTANTS, evaluate
+from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.plan.ways import Fold
 from convbn.fuse.refusal import Reason, Refusal

@@ -10,12 +10,12 @@ import pytest
 from support.views import Graph, node_of, numbers
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.plan.maps import affine_of, data_slot
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.plan.maps import affine_of, data_slot
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.op import Op, Other
 
 NAMES = ("scale γ", "shift β", "mean μ", "variance σ²")

@@ -13,14 +13,14 @@ import pytest
 from onnx import TensorProto, helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
+from convbn.fuse.algebra.kernels import Form, add_into, pointwise, union
 from convbn.fuse.fold import Folding, fold
 from convbn.fuse.frontends.onnx.reader import read_view
+from convbn.fuse.operators.registry import MERGES
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.branches import MERGES
 from convbn.fuse.plan.cost import multiply_adds, pays
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.algebra.kernels import Form, add_into, pointwise, union
 from convbn.fuse.view.op import Window
 
 C = 6

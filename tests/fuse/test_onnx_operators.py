@@ -15,9 +15,9 @@ from support.graphs import batchnorm, batchnorm_parameters, model, operators, ra
 from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
 from convbn.fuse.frontends.onnx.operators import written
-from convbn.fuse.refusal import Reason
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.pad import Pad
+from convbn.fuse.refusal import Reason
 
 node = helper.make_node
 FEEDS = {"x": random(2, 4, 6, 6, seed=3)}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.rule_laws import Moves, affine, backward, forward, node, reason, refusal
 
-from convbn.fuse.view.dataflow import Value
 from convbn.fuse.operators.concat import Concat
+from convbn.fuse.view.dataflow import Value
 
 PIECES = [(2, 1, 3), (2, 3, 3), (2, 2, 3)]
 

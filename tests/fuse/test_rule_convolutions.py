@@ -10,10 +10,10 @@ from support.layer_laws import backward, done, forward, numbers, put
 from support.rule_laws import NO, Moves, affine, node, refusal
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.operators.registry import rule_for
-from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
+from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import Window
 
 

@@ -14,12 +14,11 @@ from support.rule_laws import Moves, affine, backward, node, reason, refusal, to
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.fold import fold
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
-from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.operators.conv import Conv
-from convbn.fuse.operators.dequantize import Dequantize
+from convbn.fuse.operators.dequantize import Dequantize, into_quantized, is_dequantized
 from convbn.fuse.operators.linear import Linear
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import Other
 
 O, IN = 4, 3  # noqa: E741 - the symbol of the formulas

@@ -9,9 +9,8 @@ import pytest
 from support.rule_laws import Moves, affine, backward, forward, node, reason, refusal, took
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.operators.elementwise import RULE
+from convbn.fuse.operators.elementwise import RULE, Arithmetic, Elementwise
 from convbn.fuse.view.dataflow import Constant, Node
-from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 
 ADD, SUB, MUL, DIV = Arithmetic
 ALL, SUMS = list(Arithmetic), [ADD, SUB]

@@ -9,11 +9,10 @@ import pytest
 from support.rule_laws import Moves, affine, backward, forward, node, reason, refusal, took
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.operators.elementwise import RULE
+from convbn.fuse.operators.elementwise import RULE, Arithmetic, Elementwise
 from convbn.fuse.operators.rule import Axes
+from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value
-from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 
 ADD, SUB, MUL, DIV = Arithmetic
 ALL, SUMS = list(Arithmetic), [ADD, SUB]

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from support.rule_laws import Moves, affine, backward, forward, node, reason, refusal, took
 
+from convbn.fuse.operators.linear import RULE, Linear
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.operators.linear import RULE
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.operators.linear import Linear
 
 IN, OUT = 3, 4
 NOT_PROVEN = "axis-not-proven"

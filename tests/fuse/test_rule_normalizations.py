@@ -10,10 +10,10 @@ from support.layer_laws import backward, done, forward, numbers, operands_of, pu
 from support.rule_laws import NO, Moves, affine, node, refusal
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.operators.registry import rule_for
-from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.normalization import Normalization
+from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.view.dataflow import Node, Value
 
 EPSILON = 0.3
 GAMMA, BETA, MEAN, VARIANCE = 1, 2, 3, 4

@@ -10,12 +10,12 @@ from support.passing_on import asked, backward, forward, only, same
 from support.rule_laws import NO, affine, mapped, node, refusal
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.operators.activation import Activation
 from convbn.fuse.operators.pad import Pad
 from convbn.fuse.operators.pool import Pool
 from convbn.fuse.operators.slice import Slice
 from convbn.fuse.operators.split import Split
+from convbn.fuse.view.dataflow import Node, Value
 
 IMAGE = (2, 6, 5, 4)
 POSITIVE = Affine(np.arange(1.0, 7), np.zeros(6))

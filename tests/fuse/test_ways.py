@@ -11,6 +11,10 @@ from onnx import TensorProto, helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
 from convbn.fuse.fold import Folding, fold
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.linear import Linear
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.branches import conv_layer
 from convbn.fuse.plan.planner import make_plan

@@ -77,7 +77,10 @@ def run(tmp_path: Path) -> Path:
     place = tmp_path / "mutants" / "src" / "convbn" / "fuse" / "rules"
     place.mkdir(parents=True)
     (place / "thing.py").write_text(BODY)
-    codes = {"convbn.fuse.operators.thing.x_f__mutmut_1": 0, "convbn.fuse.operators.thing.xǁCǁg__mutmut_1": 37}
+    codes = {
+        "convbn.fuse.operators.thing.x_f__mutmut_1": 0,
+        "convbn.fuse.operators.thing.xǁCǁg__mutmut_1": 37,
+    }
     (place / "thing.py.meta").write_text(json.dumps({"exit_code_by_key": codes}))
     return tmp_path
 
@@ -91,7 +94,9 @@ def test_a_run_is_read(run: Path) -> None:
 def test_a_mutant_that_was_not_run_is_no_kill(run: Path) -> None:
     place = run / "mutants" / "src" / "convbn" / "fuse" / "rules" / "thing.py.meta"
     for code in (None, 2, 34, 99):
-        place.write_text(json.dumps({"exit_code_by_key": {"convbn.fuse.operators.thing.x_f__mutmut_1": code}}))
+        place.write_text(
+            json.dumps({"exit_code_by_key": {"convbn.fuse.operators.thing.x_f__mutmut_1": code}})
+        )
         with pytest.raises(ValueError, match="was not run to its end"):
             mutants(run)
 

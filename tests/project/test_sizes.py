@@ -17,12 +17,11 @@ MOST = 9
 """Modules of a folder, its ``__init__.py`` not among them."""
 
 ONE_KIND = {
-    "fuse/rules": "a rule a file",
+    "fuse/operators": "an operator a file",
 }
 """Folders that may hold more, and what each file in them is."""
 
 LONG_FILES = {
-    "fuse/frontends/onnx/operators.py",
     "fuse/frontends/torch/edit/program.py",
     "src/convbn/api.py",
 }

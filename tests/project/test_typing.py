@@ -17,7 +17,7 @@ from convbn.fuse.operators import registry
 model, report = convbn.fuse("model.onnx")
 count: int = convbn.inspect("model.onnx").batchnorm.after
 reveal_type(convbn.fuse)
-reveal_type(registry.RULES)
+reveal_type(registry.rules())
 """
 
 

@@ -10,13 +10,13 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.refusal import Refusal
-from convbn.fuse.operators.registry import rule_for
-from convbn.fuse.view.dataflow import Constant, Node
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.normalization import Normalization
+from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.view.dataflow import Constant, Node
 from support.rule_laws import Moves, mapped
 
 RNG = np.random.default_rng(5)

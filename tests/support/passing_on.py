@@ -7,9 +7,9 @@ from collections.abc import Collection
 import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.refusal import Refusal
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.rule import Axes
+from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from support.rule_laws import Moves
 
@@ -24,8 +24,8 @@ def backward(
     if isinstance(axis, int):
         stopped = rule.backward(moves, at, at.outputs[output], found, axis)
     else:
-        assert rule.scattered is not None
-        stopped = rule.scattered(moves, at, at.outputs[output], found, axis)
+        assert rule.multi_axis is not None
+        stopped = rule.multi_axis(moves, at, at.outputs[output], found, axis)
     return moves if stopped is None else stopped
 
 

@@ -13,18 +13,18 @@ from typing import Any, cast
 import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.operators.registry import rule_for
-from convbn.fuse.operators.rule import Axes, constant_at
-from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.operators.channelwise_identity import ChannelwiseIdentity
 from convbn.fuse.operators.concat import Concat
 from convbn.fuse.operators.dequantize import Dequantize
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.reshape import Reshape
+from convbn.fuse.operators.rule import Axes, constant_at
 from convbn.fuse.operators.transpose import Transpose
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.op import Op
 
 NO = Refusal(Reason.TOO_FAR, "refused by the test")
@@ -189,8 +189,8 @@ def backward(at: Node, found: Affine, axis: Axes, refused: Collection[int | str]
         assert rule.backward is not None
         refusal = rule.backward(moves, at, at.outputs[0], found, axis)
     else:
-        assert rule.scattered is not None
-        refusal = rule.scattered(moves, at, at.outputs[0], found, axis)
+        assert rule.multi_axis is not None
+        refusal = rule.multi_axis(moves, at, at.outputs[0], found, axis)
     if refusal is not None:
         return refusal
     before = _operands(at)

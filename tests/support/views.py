@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.conv import Conv
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.draft import Draft

@@ -16,9 +16,9 @@ from convbn.fuse.frontends.onnx.outside import Outside, Read
 from convbn.fuse.frontends.onnx.reader import Reading, read_view, scopes
 from convbn.fuse.frontends.onnx.skeleton import infer_shapes, structure_problem
 from convbn.fuse.frontends.onnx.writer import count_nodes, import_model
-from convbn.fuse.view.edits import Edit
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.elementwise import Elementwise
+from convbn.fuse.view.edits import Edit
 
 if TYPE_CHECKING:
     import onnx

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
-from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.frontends.onnx.attributes import odd_attribute
 from convbn.fuse.frontends.onnx.constants import CHAIN, computed_constant, stored_constant
 from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, operator_of
 from convbn.fuse.frontends.onnx.outside import Outside
+from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value

@@ -15,10 +15,10 @@ from convbn.fuse.frontends.torch.calls.tensors import why_not_constant
 from convbn.fuse.frontends.torch.capture.program import capture_program
 from convbn.fuse.frontends.torch.edit.program import edit_program
 from convbn.fuse.frontends.torch.edit.writing import call_of
-from convbn.fuse.refusal import Reason
-from convbn.fuse.view.edits import Bypass, SetConstant
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.pad import Pad
+from convbn.fuse.refusal import Reason
+from convbn.fuse.view.edits import Bypass, SetConstant
 
 X = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)
 

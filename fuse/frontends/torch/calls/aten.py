@@ -21,11 +21,11 @@ from convbn.fuse.operators.registry import aten_rows
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["GraphTensors", "fixed_shape", "map_aten", "read", "shape_of", "written_nodes"]
+__all__ = ["EXPORTED", "GraphTensors", "fixed_shape", "map_aten", "read", "shape_of", "written_nodes"]
 
 _PLAIN_OVERLOADS = (
     *("default", "Tensor", "Scalar", "dim", "dims", "int", "ints", "sizes", "vec", "using_ints"),
-    *("padding", "no_stats", "deprecated"),
+    *("input", "padding", "no_stats", "deprecated"),
 )
 """Those that compute what the operator's name says; others take another dtype, a mode or a tensor to write to."""
 

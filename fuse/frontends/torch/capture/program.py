@@ -18,10 +18,10 @@ from convbn.fuse.frontends.torch.graph_view.build import (
     written_while_running,
 )
 from convbn.fuse.frontends.torch.graph_view.constants import computed_in, reshaped_in
+from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.edits import Edit
-from convbn.fuse.operators.batch_norm import BatchNorm
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from numpy.typing import NDArray
 
 from convbn.fuse.frontends.torch.calls.aten import map_aten
-from convbn.fuse.frontends.torch.calls.call import Mapped
 from convbn.fuse.frontends.torch.calls.schema import arguments, schema_of
 from convbn.fuse.frontends.torch.calls.tensors import to_tensor
 from convbn.fuse.frontends.torch.edit.writing import call_of
+from convbn.fuse.operators.calls import Mapped
+from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
-from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.view.op import WEIGHT, Op
 
 if TYPE_CHECKING:

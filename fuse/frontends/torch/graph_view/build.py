@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.calls.aten import fixed_shape, shape_of
-from convbn.fuse.frontends.torch.calls.call import Mapped, Shape
 from convbn.fuse.frontends.torch.calls.schema import (
     label,
     only_metadata,

@@ -23,14 +23,14 @@ from convbn.fuse.frontends.torch.modules.hidden_state import (
 )
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.layers import plain_forward
-from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.normalization import Normalization
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import BIAS, WEIGHT
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.torch.calls.operators import window
 from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.calls import window
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.linear import Linear

@@ -13,42 +13,17 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from convbn.fuse.frontends.torch.calls.aten import EXPORTED
+from convbn.fuse.frontends.torch.calls.schema import schema_of, written_by
+from convbn.fuse.operators.calls import Aten, AtenCall, Tensors
+from convbn.fuse.operators.registry import all_aten_rows, aten_rows
+
 if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["AUGMENTED", "Named", "call_of_module", "named_call", "writes_in_place"]
+__all__ = ["AUGMENTED", "call_of_module", "gives_new_memory", "named_call", "writes_in_place"]
 
-Named = tuple[str, dict[str, Any]]
-"""An ATen name without namespace, and the arguments by ATen's names."""
-
-_POOL = ("self", "kernel_size", "stride", "padding")
-
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("add", "sub", "mul", "div", "rsub"), ("self", "other")),
-    "relu": ("self", "inplace"),
-    "leaky_relu": ("self", "negative_slope", "inplace"),
-    "prelu": ("self", "weight"),
-    "cat": ("tensors", "dim"),
-    "mean": ("self", "dim", "keepdim"),
-    "amax": ("self", "dim", "keepdim"),
-    "split": ("self", "split_size", "dim"),
-    "chunk": ("self", "chunks", "dim"),
-    "narrow": ("self", "dim", "start", "length"),
-    "permute": ("self", "dims"),
-    "transpose": ("self", "dim0", "dim1"),
-    "flatten": ("self", "start_dim", "end_dim"),
-    "squeeze": ("self", "dim"),
-    "unsqueeze": ("self", "dim"),
-    "contiguous": ("self",),
-    "clone": ("self",),
-    "pad": ("self", "pad", "mode", "value"),
-    "dropout": ("self", "p", "training", "inplace"),
-    "upsample_nearest2d": ("self", "size", "scale_factor", "mode"),
-    **{f"max_pool{n}d": (*_POOL, "dilation", "ceil_mode", "return_indices") for n in (1, 2, 3)},
-    **{f"avg_pool{n}d": (*_POOL, "ceil_mode", "count_include_pad", "divisor_override") for n in (1, 2, 3)},
-    **{f"adaptive_{kind}_pool{n}d": ("self", "output_size") for kind in ("avg", "max") for n in (1, 2, 3)},
-}
 _RENAMED = {
     "input": "self",
     "axis": "dim",
@@ -58,60 +33,49 @@ _RENAMED = {
     "tensor": "self",
     "split_size_or_sections": "split_size",
 }
-_LISTS = ("dims",)
-"""Arguments that a method also takes one by one."""
 
 
 @cache
-def _functions() -> Mapping[Any, str]:
+def _functions(rows: int) -> Mapping[Any, str]:
+    """ATen's names of functions, for so many rows in the registry."""
     import torch
     import torch.nn.functional as functional
 
-    found: dict[Any, str] = {
-        operator.add: "add",
-        operator.iadd: "add",
-        operator.sub: "sub",
-        operator.isub: "sub",
-        operator.mul: "mul",
-        operator.imul: "mul",
-        operator.truediv: "div",
-        operator.itruediv: "div",
-        torch.concat: "cat",
-        torch.relu_: "relu",
-        torch.swapaxes: "transpose",
-        functional.interpolate: "upsample_nearest2d",
-        functional.dropout: "dropout",
-        functional.pad: "pad",
-    }
-    for name in _ARGUMENTS:
-        for module in (torch, functional):
-            target = getattr(module, name, None)
-            if target is not None:
-                found.setdefault(target, name)
+    found: dict[Any, str] = {}
+    for row in all_aten_rows():
+        for name in (*row.names[:1], *row.functions):
+            for module in (torch, functional, operator):
+                target = getattr(module, name, None)
+                if target is not None:
+                    found.setdefault(target, row.names[0])
     return found
 
 
-def named_call(node: torch.fx.Node) -> Named | None:
-    """The ATen name and the arguments of a call of a function or a method, None for any other call."""
+@cache
+def _methods(rows: int) -> Mapping[str, str]:
+    return {name: row.names[0] for row in all_aten_rows() for name in (*row.functions, *row.names[:1])}
+
+
+def _name(node: torch.fx.Node) -> str:
+    """The name that ATen has for a function or a method; empty for what is not in the registry."""
+    rows = len(all_aten_rows())
     if node.op == "call_function":
-        name = _functions().get(node.target, "")
-    else:
-        method = str(node.target)
-        name = method if method.endswith("__") else method.removesuffix("_")
-        name = {"concat": "cat", "swapaxes": "transpose", "view": "reshape"}.get(name, name)
-    if name == "reshape":
-        return name, {"self": node.args[0] if node.args else None}
-    order = _ARGUMENTS.get(name)
-    if order is None:
+        return _functions(rows).get(node.target, "")
+    method = str(node.target)
+    return _methods(rows).get(method if method.endswith("__") else method.removesuffix("_"), "")
+
+
+def named_call(node: torch.fx.Node, tensors: Tensors = EXPORTED) -> AtenCall | None:
+    """A call of a function or a method by its ATen name, None for any other call."""
+    name, args = _name(node), node.args
+    signature = next((row.signature for row in aten_rows(name) if row.signature), ())
+    if signature and signature[-1].startswith("*") and len(args) > len(signature):
+        args = (*args[: len(signature) - 1], args[len(signature) - 1 :])
+    if len(args) > len(signature):
         return None
-    args = node.args
-    if order[-1] in _LISTS and len(args) > len(order) and all(isinstance(a, int) for a in args[1:]):
-        args = (args[0], args[1:])
-    if len(args) > len(order):
-        return None
-    given = dict(zip(order, args, strict=False))
+    given = dict(zip((argument.lstrip("*") for argument in signature), args, strict=False))
     given.update({_RENAMED.get(key, key): value for key, value in node.kwargs.items()})
-    return (name, given) if _plain(name, given) else None
+    return AtenCall(name, given, tensors) if signature and _plain(name, given) else None
 
 
 def _plain(name: str, given: Mapping[str, Any]) -> bool:
@@ -122,34 +86,26 @@ def _plain(name: str, given: Mapping[str, Any]) -> bool:
 
 
 @cache
-def _modules() -> Mapping[type, str]:
+def _modules(rows: int) -> Mapping[type, Aten]:
     from torch import nn
 
-    found: dict[type, str] = {
-        nn.ReLU: "relu",
-        nn.LeakyReLU: "leaky_relu",
-        nn.PReLU: "prelu",
-        nn.Flatten: "flatten",
-    }
-    found |= dict.fromkeys(
-        (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), "upsample_nearest2d"
-    )
-    for rank in (1, 2, 3):
-        for kind in ("Avg", "Max"):
-            found[getattr(nn, f"{kind}Pool{rank}d")] = f"{kind.lower()}_pool{rank}d"
-            found[getattr(nn, f"Adaptive{kind}Pool{rank}d")] = f"adaptive_{kind.lower()}_pool{rank}d"
-    return found
+    return {getattr(nn, name): row for row in all_aten_rows() for name in row.modules}
 
 
-def call_of_module(part: torch.nn.Module, data: torch.fx.Node) -> Named | None:
+def call_of_module(
+    part: torch.nn.Module, data: torch.fx.Node, tensors: Tensors = EXPORTED
+) -> AtenCall | None:
     """What a module of ``torch.nn`` does to its one input, None where no reader knows it."""
-    name = _modules().get(type(part))
-    if name is None or "forward" in vars(part):
+    row = _modules(len(all_aten_rows())).get(type(part))
+    if row is None or "forward" in vars(part):
         return None
-    given = {field: getattr(part, field) for field in _ARGUMENTS[name][1:] if hasattr(part, field)}
-    if name == "prelu":
-        given = {}  # its weight does not matter
-    return ("relu" if name == "prelu" else name, {"self": data, **given}) if _plain(name, given) else None
+    given = {field: getattr(part, field) for field in row.signature[1:] if hasattr(part, field)}
+    return AtenCall(row.names[0], {"self": data, **given}, tensors) if _plain(row.names[0], given) else None
+
+
+def gives_new_memory(node: torch.fx.Node) -> bool:
+    """Whether a function or a method gives a tensor of its own, unless it is told to work in place."""
+    return any(row.fresh for row in aten_rows(_name(node)))
 
 
 def writes_in_place(node: torch.fx.Node, parts: Mapping[str, torch.nn.Module]) -> list[torch.fx.Node]:
@@ -169,8 +125,8 @@ def writes_in_place(node: torch.fx.Node, parts: Mapping[str, torch.nn.Module]) -
         return reads[:1] if own else []
     if node.op != "call_function":
         return []
-    if schema_writes(node) is not None:
-        return schema_writes(node) or []
+    if schema_of(node) is not None:
+        return list(written_by(node))
     name = str(getattr(node.target, "__name__", ""))
     flagged = _flag(node)
     if name.endswith("_") or name in (*AUGMENTED, "setitem") or flagged:
@@ -211,13 +167,6 @@ def _place_of_flag(target: Any) -> int | None:
     except (TypeError, ValueError):  # built into PyTorch, where no function has such a flag
         return None
     return parameters.index("inplace") if "inplace" in parameters else None
-
-
-def schema_writes(node: torch.fx.Node) -> list[torch.fx.Node] | None:
-    """What an ATen operator says it writes to; None for any other target."""
-    from convbn.fuse.frontends.torch.calls.schema import schema_of, written_by
-
-    return None if schema_of(node) is None else list(written_by(node))
 
 
 def _known(target: Callable[..., Any] | str) -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.torch.calls.call import Call, Mapped
-from convbn.fuse.frontends.torch.calls.operators import READERS
+from convbn.fuse.frontends.torch.calls.aten import read
 from convbn.fuse.frontends.torch.modules.instrument import is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of
-from convbn.fuse.frontends.torch.tracing.aten_names import call_of_module, named_call
 from convbn.fuse.frontends.torch.tracing.shapes import TracedShapes
-from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.calls import AtenCall, Mapped
 from convbn.fuse.view.op import Other
 
 if TYPE_CHECKING:
@@ -46,10 +44,9 @@ class TracedCalls:
         if node.op not in ("call_function", "call_method"):
             return None
         if node.target is functional.batch_norm:
-            return _functional(node)
-        named = named_call(node)
-        read = None if named is None else READERS.get(named[0])
-        return None if named is None or read is None else read(Call(node, named[1], self._shapes.of))
+            return read(AtenCall("batch_norm", _functional(node), self._shapes))
+        call = self._shapes.call(node)
+        return None if call is None else read(call)
 
     def _module_call(self, node: torch.fx.Node) -> Mapped:
         path = str(node.target)
@@ -62,9 +59,8 @@ class TracedCalls:
             if is_batchnorm_like(part):
                 slots = self._known(path, ("weight", "bias", "running_mean", "running_var"))
                 return Mapped(batchnorm_of(part), (*reads, *slots))
-            named = call_of_module(part, reads[0])
-            read = None if named is None else READERS.get(named[0])
-            found = None if named is None or read is None else read(Call(node, named[1], self._shapes.of))
+            call = self._shapes.call(node)
+            found = None if call is None else read(call)
             if found is not None:
                 return found
         # A module that is not looked into reads all its parameters.
@@ -76,12 +72,10 @@ class TracedCalls:
         return tuple(name if self._state.get(name) is not None else None for name in full)
 
 
-def _functional(node: torch.fx.Node) -> Mapped:
+def _functional(node: torch.fx.Node) -> dict[str, Any]:
+    """The arguments of ``torch.nn.functional.batch_norm``, which stand in an order of their own."""
     order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given: dict[str, Any] = {"training": False, "eps": 1e-5}
     given.update(zip(order, node.args, strict=False))
     given.update(node.kwargs)
-    slots = (given.get(name) for name in ("input", "weight", "bias", "running_mean", "running_var"))
-    # A flag that is computed while the model runs may be either; the fold needs it to be False.
-    op = BatchNorm(float(given["eps"]), training=given["training"] is not False)
-    return Mapped(op, tuple(value if isinstance(value, type(node)) else None for value in slots))
+    return given

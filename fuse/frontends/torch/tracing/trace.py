@@ -13,9 +13,16 @@ from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
 from convbn.fuse.frontends.torch.modules.copies import first_line
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import layer_of, plain_forward
-from convbn.fuse.frontends.torch.tracing.aten_names import AUGMENTED, named_call, writes_in_place
+from convbn.fuse.frontends.torch.tracing.aten_names import (
+    AUGMENTED,
+    call_of_module,
+    gives_new_memory,
+    named_call,
+    writes_in_place,
+)
 from convbn.fuse.frontends.torch.tracing.nodes import TracedCalls
-from convbn.fuse.frontends.torch.tracing.shapes import TracedShapes
+from convbn.fuse.frontends.torch.tracing.shapes import TracedShapes, is_pointwise, is_pointwise_module
+from convbn.fuse.operators.registry import aten_rows
 from convbn.fuse.refusal import Reason, Refusal
 
 if TYPE_CHECKING:
@@ -150,7 +157,7 @@ def traced_graph(instrumented: Instrumented, graph: torch.fx.Graph) -> CapturedG
         handed_on=identity,
         writes=writes,
         shows=cache(lambda node: _shows(parts, node, identity(node), writes(node))),
-        shape=shapes.of,
+        shape=shapes.shape,
         **instrumented.facts,
     )
 
@@ -177,10 +184,10 @@ def _identity(parts: Parts, node: torch.fx.Node) -> torch.fx.Node | None:
     elif node.op == "call_method" and node.target == "detach":
         source = node.args[0]
     else:
-        named = named_call(node)
-        if named is None or named[0] != "dropout":
+        call = named_call(node)
+        if call is None or call.name != "dropout":
             return passes_through(node)
-        source = named[1].get("self")
+        source = call.given.get("self")
     return source if isinstance(source, type(node)) else None
 
 
@@ -192,53 +199,17 @@ def _shows(
         return handed_on
     if written:
         return written[0]
-    if node.op == "call_module":
-        part = parts[str(node.target)]
-        fresh = layer_of(part) is not None or is_batchnorm_like(part) or type(part).__name__ in _FRESH_MODULES
-        return None if fresh else next(iter(node.all_input_nodes), None)
-    name = str(getattr(node.target, "__name__", node.target))
     if schema_of(node) is not None:
         return shown_by(node)
-    return None if name in _FRESH else next(iter(node.all_input_nodes), None)
+    part = parts[str(node.target)] if node.op == "call_module" else None
+    return None if _fresh(part, node) else next(iter(node.all_input_nodes), None)
 
 
-_FRESH_MODULES = (
-    "ReLU",
-    "MaxPool1d",
-    "MaxPool2d",
-    "MaxPool3d",
-    "AvgPool2d",
-    "Sigmoid",
-    "SiLU",
-    "GELU",
-    "Hardswish",
-)
-_FRESH = (
-    *(
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "div",
-        "cat",
-        "concat",
-        "relu",
-        "batch_norm",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-    ),
-    *(
-        "linear",
-        "matmul",
-        "max_pool2d",
-        "avg_pool2d",
-        "sigmoid",
-        "silu",
-        "gelu",
-        "softmax",
-        "hardswish",
-        "clone",
-    ),
-)
-"""Calls that give a tensor of their own unless they are told to work in place; of others it is not assumed."""
+def _fresh(part: torch.nn.Module | None, node: torch.fx.Node) -> bool:
+    """Whether the result lies in memory of its own, unless the call was told to work in place."""
+    if part is None:
+        return gives_new_memory(node) or is_pointwise(node, views=False)
+    if (call := call_of_module(part, node)) is not None:
+        return any(row.fresh for row in aten_rows(call.name))
+    layer = layer_of(part) is not None or is_batchnorm_like(part)
+    return layer or is_pointwise_module(part, views=False)
