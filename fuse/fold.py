@@ -19,7 +19,6 @@ from convbn.fuse.plan.plan import Kept
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.refusal import Reason
 from convbn.fuse.report import Before, Report, Seconds
-from convbn.fuse.rules.registry import RULES
 from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, Replace, SetConstant
 from convbn.fuse.view.view import View

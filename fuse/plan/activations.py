@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from convbn.fuse.operators.activation import Activation
+from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import Activation, Elementwise, Other
+from convbn.fuse.view.op import Other
 from convbn.fuse.view.view import View
 
 __all__ = ["keep_whole"]

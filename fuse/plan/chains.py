@@ -18,11 +18,9 @@ from convbn.fuse.plan.branches import conv_layer
 from convbn.fuse.plan.cost import chain_pays
 from convbn.fuse.plan.merger import Merge
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.rules.compose import composed_bias, composed_weight, composition
-from convbn.fuse.rules.rule import constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
-from convbn.fuse.view.ops import BIAS, DATA, WEIGHT, Conv, Linear
+from convbn.fuse.view.op import BIAS, DATA, WEIGHT
 from convbn.fuse.view.view import View
 
 __all__ = ["merge_chains"]

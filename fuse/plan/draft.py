@@ -15,11 +15,8 @@ from convbn.fuse.operators.rule import Axes, Rule, constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.registry import rule_for
-from convbn.fuse.rules.rule import Axes, Rule, constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Edit, SetConstant
-from convbn.fuse.view.ops import BatchNorm
 from convbn.fuse.view.view import View
 
 __all__ = ["Draft"]

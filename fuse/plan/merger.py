@@ -34,11 +34,9 @@ from convbn.fuse.plan.branches import (
 )
 from convbn.fuse.plan.cost import pays
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.rules.merge import add_into, union
-from convbn.fuse.rules.rule import constant_at
 from convbn.fuse.view.dataflow import Constant, Node
 from convbn.fuse.view.edits import Bypass, Edit, Replace
-from convbn.fuse.view.ops import WEIGHT, Arithmetic, Conv, Elementwise
+from convbn.fuse.view.op import WEIGHT
 from convbn.fuse.view.view import View
 
 __all__ = ["Merge", "merge_branches"]

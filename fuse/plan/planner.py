@@ -25,7 +25,6 @@ from convbn.fuse.plan.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.ops import BatchNorm, Elementwise
 from convbn.fuse.view.view import View
 
 __all__ = ["make_plan"]

@@ -28,11 +28,8 @@ from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.draft import Draft
 from convbn.fuse.plan.maps import data_slot
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.rules.broadcast import along
-from convbn.fuse.rules.rule import constant_at
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace
-from convbn.fuse.view.ops import Arithmetic, BatchNorm, Elementwise
 from convbn.fuse.view.view import View
 
 __all__ = ["Fold", "apart", "backward", "forward", "to_add"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.view.ops import Op
+from convbn.fuse.view.op import Op
 
 __all__ = ["Constant", "Node", "Reader", "Value"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.ops import Op
+from convbn.fuse.view.op import Op
 
 __all__ = ["Bypass", "Edit", "Evaluate", "Replace", "SetConstant"]
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
-from convbn.fuse.view.ops import BatchNorm
 
 __all__ = ["View"]
 
@@ -48,7 +47,7 @@ class View:
 
     def batchnorms(self) -> Iterator[Node]:
         """The BatchNorm nodes, in running order."""
-        return (node for node in self.nodes if isinstance(node.op, BatchNorm))
+        return (node for node in self.nodes if node.op.is_batchnorm)
 
     def check(self, edit: Edit) -> Refusal | None:
         """Whether the model behind the view can be edited so; the refusal if it cannot."""

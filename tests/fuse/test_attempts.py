@@ -14,7 +14,7 @@ from convbn.fuse.plan.planner import _beside
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Bypass, SetConstant
-from convbn.fuse.view.ops import Other
+from convbn.fuse.view.op import Other
 from convbn.fuse.view.view import View
 
 NO = Refusal(Reason.TOO_FAR, "for the test")

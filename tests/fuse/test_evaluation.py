@@ -24,7 +24,7 @@ from convbn.fuse.plan.ways import Fold
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.edits import Evaluate
-from convbn.fuse.view.ops import Arithmetic, BatchNorm, Conv, Elementwise, Mean, Op, Other
+from convbn.fuse.view.op import Op, Other
 from convbn.fuse.view.view import View
 
 ADD = Elementwise(Arithmetic.ADD)

@@ -10,7 +10,7 @@ from convbn.fuse.operators.linear import Linear
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Bypass, Evaluate, Replace, SetConstant
-from convbn.fuse.view.ops import Arithmetic, Elementwise, Linear, Op, Other
+from convbn.fuse.view.op import Op, Other
 from convbn.fuse.view.view import View
 
 LOCK = Refusal(Reason.HOOKED, "for the test")

@@ -21,7 +21,7 @@ from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.plan.ways import _near
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.ops import BIAS, Arithmetic, BatchNorm, Conv, Elementwise, Linear, Op, Other, Window
+from convbn.fuse.view.op import BIAS, Op, Other, Window
 from convbn.fuse.view.view import View
 
 

@@ -6,10 +6,7 @@ import re
 from pathlib import Path
 
 from convbn.bench.runtimes.registry import RUNTIMES
-from convbn.fuse.plan.branches import MERGES
-from convbn.fuse.plan.chains import CHAIN
-from convbn.fuse.plan.evaluation import OF_CONSTANTS
-from convbn.fuse.plan.ways import WAYS
+from convbn.fuse.operators.registry import known_names
 from convbn.fuse.refusal import Reason
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.draft import Draft
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.ops import BatchNorm, Conv, Op
+from convbn.fuse.view.op import Op
 from convbn.fuse.view.view import View
 
 SHAPE = (1, 4, 3, 3)

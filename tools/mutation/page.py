@@ -13,7 +13,7 @@ HEAD = """\
 Written by `make mutation`; the numbers and every survivor are in [mutation.json](mutation.json).
 
 [mutmut](https://mutmut.readthedocs.io) {mutmut} changes the arithmetic (`fuse/algebra`), the rules
-(`fuse/rules`) and the plan (`fuse/plan`), one expression at a time: an operator, a number, a comparison, an
+(`fuse/operators`) and the plan (`fuse/plan`), one expression at a time: an operator, a number, a comparison, an
 argument, a branch. A change that `mypy --strict` refuses could not land. Every other one is given to the
 tests of `fuse/` that reach it. The texts of refusals are left alone: a wording is not a result.
 

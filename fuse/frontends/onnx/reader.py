@@ -15,7 +15,7 @@ from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value
-from convbn.fuse.view.ops import BIAS, Other
+from convbn.fuse.view.op import BIAS, Other
 from convbn.fuse.view.view import View
 
 if TYPE_CHECKING:

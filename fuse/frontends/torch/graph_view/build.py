@@ -17,9 +17,15 @@ from convbn.fuse.frontends.torch.calls.schema import (
 )
 from convbn.fuse.frontends.torch.calls.tensors import number, to_array, why_not_constant
 from convbn.fuse.frontends.torch.graph_view.aliasing import Memory
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.calls import Mapped, Shape
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.conv_transpose import ConvTranspose
+from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.split import Split
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.ops import BIAS, WEIGHT, BatchNorm, Conv, ConvTranspose, Linear, Other, Split
+from convbn.fuse.view.op import BIAS, WEIGHT, Other
 from convbn.fuse.view.view import View
 
 if TYPE_CHECKING:
