@@ -15,9 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 import convbn
 from convbn.fuse import kinds
 from convbn.fuse.frontends.frontend import Applied, Capture, Frontend, Request
+from convbn.fuse.operators.activation import Activation
+from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.linear import Linear
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Edit, SetConstant
-from convbn.fuse.view.ops import Activation, BatchNorm, Linear, Op
+from convbn.fuse.view.op import Op
 from convbn.fuse.view.view import View
 
 Array = NDArray[np.float32]
