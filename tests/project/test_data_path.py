@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import onnx
@@ -32,7 +32,11 @@ def test_what_gets_the_model_is_seen(tmp_path: Path) -> None:
     for name, text in texts.items():
         path = tmp_path / "fuse" / f"{name}.py"
         path.write_text(text)
-        loaded[name] = SourceFileLoader(name, str(path)).load_module()
+        spec = spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded[name] = module_from_spec(spec)
+        spec.loader.exec_module(loaded[name])
     walk = Walk(tmp_path.resolve(), "m")
     sys.setprofile(walk.profile)
     try:
