@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convbn.bench.models.inputs import is_onnx, load_graph
-from convbn.common.dtypes import FLOATS, dtype_name, dtype_of
+from convbn.common.dtypes import dtype_name, dtype_of
 from convbn.common.encoding import JsonReady
 from convbn.errors import UsageError
+from convbn.export.precision.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     import onnx
@@ -25,12 +26,6 @@ __all__ = ["Tolerance", "bound_of", "coarsest_float", "tolerance_of"]
 
 #: Types that models compute in, finest first. The 8-bit floats are left out: they only store weights.
 _FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
-
-
-#: ‖a − b‖ / ‖a‖ up to which int8 counts as the same function: a signal-to-noise ratio of 12 dB, a cosine of 0.97.
-#: None follows from the type, the noise grows with depth. Of 76 folded networks of 65 families with random
-#: weights (tools/coverage_report) the worst was at 0.13; a lost scale or mixed-up channels give about 1.
-INT8_BOUND = 0.25
 
 
 @dataclass(frozen=True)
@@ -59,14 +54,14 @@ def tolerance_of(precision: str, bound: float | None = None) -> Tolerance:
     Raises:
         UsageError: there is no such precision, or the bound is not a positive number.
     """
-    if precision == "int8":
-        made = Tolerance(INT8_BOUND, "rms", "12 dB between signal and noise")
-    elif precision in FLOATS:
-        dtype = FLOATS[precision]
-        made = Tolerance(bound_of(dtype), "max", f"√ε of {dtype}")
-    else:
-        known = ", ".join((*FLOATS, "int8"))
+    row = PRECISIONS.get(precision)
+    if row is None:
+        known = ", ".join(PRECISIONS)
         raise UsageError(f"there is no tolerance for precision {precision!r}", hint=f"choose {known}")
+    if row.bound is None:
+        made = Tolerance(bound_of(row.dtype), "max", f"√ε of {row.dtype}")
+    else:
+        made = Tolerance(row.bound, "rms", row.bound_source)
     if bound is None:
         return made
     if not (math.isfinite(bound) and bound > 0):

@@ -20,6 +20,7 @@ from convbn.bench.runtimes.base import Session, SessionOptions, Side
 from convbn.bench.runtimes.gpu.nvml import read_gpu
 from convbn.bench.runtimes.registry import self_fused_name
 from convbn.errors import ConvBNError
+from convbn.export.precision.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from convbn.bench.measure.protocol import Opener, ProtocolOptions
@@ -43,7 +44,8 @@ def race(
 ) -> RaceResult:
     """Measure every side in one runtime (see :func:`convbn.bench.measure.protocol.measure`)."""
     # Two quantised models have ranges of their own, and outputs as far apart as their steps are wide.
-    tolerance = tolerance_of(precision) if precision == "int8" else None
+    row = PRECISIONS.get(precision)
+    tolerance = tolerance_of(precision) if row is not None and row.bound is not None else None
     settings = SessionOptions(threads=threads, l2=options.l2)
     # A side that the runtime optimises as it likes runs under another name of the same runtime.
     named = [(side, self_fused_name(runtime) if side.self_fused else runtime) for side in sides]

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from convbn.export.onnx_io.validate import iterate_tensors
 from convbn.export.precision.errors import QuantisationOrderError
+from convbn.export.precision.precisions import PRECISIONS, Contents
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["carried_precision", "refuse_unfolded_quantisation"]
+__all__ = ["carried_precision", "contents_of", "refuse_unfolded_quantisation"]
 
 _QUANTISED = frozenset(
     {
@@ -23,19 +24,28 @@ _QUANTISED = frozenset(
     }
 )
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_HALF = {10: "fp16", 16: "bf16"}
+
+
+def contents_of(model: onnx.ModelProto) -> Contents:
+    """Look through a model."""
+    from onnx import helper
+
+    codes = {tensor.data_type for tensor in iterate_tensors(model)}
+    codes |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            codes |= {attribute.i for attribute in node.attribute if attribute.name == "to"}
+    known = helper.get_all_tensor_dtypes()
+    return Contents(
+        frozenset(helper.tensor_dtype_to_np_dtype(code).name for code in codes if code in known),
+        any(node.op_type in _QUANTISED for node in model.graph.node),
+    )
 
 
 def carried_precision(model: onnx.ModelProto) -> str:
     """``int8`` for a model that quantises, ``fp16`` or ``bf16`` for one with half floats, else ``fp32``."""
-    if any(node.op_type in _QUANTISED for node in model.graph.node):
-        return "int8"
-    types = {tensor.data_type for tensor in iterate_tensors(model)}
-    types |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    for node in model.graph.node:
-        if node.op_type == "Cast":
-            types |= {attribute.i for attribute in node.attribute if attribute.name == "to"}
-    return next((name for code, name in _HALF.items() if code in types), "fp32")
+    held = contents_of(model)
+    return next((row.name for row in PRECISIONS.values() if row.carried(held)), "fp32")
 
 
 def refuse_unfolded_quantisation(model: onnx.ModelProto) -> None:

@@ -7,9 +7,8 @@ from typing import Final
 
 from convbn.errors import UsageError
 
-__all__ = ["METHODS", "PRECISIONS", "QUANTISABLE", "PrecisionOptions"]
+__all__ = ["METHODS", "QUANTISABLE", "PrecisionOptions"]
 
-PRECISIONS: Final = ("as-is", "fp32", "fp16", "bf16", "int8")
 METHODS: Final = ("minmax", "entropy", "percentile")
 RESTS: Final = ("fp32", "fp16")
 #: Operators whose inputs and weights are quantised where nothing else is asked for.

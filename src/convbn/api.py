@@ -294,8 +294,9 @@ def build_engine(
         conversion: the record of a conversion that was made already; then none is made here.
     """
     from convbn.export.engines.build.build import build_engine as build
+    from convbn.export.precision.precisions import AS_IS, PRECISIONS
 
-    if conversion is None and precision in ("fp16", "bf16", "int8"):
+    if conversion is None and precision not in (AS_IS, "fp32"):
         from convbn.converting import Conversion, converted
         from convbn.export.engines.sidecar import check_engine_target
         from convbn.export.onnx_io.read import load_model
@@ -308,7 +309,8 @@ def build_engine(
         result = converted(proto, wanted)
         model, conversion = (result.model if result.changed else model), result.record
     elif conversion is None and calibration is not None:
-        raise UsageError(f"calibration data is for fp16, bf16 and int8, not for precision {precision}")
+        meant = ", ".join(row.name for row in PRECISIONS.values() if row.calibration != "none")
+        raise UsageError(f"calibration data is for {meant}, not for precision {precision}")
     return build(
         model,
         out,

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     from convbn import __version__
     from convbn.commands.precision_options import add_precision_arguments
     from convbn.commands.report_options import add_history_verbs, add_report_arguments
+    from convbn.export.precision.precisions import PRECISIONS
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -141,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("candidate", metavar="B")
     verify.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16", "int8"),
+        choices=tuple(PRECISIONS),
         help="of B: allow the error that this precision brings (docs/precision.md)",
     )
     verify.add_argument("--tolerance", type=float, metavar="X", help="allow a relative error of X instead")
@@ -187,13 +188,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _measuring_arguments(bench: argparse.ArgumentParser) -> None:
+    from convbn.export.precision.precisions import PRECISIONS
+
     what = bench.add_argument_group("what is measured")
     what.add_argument(
         "--each", action="store_true", help="measure IN and every OTHER against its folded self"
     )
     what.add_argument("--runtime", metavar="NAME,...", help="runtimes to measure in (see convbn doctor)")
     what.add_argument("--batch", metavar="N,...", help="batch sizes, as in 1,8,32")
-    what.add_argument("--precision", metavar="P,...", help="fp32, fp16, bf16, int8: convert every side first")
+    what.add_argument(
+        "--precision", metavar="P,...", help=f"{', '.join(PRECISIONS)}: convert every side first"
+    )
     what.add_argument("--threads", metavar="N,...", help="threads of each runtime (default: its own choice)")
     how = bench.add_argument_group("how it is measured")
     how.add_argument("--budget", type=float, metavar="SECONDS", help="time for each runtime of each case")

@@ -83,13 +83,15 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | N
     """
     from convbn.export.precision.convert import convert
     from convbn.export.precision.int8.calibration import calibration_from
+    from convbn.export.precision.precisions import precision_named
 
     original = original or Original()
     given = None
     if wanted.calibration is not None:
         given = calibration_from(wanted.calibration, model, preprocess=wanted.preprocess, limit=wanted.limit)
     data = given
-    if data is None and wanted.precision == "fp16":
+    row = precision_named(wanted.precision)
+    if data is None and row is not None and row.calibration == "random":
         data = _random_input(model, wanted.seed, original)
     result = convert(model, wanted.precision, calibration=data, options=wanted.options)
     if not result.changed:

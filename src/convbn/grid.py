@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import ConvBNError, UsageError
+from convbn.export.precision.precisions import precision_named
 from convbn.side_forms import converted, with_engines
 from convbn.sides import SELF_FUSED, Subject, at_batch, folded_side, original_side
 
@@ -26,7 +27,7 @@ class Grid:
 
     Attributes:
         batches: sizes of axis 0 of the inputs.
-        precisions: "fp32", "fp16", "bf16", "int8".
+        precisions: by name, :data:`convbn.export.precision.precisions.PRECISIONS`.
         threads: inside one operator.
     """
 
@@ -38,10 +39,8 @@ class Grid:
         for name, values in (("batch", self.batches), ("threads", self.threads)):
             if any(value < 1 for value in values):
                 raise UsageError(f"must be at least 1, not {min(values)}", source=f"option {name}")
-        known = ("as-is", "fp32", "fp16", "bf16", "int8")
-        unknown = [value for value in self.precisions if value not in known]
-        if unknown:
-            raise UsageError(f"there is no precision {unknown[0]!r}", hint=f"choose of {', '.join(known)}")
+        for precision in self.precisions:
+            precision_named(precision)
 
     @property
     def size(self) -> int:

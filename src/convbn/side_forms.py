@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convbn.common.dtypes import FLOATS
 from convbn.errors import ConvBNError, NotSupportedError
+from convbn.export.precision.precisions import AS_IS, PRECISIONS
 from convbn.sides import Subject, loaded_model
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ def converted(side: Side, precision: str, subject: Subject, seed: int) -> Side:
 
     Args:
         side: the model.
-        precision: "fp32", "fp16", "bf16", "int8", or "as-is" for the model as it is.
+        precision: by name; ``as-is`` for the model as it is.
         subject: where the shapes of its inputs are.
         seed: of the random inputs.
 
     Raises:
         NotSupportedError: it cannot be converted.
     """
-    if precision == "as-is":
+    if precision == AS_IS:
         return side
     if side.onnx is None and side.module is None:
         raise NotSupportedError("--precision is for models, and this is an engine", source=side.path)
@@ -90,7 +90,8 @@ def _converted_onnx(model: Any, precision: str, subject: Subject, seed: int) -> 
     from convbn.export.precision.convert import convert
 
     loaded = loaded_model(model)
-    calibration = _random_calibration(loaded, subject, seed) if precision == "int8" else None
+    needed = PRECISIONS[precision].calibration == "required"
+    calibration = _random_calibration(loaded, subject, seed) if needed else None
     return convert(loaded, precision, calibration=calibration).model
 
 
@@ -114,12 +115,14 @@ def _converted_module(side: Side, precision: str) -> Any:
 
     import torch
 
-    if precision not in FLOATS or isinstance(side.module, torch.export.ExportedProgram):
+    dtype = PRECISIONS[precision].dtype
+    if dtype is None or isinstance(side.module, torch.export.ExportedProgram):
         return None
-    return copy.deepcopy(side.module).to(getattr(torch, FLOATS[precision]))  # type: ignore[union-attr]  # a module
+    return copy.deepcopy(side.module).to(getattr(torch, dtype))  # type: ignore[union-attr]  # a module
 
 
 def _cast(value: Any, precision: str) -> Any:
     import torch
 
-    return value.to(getattr(torch, FLOATS[precision])) if value.is_floating_point() else value
+    dtype = PRECISIONS[precision].dtype
+    return value.to(getattr(torch, dtype or "")) if value.is_floating_point() else value

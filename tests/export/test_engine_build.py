@@ -228,7 +228,7 @@ def test_unknown_options(tiny, tmp_path):
 
 
 def test_fp32_is_refused_for_what_carries_less(tiny, tmp_path):
-    with pytest.raises(PrecisionError, match="carries float16"):
+    with pytest.raises(PrecisionError, match="carries fp16"):
         build_engine(tiny.single("Relu", (10,)), tmp_path / "a", backend=RTX, precision="fp32")
     build_engine(tiny.single("Relu", (10,)), tmp_path / "a", backend=RTX)
     build_engine(tiny.single("Relu", (1,)), tmp_path / "b", backend=RTX, precision="fp32")

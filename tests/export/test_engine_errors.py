@@ -119,7 +119,7 @@ CASES = {
     "PrecisionError": (
         lambda scene: scene.build(scene.tiny.single("Relu", (10,)), precision="fp32"),
         4,
-        "the model: precision fp32 was asked for, but the model carries float16; "
+        "the model: precision fp32 was asked for, but the model carries fp16; "
         "use precision as-is or export it in float32",
     ),
     "ShapeProfileError": (

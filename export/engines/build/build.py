@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convbn.errors import UsageError
 from convbn.export.engines.backends.caches import cache_file
 from convbn.export.engines.backends.gpus import list_gpus
 from convbn.export.engines.backends.registry import choose_backend
@@ -19,11 +18,11 @@ from convbn.export.engines.build.configuration import require_honoured
 from convbn.export.engines.build.monitor import Progress
 from convbn.export.engines.build.network import network_summary
 from convbn.export.engines.build.options import EngineOptions
-from convbn.export.engines.build.source import element_types, read_source, require_fp32
+from convbn.export.engines.build.source import read_source
 from convbn.export.engines.errors import PrecisionError
 from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
-from convbn.export.precision.carried import carried_precision, refuse_unfolded_quantisation
-from convbn.export.precision.options import PRECISIONS
+from convbn.export.precision.carried import carried_precision, contents_of, refuse_unfolded_quantisation
+from convbn.export.precision.precisions import AS_IS, precision_named
 from convbn.export.shapes import Profile
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def build_engine(
         BuildCancelledError: `progress` answered False.
         FileAccessError: a file cannot be read or written.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"there is no precision {precision!r}", hint=f"choose {' or '.join(PRECISIONS)}")
+    precision_named(precision)
     options = options or EngineOptions()
     check_engine_target(out, overwrite=overwrite)
     chosen = choose_backend(backend)
@@ -114,9 +112,13 @@ def build_engine(
     trt = chosen.load()
     source = read_source(model)
     refuse_unfolded_quantisation(source.model)
-    if precision == "fp32":
-        require_fp32(source)
-    elif precision not in ("as-is", carried_precision(source.model)):
+    held, carried = contents_of(source.model), carried_precision(source.model)
+    converted = conversion is not None and conversion.get("precision") == precision
+    if precision not in (AS_IS, carried) and not converted:
+        if precision == "fp32":
+            cause = f"precision fp32 was asked for, but the model carries {carried}"
+            hint = "use precision as-is or export it in float32"
+            raise PrecisionError(cause, source=source.shown, hint=hint)
         hint = "convert it first, see convbn.export.precision.convert"
         raise PrecisionError(f"the model does not carry {precision}", source=source.shown, hint=hint)
     before = None if unfused_model is None else network_summary(unfused_model, chosen.name)
@@ -129,9 +131,9 @@ def build_engine(
     plan = build_plan(trt, request, progress)
     seconds = time.perf_counter() - start
     warnings = list(plan.warnings)
-    if "float64" in element_types(source.model):
+    if "float64" in held.types:
         warnings.append("The model carries float64, which TensorRT computes in float32.")
-    if chosen.name == "tensorrt-rtx" and carried_precision(source.model) == "int8":
+    if chosen.name == "tensorrt-rtx" and carried == "int8":
         warnings.append("TensorRT-RTX documents int8 for weights alone; fp16 may be the faster engine.")
     if gpu is not None and not chosen.serves(gpu):
         warnings.append(f"Engines of {chosen.name} do not run on the GPU here, {gpu}.")

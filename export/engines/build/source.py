@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convbn.export.engines.errors import PrecisionError
 from convbn.export.onnx_io.encoding import encode_model, pieces_of, total_bytes
 from convbn.export.onnx_io.read import PROTOBUF_LIMIT, LoadedModel, read_model
-from convbn.export.onnx_io.validate import iterate_tensors
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Source", "element_types", "read_source", "require_fp32"]
-
-_NAMES = {10: "float16", 16: "bfloat16", 11: "float64"}
+__all__ = ["Source", "read_source"]
 
 
 @dataclass(frozen=True)
@@ -70,32 +65,3 @@ def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
     for piece in pieces_of(parts):
         digest.update(piece)
     return Source(proto, data, digest.hexdigest(), total_bytes(parts), "the model", False)
-
-
-def element_types(model: onnx.ModelProto) -> set[str]:
-    """Which of float16, bfloat16 and float64 occur among inputs, weights, annotations and casts."""
-    return {_NAMES[code] for code in _codes(model) if code in _NAMES}
-
-
-def require_fp32(source: Source) -> None:
-    """Refuse a model that carries a lower precision.
-
-    Raises:
-        PrecisionError: it holds half floats or quantisation.
-    """
-    found = sorted(element_types(source.model) & {"float16", "bfloat16"})
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in source.model.graph.node):
-        found.append("quantised values")
-    if found:
-        cause = f"precision fp32 was asked for, but the model carries {' and '.join(found)}"
-        raise PrecisionError(cause, source=source.shown, hint="use precision as-is or export it in float32")
-
-
-def _codes(model: onnx.ModelProto) -> Iterator[int]:
-    for tensor in iterate_tensors(model):
-        yield tensor.data_type
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        yield value.type.tensor_type.elem_type
-    for node in model.graph.node:
-        if node.op_type == "Cast":
-            yield from (attribute.i for attribute in node.attribute if attribute.name == "to")

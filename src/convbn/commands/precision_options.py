@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 from convbn.common.text import printable
 from convbn.console import Console
 from convbn.errors import UsageError
+from convbn.export.precision.precisions import AS_IS, PRECISIONS, Precision, precision_names
 
 if TYPE_CHECKING:
     from convbn.converting import Conversion
 
 __all__ = ["add_precision_arguments", "check_precision", "conversion_of", "say_conversion"]
 
-_LOWER = ("fp16", "bf16", "int8")
 _SHOWN_KEPT = 10
 
 
 def add_precision_arguments(verb: argparse.ArgumentParser) -> None:
     """Add them. Help shows the ones that most need; docs/precision.md has them all."""
     add = verb.add_argument_group("precision (all options: docs/precision.md)").add_argument
-    precisions = ("as-is", "fp32", *_LOWER)
-    add("--precision", choices=precisions, default="as-is", metavar="P", help=", ".join(precisions))
+    names = precision_names()
+    add("--precision", choices=names, default=AS_IS, metavar="P", help=", ".join(names))
     add("--calibration", metavar="PATH", help="inputs as .npz or .npy, or a folder, or images")
     add("--preprocess", metavar="SPEC", help="of images: imagenet, or size=32,mean=0.5,std=0.5")
     add("--keep-fp32", metavar="N", nargs="+", default=[], help="nodes that stay in float32")
@@ -43,37 +43,50 @@ def check_precision(options: argparse.Namespace) -> None:
         UsageError: an option is out of place, or one is missing.
     """
     precision = options.precision
-    if options.output.lower().endswith(".pt2") and precision != "as-is":
+    if options.output.lower().endswith(".pt2") and precision != AS_IS:
         hint = "write .onnx or an engine"
         raise UsageError(
             f"--precision {precision} is not for PyTorch programs", source=options.output, hint=hint
         )
-    half, int8 = ("fp16", "bf16"), ("int8",)
-    for shown, given, meant in (
-        ("--calibration", options.calibration is not None, _LOWER),
-        ("--preprocess", options.preprocess is not None, _LOWER),
-        ("--calibration-samples", options.calibration_samples is not None, _LOWER),
-        ("--calibration-method", options.calibration_method is not None, int8),
-        ("--percentile", options.percentile is not None, int8),
-        ("--quantize", options.quantize is not None, int8),
-        ("--keep-fp32", bool(options.keep_fp32), _LOWER),
-        ("--rest", options.rest is not None, int8),
-        ("--half-io", options.half_io, (*half, "int8") if options.rest == "fp16" else half),
-        ("--tolerance", options.tolerance is not None, _LOWER),
+    for shown, given, meaning in (
+        ("--calibration", options.calibration, "calibration"),
+        ("--preprocess", options.preprocess, "calibration"),
+        ("--calibration-samples", options.calibration_samples, "calibration"),
+        ("--calibration-method", options.calibration_method, "method"),
+        ("--percentile", options.percentile, "percentile"),
+        ("--quantize", options.quantize, "quantise"),
+        ("--keep-fp32", options.keep_fp32 or None, "keep_fp32"),
+        ("--rest", options.rest, "rest"),
+        ("--half-io", options.half_io or None, "keep_io_types"),
+        ("--tolerance", options.tolerance, "tolerance"),
     ):
-        if given and precision not in meant:
+        meant = [row.name for row in PRECISIONS.values() if meaning in _meanings(row, options.rest)]
+        if given is not None and precision not in meant:
             raise UsageError(f"{shown} is for --precision {' or '.join(meant)}, not {precision}")
     for shown, given in (
-        ("--preprocess", options.preprocess is not None),
-        ("--calibration-samples", options.calibration_samples is not None),
+        ("--preprocess", options.preprocess),
+        ("--calibration-samples", options.calibration_samples),
     ):
-        if given and options.calibration is None:
+        if given is not None and options.calibration is None:
             raise UsageError(f"{shown} needs --calibration PATH")
-    if precision == "int8" and options.calibration is None:
+    wanted = PRECISIONS.get(precision)
+    if wanted is not None and wanted.calibration == "required" and options.calibration is None:
         hint = "give --calibration PATH with inputs like those the network will meet"
-        raise UsageError("--precision int8 needs calibration data", hint=hint)
+        raise UsageError(f"--precision {precision} needs calibration data", hint=hint)
     if options.percentile is not None and options.calibration_method != "percentile":
         raise UsageError("--percentile is for --calibration-method percentile")
+
+
+def _meanings(row: Precision, rest: str | None) -> set[str]:
+    """What may be said about a precision: its options, the data it is calibrated on, how far it may be off."""
+    found = set(row.options)
+    if row.calibration != "none":
+        found.add("calibration")
+    if row.name != "fp32":
+        found.add("tolerance")
+    if "rest" in row.options and rest == "fp16":
+        found.add("keep_io_types")
+    return found
 
 
 def conversion_of(options: argparse.Namespace) -> Conversion:
@@ -124,7 +137,7 @@ def say_conversion(record: Any, console: Console) -> None:
         console.say(f"  {printable(entry['node'])} ({entry['operator']}): {printable(entry['detail'])}")
     if len(kept) > _SHOWN_KEPT:
         console.say(f"  and {len(kept) - _SHOWN_KEPT} more, see the record")
-    if precision == "fp16" and record["method"] == "cast" and record["calibration"] is not None:
+    if record["method"] == "cast" and record.get("calibration") is not None:
         console.say(f"activations looked at on {printable(record['calibration']['origin'])}")
     outcome = record["verify"]
     if outcome["status"] == "not run":

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FLOATS", "dtype_name", "dtype_of", "is_float"]
-
-#: The float type of each precision that is one.
-FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+__all__ = ["dtype_name", "dtype_of", "is_float"]
 
 
 def dtype_name(array: Any) -> str:
