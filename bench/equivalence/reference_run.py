@@ -15,7 +15,7 @@ import numpy as np
 
 from convbn.bench.models.errors import KernelMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds, is_onnx
-from convbn.bench.runtimes.base import Side
+from convbn.bench.runtimes.base import Variant
 from convbn.bench.runtimes.registry import open_session
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
         NotSupportedError: onnxruntime or torch is missing.
     """
     if is_onnx(model):
-        name, side = "onnxruntime-cpu@off", Side(role, onnx=model)
+        name, side = "onnxruntime-cpu@off", Variant(role, onnx=model)
     else:
         module = cast("torch.nn.Module | torch.export.ExportedProgram", model)
-        name, side = "torch-cpu", Side(role, module=module)
+        name, side = "torch-cpu", Variant(role, module=module)
     try:
         with open_session(runtime or name, side) as session:
             outputs = [session.run(sample) for sample in feeds]

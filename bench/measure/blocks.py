@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 
+from convbn.bench.measure.options import Clock, ProtocolOptions
 from convbn.bench.runtimes.base import Prepared
 
-__all__ = ["Call", "Clock", "Timing", "WarmUp", "interleave", "warm_up"]
+__all__ = ["Timing", "WarmUp", "interleave", "warm_up"]
 
-Call: TypeAlias = Callable[[], object]
-#: Monotonic time in seconds.
-Clock: TypeAlias = Callable[[], float]
 
 #: Consecutive windows that have to agree, and how closely, for a model to count as warm.
 STABLE_WINDOWS = 3
@@ -55,14 +52,14 @@ class Timing:
     inferences: list[float] = field(default_factory=list)
 
 
-def warm_up(call: Call, *, clock: Clock, window_seconds: float, cap_seconds: float) -> WarmUp:
+def warm_up(call: Callable[[], object], options: ProtocolOptions, clock: Clock) -> WarmUp:
     """Run until three windows in a row agree within 5 %, or time is up.
 
     Args:
         call: one inference.
+        options: ``block_seconds`` is the length of a window, in which at least one inference runs;
+            ``warmup_seconds`` the time to give up after.
         clock: monotonic time.
-        window_seconds: length of a window; at least one inference runs in each.
-        cap_seconds: time to give up after.
 
     Returns:
         How it went.
@@ -75,25 +72,22 @@ def warm_up(call: Call, *, clock: Clock, window_seconds: float, cap_seconds: flo
             call()
             calls += 1
             now = clock()
-            if now - opened >= window_seconds:
+            if now - opened >= options.block_seconds:
                 break
         windows.append((now - opened) / calls)
         recent = windows[-STABLE_WINDOWS:]
         stable = len(recent) == STABLE_WINDOWS and max(recent) <= min(recent) * (1 + STABLE_WITHIN)
-        if stable or now - start >= cap_seconds:
+        if stable or now - start >= options.warmup_seconds:
             return WarmUp(now - start, stable, min(windows))
 
 
 def interleave(
     sessions: Sequence[Prepared],
     per_call: Sequence[float],
+    options: ProtocolOptions,
     *,
     clock: Clock,
-    block_seconds: float,
     budget_seconds: float,
-    min_blocks: int,
-    max_blocks: int | None,
-    seed: int,
     progress: Callable[[float], object],
 ) -> list[Timing]:
     """Time one block of every session, in a new random order each round, until the budget is spent.
@@ -101,29 +95,27 @@ def interleave(
     Args:
         sessions: models with their inputs in place.
         per_call: seconds an inference of each takes, roughly; sets how many make a block.
+        options: ``block_seconds`` is the least length of a block, ``min_blocks`` the rounds that are run even
+            over the budget, ``max_blocks`` those after which there are enough, ``seed`` that of the order.
         clock: monotonic time.
-        block_seconds: least length of a block.
         budget_seconds: time for all rounds together.
-        min_blocks: rounds that are run even over the budget.
-        max_blocks: rounds after which there are enough, whatever is left of the budget.
-        seed: of the order.
         progress: is told after each round how many seconds of timing are probably left.
 
     Returns:
         The times of each session; block i of one pairs with block i of any other.
     """
-    rng = np.random.default_rng(seed)
-    timings = [Timing(max(1, math.ceil(block_seconds / max(seconds, 1e-9)))) for seconds in per_call]
+    rng = np.random.default_rng(options.seed)
+    timings = [Timing(max(1, math.ceil(options.block_seconds / max(seconds, 1e-9)))) for seconds in per_call]
     start = clock()
     rounds = 0
     # A budget that would run out in the middle of a round is spent: time limits are promises.
-    while rounds < min_blocks or (clock() - start) * (rounds + 1) < budget_seconds * rounds:
-        if rounds == max_blocks:
+    while rounds < options.min_blocks or (clock() - start) * (rounds + 1) < budget_seconds * rounds:
+        if rounds == options.max_blocks:
             break
         for index in rng.permutation(len(sessions)).tolist():
             _block(sessions[index], timings[index], clock)
         rounds += 1
-        progress(_left(clock() - start, rounds, budget_seconds, min_blocks, max_blocks))
+        progress(_left(clock() - start, rounds, budget_seconds, options))
     return timings
 
 
@@ -144,7 +136,7 @@ def _block(session: Prepared, timing: Timing, clock: Clock) -> None:
     timing.blocks.append(float(np.median(times)))
 
 
-def _left(spent: float, rounds: int, budget: float, min_blocks: int, max_blocks: int | None) -> float:
-    by_blocks = spent / rounds * max(0, min_blocks - rounds)
-    left = max(by_blocks, budget - spent)
-    return left if max_blocks is None else min(left, spent / rounds * (max_blocks - rounds))
+def _left(spent: float, rounds: int, budget: float, options: ProtocolOptions) -> float:
+    a_round = spent / rounds
+    left = max(a_round * max(0, options.min_blocks - rounds), budget - spent)
+    return left if options.max_blocks is None else min(left, a_round * (options.max_blocks - rounds))

@@ -1,7 +1,7 @@
 """What a model adds to the memory of a fresh process: the peak while it is loaded and run once.
 
 A process that has loaded other models cannot say what one of them takes: freed memory is not given back, and
-libraries grow caches. So each side is loaded in a process of its own, which first imports the runtime and
+libraries grow caches. So each variant is loaded in a process of its own, which first imports the runtime and
 holds the inputs; what its peak exceeds that by belongs to the model.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.bench.models.inputs import Feeds
-from convbn.bench.runtimes.base import Form, SessionOptions, Side
+from convbn.bench.runtimes.base import Form, SessionOptions, Variant
 from convbn.bench.runtimes.registry import device_of, form_of, load_library, open_session, self_fused_name
 from convbn.errors import ConvBNError
 from convbn.export.engines.run.load import EngineFile
@@ -35,28 +35,28 @@ _JOB, _MODULE, _MODEL = "job.pickle", "module.pt", "model.onnx"
 @dataclass(frozen=True)
 class _Job:
     runtime: str
-    side: Side
+    variant: Variant
     feeds: Feeds
     threads: int | None
 
 
-def peak_memory(runtime: str, side: Side, feeds: Feeds, *, threads: int | None) -> int | None:
+def peak_memory(runtime: str, variant: Variant, feeds: Feeds, *, threads: int | None) -> int | None:
     """Bytes that loading a model and one inference add to a fresh process, at their peak.
 
     Args:
         runtime: its name. On a CPU resident memory counts, on a GPU device memory that is still held after
             the inference.
-        side: the model.
+        variant: the model.
         feeds: an array by input name.
         threads: inside one operator; each has buffers of its own.
 
     Returns:
         The bytes; None where they cannot be measured: no ``/proc``, a module that cannot be pickled.
     """
-    name = self_fused_name(runtime) if side.self_fused else runtime
+    name = self_fused_name(runtime) if variant.self_fused else runtime
     with tempfile.TemporaryDirectory(prefix="convbn-memory-") as folder:
         try:
-            stored = _stored(side, Path(folder), form_of(runtime))
+            stored = _stored(variant, Path(folder), form_of(runtime))
             job = _Job(name or runtime, stored, dict(feeds), threads)
             Path(folder, _JOB).write_bytes(pickle.dumps(job))
         except Exception:  # pickling runs the code of a user's classes, which may raise anything
@@ -81,27 +81,27 @@ def _child(folder: str) -> int | None:
         return None
 
 
-def _stored(side: Side, folder: Path, form: Form) -> Side:
-    """The side with the form that the runtime takes in a file, and no other form."""
+def _stored(variant: Variant, folder: Path, form: Form) -> Variant:
+    """The variant with the form that the runtime takes in a file, and no other form."""
     if form == "engine":
         engines = {
             name: replace(file, path=file.path.absolute())
-            for name, file in side.engines.items()
+            for name, file in variant.engines.items()
             if isinstance(file, EngineFile)
         }
-        return Side(side.name, engines=engines)
+        return Variant(variant.name, engines=engines)
     if form == "onnx":
-        if side.onnx is None or isinstance(side.onnx, str | Path):
-            return Side(side.name, onnx=None if side.onnx is None else Path(side.onnx).absolute())
-        (folder / _MODEL).write_bytes(side.onnx.SerializeToString())
-        return Side(side.name, onnx=folder / _MODEL)
+        if variant.onnx is None or isinstance(variant.onnx, str | Path):
+            return Variant(variant.name, onnx=None if variant.onnx is None else Path(variant.onnx).absolute())
+        (folder / _MODEL).write_bytes(variant.onnx.SerializeToString())
+        return Variant(variant.name, onnx=folder / _MODEL)
     import torch
 
-    if isinstance(side.module, torch.export.ExportedProgram):
-        torch.export.save(side.module, folder / _MODULE)
-    elif side.module is not None:
-        torch.save(side.module, folder / _MODULE)
-    return Side(side.name)
+    if isinstance(variant.module, torch.export.ExportedProgram):
+        torch.export.save(variant.module, folder / _MODULE)
+    elif variant.module is not None:
+        torch.save(variant.module, folder / _MODULE)
+    return Variant(variant.name)
 
 
 def _main(folder: Path) -> int:
@@ -110,10 +110,10 @@ def _main(folder: Path) -> int:
     try:
         load_library(job.runtime)
         meter = _resident() if device_of(job.runtime) == "cpu" else _device()
-        side = job.side
+        variant = job.variant
         if (folder / _MODULE).exists():
-            side = replace(side, module=_module(folder / _MODULE))
-        with open_session(job.runtime, side, SessionOptions(threads=job.threads)) as session:
+            variant = replace(variant, module=_module(folder / _MODULE))
+        with open_session(job.runtime, variant, SessionOptions(threads=job.threads)) as session:
             session.run(job.feeds)
             sys.stdout.write(f"\n{meter()}\n")
     except ConvBNError:

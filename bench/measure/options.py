@@ -1,15 +1,22 @@
-"""How a measurement is made."""
+"""How a measurement is made, and with what."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from convbn.bench.runtimes.base import Session, SessionOptions, Variant
 from convbn.bench.runtimes.gpu.nvml import L2
+from convbn.bench.runtimes.registry import open_session
 from convbn.errors import UsageError
 
-__all__ = ["ProtocolOptions"]
+__all__ = ["Clock", "Instruments", "Opener", "ProtocolOptions"]
+
+#: Monotonic time in seconds.
+Clock: TypeAlias = Callable[[], float]
+Opener: TypeAlias = Callable[[str, Variant, SessionOptions], Session]
 
 
 @dataclass(frozen=True)
@@ -23,14 +30,14 @@ class ProtocolOptions:
         budget_seconds: for each runtime, warm-up included; ``min_blocks`` goes before it.
         total_seconds: for everything, loading included: what is left of it is shared out among the runtimes
             and cases to come, each of which gets ``budget_seconds`` at most. None for no limit.
-        min_blocks: blocks of each side.
-        max_blocks: blocks of each side after which there are enough; None for as many as the budget allows.
+        min_blocks: blocks of each variant.
+        max_blocks: blocks of each variant after which there are enough; None for as many as the budget allows.
         warmup_seconds: most that each session is warmed up.
         samples: random inputs the outputs are compared on.
         input_shapes: full shapes by input name, for models with open axes.
         l2: "warm" leaves a GPU's L2 cache as the inference before left it; "flushed" overwrites it before
             each inference, outside the timing.
-        memory: also measure the memory each side takes, in a fresh process each.
+        memory: also measure the memory each variant takes, in a fresh process each.
     """
 
     seed: int = 0
@@ -62,12 +69,25 @@ class ProtocolOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """What holds for every case, JSON-ready."""
-        return {
-            "seed": self.seed,
-            "block_seconds": self.block_seconds,
-            "budget_seconds": self.budget_seconds,
-            "min_blocks": self.min_blocks,
-            "warmup_seconds": self.warmup_seconds,
-            "samples": self.samples,
-            "l2": self.l2,
-        }
+        common = ("seed", "block_seconds", "budget_seconds", "min_blocks", "warmup_seconds", "samples", "l2")
+        return {name: getattr(self, name) for name in common}
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What a measurement is made with.
+
+    Attributes:
+        clock: monotonic time in seconds.
+        opener: loads a variant into a runtime, by the runtime's name.
+        tell: is told in one line what happens next; None for nobody.
+    """
+
+    clock: Clock = time.perf_counter
+    opener: Opener = open_session
+    tell: Callable[[str], object] | None = None
+
+    @property
+    def real(self) -> bool:
+        """Whether models are run in the runtimes of this machine."""
+        return self.opener is open_session

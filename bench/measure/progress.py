@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from convbn.bench.measure.blocks import Clock
+from convbn.bench.measure.options import Clock
 from convbn.common.progress import bar
 
 __all__ = ["Progress"]
@@ -14,34 +14,34 @@ _PAUSE = 0.25
 
 
 class Progress:
-    """Counts races (one runtime of one case) and tells a line about the one that is run.
+    """Counts trials (all variants of a case in one runtime) and tells a line about the one that is run.
 
-    What remains is the time budget of the races to come plus what each race so far took beside its budget
+    What remains is the time budget of the trials to come plus what each trial so far took beside its budget
     (loading, compiling, comparing outputs), so the estimate grows where models load slowly.
 
     Args:
         tell: is given the line; None for nobody.
         clock: monotonic time in seconds.
-        races: how many there will be; None if that is not known.
-        budget_seconds: of each race.
+        trials: how many there will be; None if that is not known.
+        budget_seconds: of each trial.
     """
 
     def __init__(
-        self, tell: Callable[[str], object] | None, clock: Clock, races: int | None, budget_seconds: float
+        self, tell: Callable[[str], object] | None, clock: Clock, trials: int | None, budget_seconds: float
     ) -> None:
         self._tell = tell
         self._clock = clock
-        self._races = races
+        self._trials = trials
         self._budget = budget_seconds
         self._done = 0
         self._start = self._last = clock()
         self._label = ""
 
-    def race(self, label: str, budget_seconds: float) -> None:
-        """A race begins.
+    def trial(self, label: str, budget_seconds: float) -> None:
+        """A trial begins.
 
         Args:
-            label: what is raced where.
+            label: what is measured where.
             budget_seconds: time for it.
         """
         self._label = label
@@ -49,11 +49,11 @@ class Progress:
         self.tell("loading")
 
     def finished(self) -> None:
-        """A race has ended."""
+        """A trial has ended."""
         self._done += 1
 
     def timing(self, left: float, doing: str) -> None:
-        """The race is being timed; lines that come too soon after another are dropped.
+        """The trial is being timed; lines that come too soon after another are dropped.
 
         Args:
             left: seconds of it that are probably left.
@@ -71,13 +71,13 @@ class Progress:
         self._last = self._clock()
         line = f"{self._label}: {doing}"
         if self._tell is not None:
-            self._tell(line if self._races is None else f"{self._bar(left)}  {line}")
+            self._tell(line if self._trials is None else f"{self._bar(left)}  {line}")
 
     def _bar(self, left: float) -> str:
-        races = max(self._races or 1, self._done + 1)
+        trials = max(self._trials or 1, self._done + 1)
         spent = self._last - self._start
-        per_race = max(self._budget, spent / self._done if self._done else 0.0)
-        remaining = max(0.0, left) + per_race * (races - self._done - 1)
+        per_trial = max(self._budget, spent / self._done if self._done else 0.0)
+        remaining = max(0.0, left) + per_trial * (trials - self._done - 1)
         share = spent / (spent + remaining) if spent + remaining > 0 else 1.0
         minutes, seconds = divmod(round(remaining), 60)
-        return f"{bar(share)} {self._done + 1}/{races}, about {minutes}:{seconds:02d} left"
+        return f"{bar(share)} {self._done + 1}/{trials}, about {minutes}:{seconds:02d} left"

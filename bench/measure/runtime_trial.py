@@ -1,179 +1,167 @@
-"""All sides in one runtime: open, compare, warm up, time, judge."""
+"""All variants of a case in one runtime: open, compare, warm up, time, judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
+from convbn.bench.cases.case import Case, batch_of
 from convbn.bench.equivalence.compare import RETRY_SCALE, Equality
 from convbn.bench.equivalence.difference import has_nonfinite, judge
-from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float, tolerance_of
-from convbn.bench.measure.blocks import Clock, Timing, WarmUp, interleave, warm_up
+from convbn.bench.equivalence.tolerance import coarsest_float, tolerance_of
+from convbn.bench.measure.blocks import interleave, warm_up
+from convbn.bench.measure.options import Instruments, ProtocolOptions
 from convbn.bench.measure.progress import Progress
-from convbn.bench.measure.verdicts import Entrant, RaceResult, scored, unmeasured
+from convbn.bench.measure.verdicts import TimedSession, TrialResult, scored, unmeasured
 from convbn.bench.models.feeds import inputs_differ, scaled
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.results.environment import library_versions
 from convbn.bench.results.result import Row
-from convbn.bench.runtimes.base import Session, SessionOptions, Side
+from convbn.bench.runtimes.base import Session, SessionOptions, Variant
 from convbn.bench.runtimes.gpu.nvml import read_gpu
 from convbn.bench.runtimes.registry import self_fused_name
 from convbn.errors import ConvBNError
 from convbn.export.precision.precisions import PRECISIONS
 
-if TYPE_CHECKING:
-    from convbn.bench.measure.protocol import Opener, ProtocolOptions
-
-__all__ = ["race"]
+__all__ = ["RuntimeTrial"]
 
 
-def race(
-    sides: Sequence[Side],
-    runtime: str,
-    feeds: Sequence[Feeds],
-    options: ProtocolOptions,
-    *,
-    threads: int | None,
-    precision: str,
-    batch: int | None,
-    budget_seconds: float,
-    clock: Clock,
-    opener: Opener,
-    progress: Progress,
-) -> RaceResult:
-    """Measure every side in one runtime (see :func:`convbn.bench.measure.protocol.measure`)."""
-    # Two quantised models have ranges of their own, and outputs as far apart as their steps are wide.
-    row = PRECISIONS.get(precision)
-    tolerance = tolerance_of(precision) if row is not None and row.bound is not None else None
-    settings = SessionOptions(threads=threads, l2=options.l2)
-    # A side that the runtime optimises as it likes runs under another name of the same runtime.
-    named = [(side, self_fused_name(runtime) if side.self_fused else runtime) for side in sides]
-    entries = [(side, name) for side, name in named if name is not None]
-    with ExitStack() as stack:
-        progress.tell("comparing outputs")
-        start = clock()
-        try:
-            baseline = stack.enter_context(opener(runtime, sides[0], settings))
-            expected, feeds, scale = _run_finite(baseline, feeds)
-            entrants = [Entrant(baseline.prepare(feeds[0]), clock() - start + _built(sides[0], runtime))]
-            control = stack.enter_context(opener(runtime, sides[0], settings))
-            entrants.append(Entrant(control.prepare(feeds[0]), 0.0))
-        except ConvBNError as error:
-            return unmeasured([side for side, _ in entries], runtime, str(error))
-        rows = [Row(runtime, sides[0].name, "measured", verdict="baseline")]
-        for side, name in entries[1:]:
-            start = clock()
+@dataclass(frozen=True)
+class _Reference:
+    """The baseline's outputs, and the inputs they are for: scaled down where they overflowed."""
+
+    session: Session
+    outputs: Sequence[Sequence[Array]]
+    feeds: Sequence[Feeds]
+    scale: float
+
+
+@dataclass(frozen=True)
+class RuntimeTrial:
+    """All variants of a case in one runtime.
+
+    Attributes:
+        case: the variants, the first of which is the baseline.
+        runtime: its name.
+        feeds: inputs, arrays by name, one mapping a sample; the first is timed.
+        budget_seconds: time for it, warm-up included.
+        options: how to measure.
+        instruments: with what.
+        progress: is told what is done.
+    """
+
+    case: Case
+    runtime: str
+    feeds: Sequence[Feeds]
+    budget_seconds: float
+    options: ProtocolOptions
+    instruments: Instruments
+    progress: Progress
+    _stack: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
+
+    def run(self) -> TrialResult:
+        """Measure; a variant that the runtime cannot run, or whose outputs differ, is a row without times."""
+        first, *others = self.case.variants
+        with self._stack:
+            self.progress.tell("comparing outputs")
+            start = self.instruments.clock()
             try:
-                session = stack.enter_context(opener(name, side, settings))
-                outputs = [session.run(sample) for sample in feeds]
-                entrant = Entrant(session.prepare(feeds[0]), clock() - start + _built(side, runtime))
-                equality = _judge(
-                    sides[0],
-                    baseline,
-                    session,
-                    expected,
-                    outputs,
-                    feeds,
-                    scale,
-                    runtime,
-                    seed=options.seed,
-                    tolerance=tolerance,
-                )
+                reference = _reference(self._open(first), self.feeds)
+                baseline = self._timed(reference.session, first, reference, start)
+                control = TimedSession(self._open(first).prepare(reference.feeds[0]), 0.0)
             except ConvBNError as error:
-                rows.append(Row(runtime, side.name, "not measured", reason=str(error)))
-                continue
-            if equality.equal:
-                entrants.append(entrant)
-                rows.append(Row(runtime, side.name, "measured", equality=equality))
-            else:
-                reason = f"its outputs are not shown to equal the baseline's: {equality.reason}"
-                rows.append(Row(runtime, side.name, "not measured", reason=reason, equality=equality))
-        timings, warm = _time(entrants, options, budget_seconds, clock, progress)
-    return scored(runtime, rows, entrants, timings, warm, options.seed, batch)
+                return unmeasured(self.case.variants, self.runtime, str(error))
+            rows: list[tuple[Row, TimedSession | None]] = [
+                (Row(self.runtime, first.name, "measured", verdict="baseline"), baseline)
+            ]
+            # A variant that the runtime optimises as it likes exists where it has a level to choose.
+            having = [one for one in others if not one.self_fused or self_fused_name(self.runtime)]
+            rows += [self._compared(one, reference) for one in having]
+            self._time([baseline, control, *(session for _, session in rows[1:] if session is not None)])
+        return scored(rows, control, seed=self.options.seed, batch=batch_of(self.feeds[0]))
 
+    def _open(self, variant: Variant) -> Session:
+        name = (self_fused_name(self.runtime) if variant.self_fused else None) or self.runtime
+        settings = SessionOptions(threads=self.case.threads, l2=self.options.l2)
+        return self._stack.enter_context(self.instruments.opener(name, variant, settings))
 
-def _built(side: Side, runtime: str) -> float:
-    return side.build_seconds.get(runtime.partition("@")[0], 0.0)
+    def _timed(self, session: Session, variant: Variant, reference: _Reference, start: float) -> TimedSession:
+        prepared = session.prepare(reference.feeds[0])
+        built = variant.build_seconds.get(self.runtime.partition("@")[0], 0.0)
+        return TimedSession(prepared, self.instruments.clock() - start + built)
 
+    def _compared(self, variant: Variant, reference: _Reference) -> tuple[Row, TimedSession | None]:
+        row = Row(self.runtime, variant.name, "not measured")
+        start = self.instruments.clock()
+        try:
+            session = self._open(variant)
+            outputs = [session.run(sample) for sample in reference.feeds]
+            timed = self._timed(session, variant, reference, start)
+            equality = self._equality(session, outputs, reference)
+        except ConvBNError as error:
+            return replace(row, reason=str(error)), None
+        if equality.equal:
+            return replace(row, status="measured", equality=equality), timed
+        reason = f"its outputs are not shown to equal the baseline's: {equality.reason}"
+        return replace(row, reason=reason, equality=equality), None
 
-def _time(
-    entrants: Sequence[Entrant],
-    options: ProtocolOptions,
-    budget_seconds: float,
-    clock: Clock,
-    progress: Progress,
-) -> tuple[list[Timing], list[WarmUp]]:
-    warm: list[WarmUp] = []
-    for entrant in entrants:
-        progress.timing(budget_seconds - sum(state.seconds for state in warm), "warming up")
-        state = warm_up(
-            entrant.prepared.call,
-            clock=clock,
-            window_seconds=options.block_seconds,
-            cap_seconds=options.warmup_seconds,
+    def _equality(
+        self, session: Session, outputs: Sequence[Sequence[Array]], reference: _Reference
+    ) -> Equality:
+        baseline, precision = self.case.variants[0], self.case.precision
+        model = baseline.onnx if baseline.onnx is not None else baseline.module
+        # Two quantised models have ranges of their own, and outputs as far apart as their steps are wide.
+        bounded = precision in PRECISIONS and PRECISIONS[precision].bound is not None
+        tolerance = tolerance_of(precision) if bounded else None
+        verdict = judge(
+            reference.session.output_names,
+            reference.outputs,
+            outputs,
+            computed_in=(None if model is None else coarsest_float(model), session.compute_dtype),
+            inputs_differ=inputs_differ(reference.feeds),
+            tolerance=tolerance,
         )
-        warm.append(state)
-    for entrant in entrants:
-        device = entrant.prepared.device
-        entrant.before = None if device is None else read_gpu(device.bus_id)
-    timings = interleave(
-        [entrant.prepared for entrant in entrants],
-        [state.per_call for state in warm],
-        clock=clock,
-        block_seconds=options.block_seconds,
-        budget_seconds=budget_seconds - sum(state.seconds for state in warm),
-        min_blocks=options.min_blocks,
-        max_blocks=options.max_blocks,
-        seed=options.seed,
-        progress=lambda left: progress.timing(left, "timing"),
-    )
-    for entrant in entrants:
-        device = entrant.prepared.device
-        entrant.after = None if device is None else read_gpu(device.bus_id)
-    return timings, warm
+        return Equality(
+            verdict.status,
+            verdict.reason,
+            verdict.outputs,
+            len(reference.feeds),
+            self.options.seed,
+            reference.scale,
+            self.runtime,
+            library_versions(),
+            tolerance,
+        )
+
+    def _time(self, sessions: Sequence[TimedSession]) -> None:
+        clock, left = self.instruments.clock, self.budget_seconds
+        for session in sessions:
+            self.progress.timing(left, "warming up")
+            session.warm = warm_up(session.prepared.call, self.options, clock)
+            left -= session.warm.seconds
+        for session in sessions:
+            device = session.prepared.device
+            session.before = None if device is None else read_gpu(device.bus_id)
+        timings = interleave(
+            [session.prepared for session in sessions],
+            [session.warm.per_call for session in sessions],
+            self.options,
+            clock=clock,
+            budget_seconds=left,
+            progress=lambda left: self.progress.timing(left, "timing"),
+        )
+        for session, timing in zip(sessions, timings, strict=True):
+            device = session.prepared.device
+            session.timing = timing
+            session.after = None if device is None else read_gpu(device.bus_id)
 
 
-def _run_finite(session: Session, feeds: Sequence[Feeds]) -> tuple[list[list[Array]], Sequence[Feeds], float]:
+def _reference(session: Session, feeds: Sequence[Feeds]) -> _Reference:
     outputs = [session.run(sample) for sample in feeds]
     if has_nonfinite(outputs):
         smaller = [scaled(sample, RETRY_SCALE) for sample in feeds]
         again = [session.run(sample) for sample in smaller]
         if not has_nonfinite(again):
-            return again, smaller, RETRY_SCALE
-    return outputs, feeds, 1.0
-
-
-def _judge(
-    side: Side,
-    baseline: Session,
-    session: Session,
-    expected: Sequence[Sequence[Array]],
-    outputs: Sequence[Sequence[Array]],
-    feeds: Sequence[Feeds],
-    scale: float,
-    runtime: str,
-    *,
-    seed: int,
-    tolerance: Tolerance | None,
-) -> Equality:
-    model = side.onnx if side.onnx is not None else side.module
-    verdict = judge(
-        baseline.output_names,
-        expected,
-        outputs,
-        computed_in=(None if model is None else coarsest_float(model), session.compute_dtype),
-        inputs_differ=inputs_differ(feeds),
-        tolerance=tolerance,
-    )
-    return Equality(
-        verdict.status,
-        verdict.reason,
-        verdict.outputs,
-        len(feeds),
-        seed,
-        scale,
-        runtime,
-        library_versions(),
-        tolerance,
-    )
+            return _Reference(session, again, smaller, RETRY_SCALE)
+    return _Reference(session, outputs, feeds, 1.0)

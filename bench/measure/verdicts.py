@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from convbn.bench.measure.blocks import Timing, WarmUp
-from convbn.bench.results.result import Row, RuntimeControl, Verdict
-from convbn.bench.results.statistics import Ratio, latency, paired_ratio
-from convbn.bench.runtimes.base import Prepared, Side
+from convbn.bench.results.result import Row, RuntimeControl
+from convbn.bench.results.statistics import latency, paired_ratio
+from convbn.bench.runtimes.base import Prepared, Variant
 from convbn.bench.runtimes.gpu.nvml import GpuFacts, GpuReading
 from convbn.bench.runtimes.registry import runtime_note, self_fused_name
 
-__all__ = ["Entrant", "RaceResult", "scored", "unmeasured"]
+__all__ = ["TimedSession", "TrialResult", "scored", "unmeasured"]
 
 
 @dataclass(frozen=True)
-class RaceResult:
+class TrialResult:
     """The rows of one runtime, the baseline first, and its A/A control."""
 
     rows: tuple[Row, ...]
@@ -24,61 +24,63 @@ class RaceResult:
 
 
 @dataclass
-class Entrant:
-    """A session that is timed, and what became of it so far."""
+class TimedSession:
+    """A session that is timed, and what its times were.
+
+    Attributes:
+        prepared: the model with its inputs in place.
+        load_seconds: from the model to this.
+        warm: how the warm-up went.
+        timing: its times.
+        before: state of its GPU before the timing.
+        after: likewise afterwards.
+    """
 
     prepared: Prepared
     load_seconds: float
+    warm: WarmUp = field(init=False)
+    timing: Timing = field(init=False)
     before: GpuReading | None = None
     after: GpuReading | None = None
 
 
-def unmeasured(sides: Sequence[Side], runtime: str, reason: str) -> RaceResult:
+def unmeasured(variants: Sequence[Variant], runtime: str, reason: str) -> TrialResult:
     """What there is to say where nothing could be measured.
 
     Args:
-        sides: the models.
+        variants: the models.
         runtime: its name.
         reason: why.
     """
-    kept = [side for side in sides if not side.self_fused or self_fused_name(runtime) is not None]
-    rows = tuple(Row(runtime, side.name, "not measured", reason=reason) for side in kept)
-    return RaceResult(rows, RuntimeControl(runtime, note=runtime_note(runtime)))
+    kept = [one for one in variants if not one.self_fused or self_fused_name(runtime) is not None]
+    rows = tuple(Row(runtime, one.name, "not measured", reason=reason) for one in kept)
+    return TrialResult(rows, RuntimeControl(runtime, note=runtime_note(runtime)))
 
 
 def scored(
-    runtime: str,
-    rows: Sequence[Row],
-    entrants: Sequence[Entrant],
-    timings: Sequence[Timing],
-    warm: Sequence[WarmUp],
-    seed: int,
-    batch: int | None,
-) -> RaceResult:
+    rows: Sequence[tuple[Row, TimedSession | None]], control: TimedSession, *, seed: int, batch: int | None
+) -> TrialResult:
     """Ratios and verdicts of one runtime.
 
     Args:
-        runtime: its name.
-        rows: the baseline first; those that were measured have no times yet.
-        entrants: the baseline, its control, then the other rows that were measured.
-        timings: of each entrant.
-        warm: of each entrant.
+        rows: the baseline first; each with its session if it was measured.
+        control: the second session of the baseline.
         seed: of the bootstrap.
         batch: samples in an inference.
     """
-    base, again = timings[0].blocks, timings[1].blocks
-    control = paired_ratio(again, base, seed=seed)
-    floor = control.farthest_from_one
-    # The control sits at index 1 and has no row of its own.
-    measured = iter([index for index in range(len(timings)) if index != 1])
+    runtime, baseline = rows[0][0].runtime, rows[0][1]
+    if baseline is None:
+        raise TypeError("without a measured baseline there is no score")
+    blocks = baseline.timing.blocks
+    again = paired_ratio(control.timing.blocks, blocks, seed=seed)
+    floor = again.farthest_from_one
     done = []
-    for row in rows:
-        if row.status == "not measured":
+    for row, session in rows:
+        if session is None:
             done.append(row)
             continue
-        index = next(measured)
-        timing, entrant = timings[index], entrants[index]
-        ratio = None if row.verdict == "baseline" else paired_ratio(timing.blocks, base, seed=seed)
+        timing = session.timing
+        ratio = None if session is baseline else paired_ratio(timing.blocks, blocks, seed=seed)
         times = latency(timing.inferences)
         done.append(
             replace(
@@ -87,24 +89,18 @@ def scored(
                 throughput=(batch or 1) / times.mean,
                 block_seconds=tuple(timing.blocks),
                 calls_per_block=timing.calls_per_block,
-                warm=warm[index].stable,
+                warm=session.warm.stable,
                 ratio=ratio,
-                verdict="baseline" if ratio is None else _verdict(ratio, floor),
-                load_seconds=entrant.load_seconds,
-                gpu=_gpu_facts(entrant),
+                verdict="baseline" if ratio is None else ratio.verdict(floor),
+                load_seconds=session.load_seconds,
+                gpu=_gpu_facts(session),
             )
         )
-    return RaceResult(tuple(done), RuntimeControl(runtime, control, floor, runtime_note(runtime)))
+    return TrialResult(tuple(done), RuntimeControl(runtime, again, floor, runtime_note(runtime)))
 
 
-def _gpu_facts(entrant: Entrant) -> GpuFacts | None:
-    device = entrant.prepared.device
+def _gpu_facts(session: TimedSession) -> GpuFacts | None:
+    device = session.prepared.device
     if device is None:
         return None
-    return GpuFacts(device.name, device.mode, device.l2, entrant.before, entrant.after, device.tf32)
-
-
-def _verdict(ratio: Ratio, noise_floor: float) -> Verdict:
-    if not ratio.excludes_one or abs(ratio.median - 1.0) <= noise_floor:
-        return "no difference detected"
-    return "faster" if ratio.median < 1.0 else "slower"
+    return GpuFacts(device.name, device.mode, device.l2, session.before, session.after, device.tf32)

@@ -16,7 +16,7 @@ _HEAD = ("case", "runtime", "side", "before", "after", "after / before [interval
 
 def verdict_sentences(compared: ComparedResults) -> Iterator[str]:
     """The answer first: how many sides got faster or slower, and whether the machine drifted."""
-    judged = [one for one in compared.changes if one.ratio is not None and not one.yardstick]
+    judged = [one for one in compared.changes if one.ratio is not None and not one.is_reference]
     counts = [
         f"{sum(one.verdict == verdict for one in judged)} {word}"
         for verdict, word in (
@@ -29,8 +29,8 @@ def verdict_sentences(compared: ComparedResults) -> Iterator[str]:
     if compared.machine:
         differences = "; ".join(compared.machine)
         yield f"These are different machines, so the times do not say which model is faster: {differences}."
-    yardsticks = [one for one in compared.changes if one.yardstick and one.ratio is not None]
-    drifts = [one.ratio.median for one in yardsticks if one.ratio and one.verdict != "no difference detected"]
+    references = [one for one in compared.changes if one.is_reference and one.ratio is not None]
+    drifts = [one.ratio.median for one in references if one.ratio and one.verdict != "no difference detected"]
     if drifts:
         worst = max(drifts, key=lambda value: abs(value - 1.0))
         yield (
@@ -38,9 +38,11 @@ def verdict_sentences(compared: ComparedResults) -> Iterator[str]:
             f"{'more' if worst > 1 else 'less'} time than before: that much the machine or its software drifted. "
             "Sides are compared through them."
         )
-    elif yardsticks:
+    elif references:
         yield "The baseline models, the same files in both, show no drift; sides are compared through them."
-    if any(one.basis == "time" and one.ratio is not None and not one.yardstick for one in compared.changes):
+    if any(
+        one.basis == "time" and one.ratio is not None and not one.is_reference for one in compared.changes
+    ):
         yield (
             "Where the baseline model is not the same file, times of two sessions are compared as they are; "
             "drift of the machine is not in these intervals."
@@ -91,8 +93,8 @@ def markdown(compared: ComparedResults, *, most_bytes: int = COMMENT_BYTES) -> s
 def _cells(change: Change) -> Sequence[str]:
     before, after = ("–" if value is None else seconds_text(value) for value in (change.before, change.after))
     ratio = "–" if change.ratio is None else ratio_text(change.ratio.to_dict())
-    verdict = f"{change.verdict} (yardstick)" if change.yardstick else change.verdict
-    if change.basis == "time" and change.ratio is not None and not change.yardstick:
+    verdict = f"{change.verdict} (yardstick)" if change.is_reference else change.verdict
+    if change.basis == "time" and change.ratio is not None and not change.is_reference:
         verdict += " (unpaired)"
     return (
         clean(change.case, 40),

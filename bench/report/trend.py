@@ -66,7 +66,7 @@ def _page(history: History, limit: int) -> str:
 
 def _verdicts(machines: Sequence[Machine]) -> str:
     """What the newest run shows against the one before it."""
-    changes = [one.last for one in machines[0].series if one.last is not None and not one.last.yardstick]
+    changes = [one.last for one in machines[0].series if one.last is not None and not one.last.is_reference]
     slower = [one for one in changes if one.verdict == "slower"]
     faster = sum(one.verdict == "faster" for one in changes)
     if not changes:
@@ -135,7 +135,7 @@ def _row(one: Series, under: str) -> str:
 def _since(one: Series) -> str:
     if one.last is None or one.last.ratio is None:
         return "<small>–</small>"
-    if one.last.yardstick:
+    if one.last.is_reference:
         drift = (one.last.ratio.median - 1) * 100
         return f"<small>yardstick: {drift:+.1f} %</small>"
     ratio = one.last.ratio

@@ -1,7 +1,7 @@
 """Two results of the same machine: what changed between them, with intervals.
 
 Within a result the sides are timed in pairs; between two results nothing is paired, and the machine may
-have drifted. So a side is compared through its yardstick where there is one: if the baseline model is the
+have drifted. So a side is compared through a reference where there is one: if the baseline model is the
 same file in both, what is compared is the side's time ratio to it. Else it is the time itself, and the
 report says so.
 """
@@ -9,10 +9,10 @@ report says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from convbn.bench.results.statistics import CONFIDENCE, RESAMPLES, Ratio
+from convbn.bench.results.statistics import Ratio, Verdict, unpaired_ratio
 from convbn.common.encoding import JsonReady
 from convbn.common.text import clean
 from convbn.errors import BadInputError
@@ -26,7 +26,7 @@ __all__ = [
     "machine_differences",
 ]
 
-ChangeVerdict: TypeAlias = Literal["faster", "slower", "no difference detected", "only before", "only after"]
+ChangeVerdict: TypeAlias = Verdict | Literal["only before", "only after"]
 Basis: TypeAlias = Literal["time ratio", "time"]
 _SEED = 0
 
@@ -49,7 +49,7 @@ class Change(JsonReady):
         ratio: after / before with its interval; None unless it was measured in both.
         noise_floor: effects below are not called differences: the noise floors of both results together.
         verdict: what it shows.
-        yardstick: whether this is the baseline model, the same file in both: its change is the
+        is_reference: whether this is the baseline model, the same file in both: its change is the
             machine's (or its software's), not the model's.
     """
 
@@ -62,7 +62,7 @@ class Change(JsonReady):
     ratio: Ratio | None
     noise_floor: float | None
     verdict: ChangeVerdict
-    yardstick: bool
+    is_reference: bool = field(metadata={"json": "yardstick"})
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _change(key: _Key, before: _Found | None, after: _Found | None) -> Change | 
     same_file = _same_baseline(before[0], after[0])
     through = same_file and before[1]["ratio"] is not None and after[1]["ratio"] is not None
     samples = [_samples(*found, through=through) for found in (before, after)]
-    ratio = _unpaired_ratio(samples[1], samples[0])
+    ratio = unpaired_ratio(samples[1], samples[0], seed=_SEED)
     floor = sum(_floor(*found) for found in (before, after))
     return Change(
         *key,
@@ -169,7 +169,7 @@ def _change(key: _Key, before: _Found | None, after: _Found | None) -> Change | 
         "time ratio" if through else "time",
         ratio,
         floor,
-        _verdict(ratio, floor),
+        ratio.verdict(floor),
         same_file and after[1]["verdict"] == "baseline",
     )
 
@@ -196,27 +196,6 @@ def _samples(case: Mapping[str, Any], row: Mapping[str, Any], *, through: bool) 
 
 def _floor(case: Mapping[str, Any], row: Mapping[str, Any]) -> float:
     return next((c["noise_floor"] or 0.0 for c in case["runtimes"] if c["runtime"] == row["runtime"]), 0.0)
-
-
-def _unpaired_ratio(after: Sequence[float], before: Sequence[float]) -> Ratio:
-    """Ratio of the medians of two independent samples, with its percentile bootstrap interval."""
-    import numpy as np
-
-    draw = np.random.default_rng(_SEED)
-    medians = [
-        np.median(values[draw.integers(0, values.size, (RESAMPLES, values.size))], axis=1)
-        for values in (np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64))
-    ]
-    tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.quantile(medians[0] / medians[1], (tail, 1.0 - tail)).tolist()
-    middle = float(np.median(after) / np.median(before))
-    return Ratio(middle, low, high, CONFIDENCE, min(len(after), len(before)))
-
-
-def _verdict(ratio: Ratio, floor: float) -> ChangeVerdict:
-    if not ratio.excludes_one or abs(ratio.median - 1.0) <= floor:
-        return "no difference detected"
-    return "faster" if ratio.median < 1.0 else "slower"
 
 
 def _software(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

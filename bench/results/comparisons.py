@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convbn.bench.results.statistics import Ratio
 from convbn.common.text import clean, plural
 
 __all__ = ["Comparison", "Summary", "case_label", "comparisons", "geometric_mean", "measured", "summaries"]
@@ -131,7 +132,7 @@ def _summary(key: tuple[str, str], group: Sequence[Comparison]) -> Summary:
         same=verdicts.count("no difference detected"),
         missing=len(missing),
         overall=overall,
-        verdict=None if overall is None else _verdict(overall, floors[len(floors) // 2]),
+        verdict=None if overall is None else Ratio(**overall).verdict(floors[len(floors) // 2]),
         note=group[0].control["note"],
         reason=missing[0].row["reason"] if missing else None,
     )
@@ -163,9 +164,3 @@ def geometric_mean(ratios: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "confidence": ratios[0]["confidence"],
         "pairs": sum(ratio["pairs"] for ratio in ratios),
     }
-
-
-def _verdict(ratio: Mapping[str, Any], noise_floor: float) -> str:
-    if ratio["low"] <= 1.0 <= ratio["high"] or abs(ratio["median"] - 1.0) <= noise_floor:
-        return "no difference detected"
-    return "faster" if ratio["median"] < 1.0 else "slower"

@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from convbn.bench.equivalence.compare import Equality
-from convbn.bench.results.statistics import Latency, Ratio
+from convbn.bench.results.statistics import Latency, Ratio, Verdict
 from convbn.bench.runtimes.gpu.nvml import GpuFacts
 from convbn.common.encoding import JsonReady
 
 __all__ = [
     "SCHEMA_VERSION",
     "BenchResult",
-    "Case",
+    "CaseResult",
     "ModelFile",
     "Row",
+    "RowVerdict",
     "RuntimeControl",
-    "Verdict",
     "case_id",
 ]
 
 SCHEMA_VERSION = "2"
 
-Verdict: TypeAlias = Literal["baseline", "faster", "slower", "no difference detected"]
+RowVerdict: TypeAlias = Literal["baseline"] | Verdict
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Row(JsonReady):
     calls_per_block: int | None = None
     warm: bool | None = None
     ratio: Ratio | None = None
-    verdict: Verdict | None = None
+    verdict: RowVerdict | None = None
     peak_memory: int | None = field(default=None, metadata={"json": "peak_memory_bytes"})
     load_seconds: float | None = None
     gpu: GpuFacts | None = None
@@ -98,7 +98,7 @@ class RuntimeControl(JsonReady):
 
 
 @dataclass(frozen=True)
-class Case(JsonReady):
+class CaseResult(JsonReady):
     """One model under one set of conditions.
 
     Attributes:
@@ -149,7 +149,7 @@ class BenchResult(JsonReady):
     options: Mapping[str, Any]
     environment: Mapping[str, Any]
     extra: Sequence[Mapping[str, str]] = ()
-    cases: tuple[Case, ...]
+    cases: tuple[CaseResult, ...]
 
 
 def case_id(name: str, batch: int | None, precision: str, threads: int | None, taken: Sequence[str]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from convbn.common.encoding import JsonReady
 
-__all__ = ["Latency", "Ratio", "latency", "paired_ratio"]
+__all__ = ["Latency", "Ratio", "Verdict", "latency", "paired_ratio", "unpaired_ratio"]
+
+Verdict: TypeAlias = Literal["faster", "slower", "no difference detected"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -63,6 +66,12 @@ class Ratio(JsonReady):
     def excludes_one(self) -> bool:
         """Whether "no difference" lies outside the interval."""
         return not self.low <= 1.0 <= self.high
+
+    def verdict(self, noise_floor: float) -> Verdict:
+        """What it shows: a difference leaves 1 out of the interval and is larger than the noise floor."""
+        if not self.excludes_one or abs(self.median - 1.0) <= noise_floor:
+            return "no difference detected"
+        return "faster" if self.median < 1.0 else "slower"
 
     @property
     def farthest_from_one(self) -> float:
@@ -125,8 +134,34 @@ def paired_ratio(
     if not ((a > 0) & (b > 0)).all():
         raise ValueError("a block took no time: the clock is too coarse for the block length")
     ratios = a / b
-    picks = np.random.default_rng(seed).integers(0, ratios.size, (resamples, ratios.size))
-    medians = np.median(ratios[picks], axis=1)
+    medians = _medians(ratios, np.random.default_rng(seed), resamples)
+    return _ratio(float(np.median(ratios)), medians, confidence, ratios.size)
+
+
+def unpaired_ratio(
+    candidate: Sequence[float] | FloatArray, baseline: Sequence[float] | FloatArray, *, seed: int
+) -> Ratio:
+    """Ratio of the medians of two independent samples, with its percentile bootstrap interval.
+
+    Args:
+        candidate: one sample.
+        baseline: the other.
+        seed: of the bootstrap.
+    """
+    samples = [np.asarray(values, dtype=np.float64) for values in (candidate, baseline)]
+    draw = np.random.default_rng(seed)
+    medians = [_medians(values, draw, RESAMPLES) for values in samples]
+    middle = float(np.median(samples[0]) / np.median(samples[1]))
+    return _ratio(middle, medians[0] / medians[1], CONFIDENCE, min(values.size for values in samples))
+
+
+def _medians(values: FloatArray, draw: np.random.Generator, resamples: int) -> FloatArray:
+    picks = draw.integers(0, values.size, (resamples, values.size))
+    medians: FloatArray = np.median(values[picks], axis=1)
+    return medians
+
+
+def _ratio(middle: float, medians: FloatArray, confidence: float, pairs: int) -> Ratio:
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(medians, (tail, 1.0 - tail)).tolist()
-    return Ratio(float(np.median(ratios)), low, high, confidence, int(ratios.size))
+    return Ratio(middle, low, high, confidence, int(pairs))

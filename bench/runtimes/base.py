@@ -1,4 +1,4 @@
-"""What a runtime is, what it gets and what it gives back: sides, options and sessions.
+"""What a runtime is, what it gets and what it gives back: variants, options and sessions.
 
 A new runtime is one file that defines a :class:`Runtime`, and its row in
 :mod:`convbn.bench.runtimes.registry`. What a runtime needs is imported when it is asked for, not before.
@@ -31,18 +31,18 @@ __all__ = [
     "Runtime",
     "Session",
     "SessionOptions",
-    "Side",
+    "Variant",
     "onnx_source",
 ]
 
-#: What a runtime runs: the ONNX form of a side, its PyTorch form, or an engine built from the ONNX form.
+#: What a runtime runs: the ONNX form of a variant, its PyTorch form, or an engine built from the ONNX form.
 Form: TypeAlias = Literal["onnx", "torch", "engine"]
 #: What stands behind ``@`` in a runtime's name, split at ``+``.
 Levels: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Side:
+class Variant:
     """One of the models that are compared, in each form it is at hand.
 
     Attributes:
@@ -54,8 +54,8 @@ class Side:
         build_seconds: what building each of these took, if they were built just now.
         path: the file it came from, where ``onnx`` is not that file's path itself.
         sha256: of that file.
-        self_fused: the runtime is to optimise this side as it likes, whatever its level; runtimes without
-            a level to choose have no such side.
+        self_fused: the runtime is to optimise this variant as it likes, whatever its level; runtimes without
+            a level to choose have no such variant.
     """
 
     name: str
@@ -181,7 +181,7 @@ class Runtime:
         runs: what is executed and how, for the table of runtimes.
         load: imports what it needs and gets a compiler ready, so that opening a model is only that; raises
             RuntimeMissingError, with the command that brings what is missing.
-        open: loads the form of a side that the runtime takes, at some of its levels.
+        open: loads the form of a variant that the runtime takes, at some of its levels.
         levels: groups of levels; a name has one of each group at most.
         folds: what the runtime does to BatchNorm by itself, so that a ratio near 1 is expected; None if nothing.
         as_it_stands: the level at which it does not.
@@ -195,7 +195,7 @@ class Runtime:
     form: Form
     runs: str
     load: Callable[[], object]
-    open: Callable[[Side, SessionOptions, Levels], Session]
+    open: Callable[[Variant, SessionOptions, Levels], Session]
     levels: tuple[Levels, ...] = ()
     folds: str | None = None
     as_it_stands: str | None = None
@@ -204,36 +204,38 @@ class Runtime:
     versions: Callable[[], Mapping[str, str]] = dict
 
 
-def onnx_source(side: Side, library: str) -> str | bytes:
-    """The ONNX form of a side as a library loads it: the path of its file, or the bytes of the model.
+def onnx_source(model: Variant, library: str) -> str | bytes:
+    """The ONNX form of a variant as a library loads it: the path of its file, or the bytes of the model.
 
     Args:
-        side: the model.
+        model: the model.
         library: that needs it.
 
     Raises:
-        ModelFormMissingError: the side has no ONNX form.
+        ModelFormMissingError: the variant has no ONNX form.
         SessionError: it lies in memory and has weights in other files, or over 2 GB of them.
     """
-    if side.onnx is None:
+    if model.onnx is None:
         raise ModelFormMissingError(
-            f"{library} needs an ONNX model", source=side.name, hint="export one first, or give an .onnx file"
+            f"{library} needs an ONNX model",
+            source=model.name,
+            hint="export one first, or give an .onnx file",
         )
-    if isinstance(side.onnx, str | Path):
-        return str(side.onnx)
+    if isinstance(model.onnx, str | Path):
+        return str(model.onnx)
     from onnx import TensorProto
 
-    outside = [t.name for t in side.onnx.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    outside = [t.name for t in model.onnx.graph.initializer if t.data_location == TensorProto.EXTERNAL]
     if outside:
         raise SessionError(
             f"tensor {outside[0]!r} lies in another file, which a model in memory has no path to",
-            source=side.name,
+            source=model.name,
             hint="give the path of the .onnx file instead of the model",
         )
     try:
-        data: bytes = side.onnx.SerializeToString()
+        data: bytes = model.onnx.SerializeToString()
     except Exception as error:  # protobuf's error type for a message over 2 GB differs between releases
         raise SessionError(
-            "is over 2 GB in memory", source=side.name, hint="save it with external data and give its path"
+            "is over 2 GB in memory", source=model.name, hint="save it with external data and give its path"
         ) from error
     return data

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from convbn.bench.models.errors import ModelFormMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds
-from convbn.bench.runtimes.base import Prepared, SessionOptions, Side
+from convbn.bench.runtimes.base import Prepared, SessionOptions, Variant
 from convbn.bench.runtimes.gpu.nvml import GpuMode
 from convbn.bench.runtimes.gpu.stream import GpuStream
 from convbn.errors import ConvBNError
@@ -34,12 +34,12 @@ def load_library(device: str, variant: str) -> None:
 
 
 def open_session(
-    side: Side, options: SessionOptions, device: str, variant: str, level: str | None
+    model: Variant, options: SessionOptions, device: str, variant: str, level: str | None
 ) -> EngineSession:
-    """Load the engine of a side.
+    """Load the engine of a variant.
 
     Args:
-        side: the model; the file that ``engines`` holds for the runtime is used.
+        model: the model; the file that ``engines`` holds for the runtime is used.
         options: how to run it.
         device: always ``cuda``.
         variant: ``tensorrt`` or ``tensorrt-rtx``.
@@ -49,17 +49,17 @@ def open_session(
         The session.
 
     Raises:
-        ModelFormMissingError: the side has no engine for this runtime.
+        ModelFormMissingError: the variant has no engine for this runtime.
         UntrustedEngineError: nobody said that the engine is trusted.
         RuntimeMissingError: the runtime or a GPU is missing.
         SessionError: the engine belongs to another runtime.
         ConvBNError: the engine could not be built, or the runtime refuses it.
     """
-    file = side.engines.get(variant)
+    file = model.engines.get(variant)
     if file is None:
         raise ModelFormMissingError(
             f"{variant} needs an engine built for it",
-            source=side.name,
+            source=model.name,
             hint=f"convbn export MODEL -o model.engine --backend {variant}",
         )
     if isinstance(file, ConvBNError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from convbn.bench.runtimes.base import Levels, Runtime, Session, SessionOptions, Side
+from convbn.bench.runtimes.base import Levels, Runtime, Session, SessionOptions, Variant
 
 __all__ = ["RUNTIMES"]
 
@@ -15,10 +15,10 @@ def _load(backend: str) -> None:
     engine_session.load_library("cuda", backend)
 
 
-def _open(backend: str, side: Side, options: SessionOptions, levels: Levels) -> Session:
+def _open(backend: str, model: Variant, options: SessionOptions, levels: Levels) -> Session:
     from convbn.bench.runtimes import engine_session
 
-    return engine_session.open_session(side, options, "cuda", backend, "".join(levels) or None)
+    return engine_session.open_session(model, options, "cuda", backend, "".join(levels) or None)
 
 
 RUNTIMES = tuple(

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from convbn.bench.models.errors import KernelMissingError, SessionError
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Side, onnx_source
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant, onnx_source
 from convbn.bench.runtimes.onnxruntime_providers import PROVIDERS, import_onnxruntime, require_provider
 from convbn.common.dtypes import dtype_of
 from convbn.common.text import one_line
@@ -36,12 +36,12 @@ _CUDA_LEVELS = {"tf32": "use_tf32", "cuda-graph": "enable_cuda_graph", "nhwc": "
 _ERRORS_ONLY = 3
 
 
-def open_session(variant: str, side: Side, options: SessionOptions, levels: Levels) -> OnnxRuntimeSession:
-    """Load the ONNX form of a side.
+def open_session(variant: str, model: Variant, options: SessionOptions, levels: Levels) -> OnnxRuntimeSession:
+    """Load the ONNX form of a variant.
 
     Args:
         variant: the provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        side: the model; its ``onnx`` is used, a path goes to onnxruntime as a path.
+        model: the model; its ``onnx`` is used, a path goes to onnxruntime as a path.
         options: how to run it.
         levels: see :data:`RUNTIMES`; without a level of optimisation it is ``all``.
 
@@ -49,18 +49,18 @@ def open_session(variant: str, side: Side, options: SessionOptions, levels: Leve
         The session.
 
     Raises:
-        ModelFormMissingError: the side has no ONNX form.
+        ModelFormMissingError: the variant has no ONNX form.
         RuntimeMissingError: onnxruntime or its provider is missing, or would not take all of the model.
         KernelMissingError: onnxruntime has no kernel for an operator in the type the model uses.
         SessionError: onnxruntime refuses the model.
     """
-    source = onnx_source(side, "onnxruntime")
+    source = onnx_source(model, "onnxruntime")
     onnxruntime = import_onnxruntime(variant)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _ERRORS_ONLY
     optimisation = next((_LEVELS[level] for level in levels if level in _LEVELS), _LEVELS["all"])
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
-    # An idle session's threads would go on spinning into the next block and slow the other side down: seen
+    # An idle session's threads would go on spinning into the next block and slow the other variant down: seen
     # on two cores as a median of 10 ms for a model that takes 1.3 ms alone.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -78,9 +78,9 @@ def open_session(variant: str, side: Side, options: SessionOptions, levels: Leve
         try:
             session = onnxruntime.InferenceSession(source, settings, providers=[given])
         except Exception as error:  # onnxruntime's errors share no base class below Exception
-            raise _typed(error, side.name, "load") from error
+            raise _typed(error, model.name, "load") from error
         if gpu is not None:
-            require_provider(session, provider, side.name)
+            require_provider(session, provider, model.name)
         return session
 
     with ExitStack() as undo:
@@ -90,7 +90,7 @@ def open_session(variant: str, side: Side, options: SessionOptions, levels: Leve
         undo.pop_all()
     timed = tuple(level for level in levels if level in _CUDA_LEVELS)
     return OnnxRuntimeSession(
-        session, side.name, gpu, variant, timed, partial(make, timed) if timed else None
+        session, model.name, gpu, variant, timed, partial(make, timed) if timed else None
     )
 
 
@@ -138,7 +138,7 @@ class OnnxRuntimeSession:
 
     Args:
         session: runs the model to compare it.
-        name: of the side, for errors.
+        name: of the variant, for errors.
         gpu: its stream; None on a CPU.
         variant: the provider.
         timed: levels that hold for the timing alone.

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from convbn.bench.models.errors import RuntimeMissingError, SessionError
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Side, onnx_source
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant, onnx_source
 from convbn.common.dtypes import dtype_of
 from convbn.common.text import one_line
 
@@ -40,11 +40,11 @@ def load() -> Any:
     return openvino
 
 
-def open_session(side: Side, options: SessionOptions, levels: Levels) -> OpenVinoSession:
-    """Compile the ONNX form of a side for the CPU.
+def open_session(model: Variant, options: SessionOptions, levels: Levels) -> OpenVinoSession:
+    """Compile the ONNX form of a variant for the CPU.
 
     Args:
-        side: the model.
+        model: the model.
         options: how to run it.
         levels: ``auto`` or nothing.
 
@@ -52,11 +52,11 @@ def open_session(side: Side, options: SessionOptions, levels: Levels) -> OpenVin
         The session.
 
     Raises:
-        ModelFormMissingError: the side has no ONNX form.
+        ModelFormMissingError: the variant has no ONNX form.
         RuntimeMissingError: OpenVINO is not installed.
         SessionError: OpenVINO refuses the model.
     """
-    source, openvino = onnx_source(side, "OpenVINO"), load()
+    source, openvino = onnx_source(model, "OpenVINO"), load()
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if "auto" not in levels:
         properties["INFERENCE_PRECISION_HINT"] = "f32"
@@ -66,8 +66,8 @@ def open_session(side: Side, options: SessionOptions, levels: Levels) -> OpenVin
         core = openvino.Core()
         compiled = core.compile_model(core.read_model(source), "CPU", properties)
     except Exception as error:  # OpenVINO raises RuntimeError and what its conversion of the model meets
-        raise _typed(error, side.name, "load") from error
-    return OpenVinoSession(compiled, side.name)
+        raise _typed(error, model.name, "load") from error
+    return OpenVinoSession(compiled, model.name)
 
 
 RUNTIMES = (

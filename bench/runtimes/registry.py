@@ -9,7 +9,7 @@ import sys
 from typing import Literal
 
 from convbn.bench.runtimes import engines, onnxruntime_session, openvino_session, torch_session
-from convbn.bench.runtimes.base import Form, Levels, Runtime, Session, SessionOptions, Side
+from convbn.bench.runtimes.base import Form, Levels, Runtime, Session, SessionOptions, Variant
 from convbn.errors import UsageError
 
 __all__ = [
@@ -96,7 +96,7 @@ def self_fused_name(name: str) -> str | None:
 
 
 def form_of(name: str) -> Form:
-    """Which form of a side a runtime takes.
+    """Which form of a variant a runtime takes.
 
     Raises:
         UsageError: there is no such runtime.
@@ -126,12 +126,12 @@ def load_library(name: str) -> None:
     _split(name)[0].load()
 
 
-def open_session(name: str, side: Side, options: SessionOptions | None = None) -> Session:
+def open_session(name: str, model: Variant, options: SessionOptions | None = None) -> Session:
     """Load a model into a runtime.
 
     Args:
         name: a runtime, with or without levels.
-        side: the model; the runtime takes the form it needs.
+        model: the model; the runtime takes the form it needs.
         options: how to run it.
 
     Returns:
@@ -143,7 +143,7 @@ def open_session(name: str, side: Side, options: SessionOptions | None = None) -
         SessionError: the runtime refuses the model.
     """
     runtime, levels = _split(name)
-    return runtime.open(side, options or SessionOptions(), levels)
+    return runtime.open(model, options or SessionOptions(), levels)
 
 
 def runtime_versions() -> dict[str, str]:

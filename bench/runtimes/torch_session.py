@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Side
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant
 from convbn.common.dtypes import dtype_name, dtype_of
 from convbn.common.text import one_line
 
@@ -51,14 +51,14 @@ def load(device: str, variant: str) -> None:
 
 
 def open_session(
-    device: str, variant: str, side: Side, options: SessionOptions, levels: Levels
+    device: str, variant: str, model: Variant, options: SessionOptions, levels: Levels
 ) -> TorchSession:
-    """Take the PyTorch form of a side.
+    """Take the PyTorch form of a variant.
 
     Args:
         device: ``cpu`` or ``cuda``.
         variant: ``eager``, ``compile`` or ``cudagraph``.
-        side: the model; its ``module`` is used, on a copy if it does not lie on the device as it should.
+        model: the model; its ``module`` is used, on a copy if it does not lie on the device as it should.
         options: how to run it.
         levels: see :data:`RUNTIMES`.
 
@@ -66,18 +66,18 @@ def open_session(
         The session.
 
     Raises:
-        ModelFormMissingError: the side has no PyTorch form.
+        ModelFormMissingError: the variant has no PyTorch form.
         RuntimeMissingError: torch is missing, or sees no CUDA GPU.
     """
-    if side.module is None:
+    if model.module is None:
         raise ModelFormMissingError(
-            "torch needs a PyTorch module", source=side.name, hint="give a checkpoint with --arch"
+            "torch needs a PyTorch module", source=model.name, hint="give a checkpoint with --arch"
         )
     torch = _torch(device)
-    given: Any = side.module
+    given: Any = model.module
     module = given.module() if isinstance(given, torch.export.ExportedProgram) else given
     return TorchSession(
-        _placed(module, torch.device(device), levels), side.name, device, variant, options, levels
+        _placed(module, torch.device(device), levels), model.name, device, variant, options, levels
     )
 
 

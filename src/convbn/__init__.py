@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         load_fused,
         save_fused,
     )
+    from convbn.bench.cases.study import Grid as BenchGrid
     from convbn.bench.measure.options import ProtocolOptions as BenchOptions
     from convbn.export.engines.build.options import EngineOptions
     from convbn.export.engines.run.inspect import inspect_engine
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from convbn.fuse.frontends.torch.modules.custom_batchnorms import register_batchnorm
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
-    from convbn.grid import Grid as BenchGrid
     from convbn.onnx_pass import fuse_file
     from convbn.proof import verify
 else:
@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "BenchGrid": ("convbn.grid", "Grid"),
+    "BenchGrid": ("convbn.bench.cases.study", "Grid"),
     "BenchOptions": ("convbn.bench.measure.options", "ProtocolOptions"),
     "EngineOptions": ("convbn.export.engines.build.options", "EngineOptions"),
     "EngineRunner": ("convbn.export.engines.run.runner", "EngineRunner"),

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from convbn.bench.cases.study import Grid
     from convbn.bench.measure.options import ProtocolOptions
     from convbn.bench.results.result import BenchResult
+    from convbn.export.checkpoints.fused import Architecture
     from convbn.export.engines.build.build import EngineArtifact
     from convbn.export.engines.build.options import EngineOptions
+    from convbn.export.loading.source_model import SourceModel
     from convbn.export.precision.options import PrecisionOptions
     from convbn.export.shapes import Profile
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
-    from convbn.fused_files import Architecture
-    from convbn.grid import Grid
 
 __all__ = [
     "FuseResult",
@@ -93,6 +94,8 @@ def fuse(
 
     Source: Ioffe and Szegedy 2015; the folding identities are listed in docs/algebra.md.
     """
+    from convbn.export.loading.open import source_of
+    from convbn.export.loading.source_model import LoadOptions
     from convbn.fuse.fold import fold
     from convbn.fuse.kinds import kind_of
     from convbn.fuse.options import FuseOptions
@@ -101,22 +104,20 @@ def fuse(
     examples = as_tuple(example_inputs)
     if inplace and kind_of(model) != "torch.nn.Module":
         raise UsageError("only a torch module can be folded in place", hint="leave out inplace=True")
-    origin = _Origin.of(model, arch, trust=trust)
+    source = source_of(model, LoadOptions(arch=arch, trust=trust))
     # A file is compared with as it lies there, so its model need not be kept beside the folded one.
-    in_file = origin.path is not None and kind_of(origin.model) == "onnx"
-    folding = fold(origin.model, examples, options=options, owned=in_file)
-    report = origin.named(folding.report)
+    folding = fold(source.model, examples, options=options, owned=source.path is not None)
+    report = source.named_in(folding.report)
     identities = []
     if not keep_identities and kind_of(folding.model) == "torch.nn.Module":
         from convbn.fuse.frontends.torch.edit.identities import new_identities, take_out
         from convbn.fuse.frontends.torch.modules.copies import checked
 
-        identities = new_identities(checked(origin.model), folding.model)
+        identities = new_identities(checked(source.model), folding.model)
         take_out(folding.model, identities)
     if options.verify:
-        reference = origin.path if in_file else origin.model
         report = verified(
-            report, reference, folding.model, example_inputs=examples, input_shapes=input_shapes
+            report, source.runnable, folding.model, example_inputs=examples, input_shapes=input_shapes
         )
     if inplace:
         from convbn.fuse.frontends.torch.edit.module import adopt
@@ -147,12 +148,14 @@ def inspect(
         arch: as for :func:`fuse`.
         trust: as for :func:`fuse`.
     """
+    from convbn.export.loading.open import source_of
+    from convbn.export.loading.source_model import LoadOptions
     from convbn.fuse.fold import fold
 
-    origin = _Origin.of(model, arch, trust=trust)
-    folding = fold(origin.model, as_tuple(example_inputs), options=options, owned=origin.path is not None)
+    source = source_of(model, LoadOptions(arch=arch, trust=trust))
+    folding = fold(source.model, as_tuple(example_inputs), options=options, owned=source.path is not None)
     return replace(
-        origin.named(folding.report),
+        source.named_in(folding.report),
         verify={"status": "not run", "reason": "inspect changes nothing, so there is nothing to compare"},
     )
 
@@ -179,7 +182,7 @@ def save_fused(
         NotSupportedError: what the fold did cannot be described.
         FileAccessError: the target cannot be written.
     """
-    from convbn.fused_files import save_fused as save
+    from convbn.export.checkpoints.fused import save_fused as save
 
     if result.report.kind != "torch.nn.Module":
         raise UsageError(f"a folded {result.report.kind} is no module", hint="save it in its own format")
@@ -207,7 +210,7 @@ def load_fused(path: str | os.PathLike[str], arch: Architecture, **arguments: An
         NotSupportedError: the file is of another version.
         FileAccessError: the file cannot be read.
     """
-    from convbn.fused_files import load_fused as load
+    from convbn.export.checkpoints.fused import load_fused as load
 
     return load(path, arch, arguments)
 
@@ -353,71 +356,34 @@ def bench(
         progress: is told in one line what happens next.
 
     Returns:
-        Raw samples, statistics and verdicts, case by case; sides whose outputs differ are not timed.
+        Raw samples, statistics and verdicts, case by case; variants whose outputs differ are not timed.
     """
-    from convbn.bench.measure.options import ProtocolOptions
-    from convbn.bench.measure.protocol import measure_all
-    from convbn.grid import Entry, Grid, contests
-    from convbn.sides import Subject, default_runtimes
+    from convbn.bench.cases.study import Grid, NamedModel, Study
+    from convbn.bench.measure.options import Instruments, ProtocolOptions
+    from convbn.bench.measure.protocol import measure
+    from convbn.export.loading.open import source_of
 
     options = options or ProtocolOptions()
-    grid = grid or Grid()
-    examples = as_tuple(example_inputs)
 
-    def opener(given: Any) -> Callable[[], Subject]:
-        return lambda: Subject(runnable(given), examples, options.input_shapes)
+    def opener(given: Any) -> Callable[[], SourceModel]:
+        examples = as_tuple(example_inputs)
+        return lambda: replace(
+            source_of(runnable(given)), example_inputs=examples, input_shapes=options.input_shapes
+        )
 
-    named = [(_name_of(given, i), opener(given)) for i, given in enumerate((model, *others), start=1)]
-    if each:
-        entries = [Entry(name, opened) for name, opened in named]
-    else:
-        entries = [Entry(named[0][0], named[0][1], tuple(named[1:]))]
-    cases = contests(
-        entries,
-        grid,
+    named = [NamedModel(_name_of(given, i), opener(given)) for i, given in enumerate((model, *others), 1)]
+    study = Study(
+        [[one] for one in named] if each else [named],
+        grid or Grid(),
         runtimes=runtimes,
         fuse_options=fuse_options,
         threads=options.threads,
         seed=options.seed,
     )
-    return measure_all(
-        cases,
-        tuple(runtimes) if runtimes else lambda case: default_runtimes(case.sides[0]),
-        options=options,
-        contests_ahead=len(entries) * grid.size,
-        progress=progress,
-    )
+    return measure(study, options, instruments=Instruments(tell=progress))
 
 
 def _name_of(model: Any, number: int) -> str:
     if isinstance(model, str | os.PathLike):
         return os.path.basename(os.fspath(model))
     return f"model {number}" if number > 1 else "model"
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """A model and the file it came from, if it came from one."""
-
-    model: Any
-    path: str | None = None
-    sha256: str | None = None
-
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, model: Any, arch: Architecture | None, *, trust: bool) -> _Origin:
-        if not isinstance(model, str | os.PathLike):
-            if arch is not None or trust:
-                raise UsageError("arch and trust are for files, and this is a model")
-            return cls(model)
-        from convbn.sources import SourceOptions, open_source
-
-        path = os.fspath(model)
-        source = open_source(path, SourceOptions(arch=arch, trust=trust))
-        return cls(source.model, path, source.sha256, source.notes)
-
-    def named(self, report: Report) -> Report:
-        """The report, with the file it came from."""
-        notes = (*self.notes, *report.notes)
-        return replace(report, path=self.path, sha256=self.sha256, notes=notes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import CheckFailedError
+from convbn.export.loading.source_model import SourceModel
 
 if TYPE_CHECKING:
     import onnx
@@ -17,26 +18,9 @@ if TYPE_CHECKING:
     from convbn.export.precision.int8.samples import Calibration
     from convbn.export.precision.options import PrecisionOptions
 
-__all__ = ["Conversion", "Original", "converted"]
+__all__ = ["Conversion", "converted"]
 
 _VERIFIED_SAMPLES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Original:
-    """What a converted model is compared with.
-
-    Attributes:
-        model: anything that :func:`convbn.verify` takes as a reference; None for the model before conversion.
-        example_inputs: of a module.
-        shapes: full shapes by input name, for open dimensions.
-        name: for messages.
-    """
-
-    model: Any = None
-    example_inputs: tuple[Any, ...] | None = None
-    shapes: Mapping[str, tuple[int, ...]] | None = None
-    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +48,7 @@ class Conversion:
     seed: int = 0
 
 
-def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | None = None) -> Converted:
+def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel | None = None) -> Converted:
     """Convert a model and compare it with the original.
 
     fp16 without calibration data looks for activations out of range on one random input. The record says so.
@@ -72,7 +56,7 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | N
     Args:
         model: folded; left as it is.
         wanted: the precision.
-        original: what to compare with.
+        original: what to compare with; the model before conversion without.
 
     Returns:
         The model and its record, in which ``verify`` is the outcome of the comparison.
@@ -85,7 +69,7 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | N
     from convbn.export.precision.int8.calibration import calibration_from
     from convbn.export.precision.precisions import precision_named
 
-    original = original or Original()
+    original = original or SourceModel(model)
     given = None
     if wanted.calibration is not None:
         given = calibration_from(wanted.calibration, model, preprocess=wanted.preprocess, limit=wanted.limit)
@@ -98,25 +82,24 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: Original | N
         return result
     outcome: dict[str, Any] = {"status": "not run", "reason": "the options say so"}
     if wanted.verify:
-        outcome = _compared(model, result.model, wanted, original, given)
+        outcome = _compared(result.model, wanted, original, given)
     return replace(result, record={**result.record, "verify": outcome})
 
 
-def _random_input(model: onnx.ModelProto, seed: int, original: Original) -> Calibration:
+def _random_input(model: onnx.ModelProto, seed: int, original: SourceModel) -> Calibration:
     from convbn.bench.models.feeds import model_feeds
     from convbn.export.precision.int8.samples import Calibration
 
     feeds = model_feeds(
-        (model,), shapes=original.shapes, seed=seed, samples=1, example_inputs=original.example_inputs
+        (model,), shapes=original.input_shapes, seed=seed, samples=1, example_inputs=original.example_inputs
     )
     return Calibration(f"random input, seed {seed}", [lambda: feeds[0]])
 
 
 def _compared(
-    model: onnx.ModelProto,
     candidate: onnx.ModelProto,
     wanted: Conversion,
-    original: Original,
+    original: SourceModel,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     from convbn.bench.equivalence.compare import compare
@@ -124,10 +107,10 @@ def _compared(
 
     inputs = None if calibration is None else list(calibration.limited(_VERIFIED_SAMPLES).samples())
     answer = compare(
-        model if original.model is None else original.model,
+        original.runnable,
         candidate,
         inputs=inputs,
-        shapes=original.shapes,
+        shapes=original.input_shapes,
         seed=wanted.seed,
         example_inputs=original.example_inputs,
         tolerance=tolerance_of(wanted.precision, wanted.tolerance),
@@ -138,6 +121,6 @@ def _compared(
             "is too far from the original" if answer.status == "different" else "was not shown to be close"
         )
         raise CheckFailedError(
-            f"the {wanted.precision} model {judged}: {answer.reason}", source=original.name, hint=hint
+            f"the {wanted.precision} model {judged}: {answer.reason}", source=original.path, hint=hint
         )
     return answer.to_dict()

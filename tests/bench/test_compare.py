@@ -144,7 +144,7 @@ def test_a_machine_that_drifted_is_not_a_side_that_changed() -> None:
         scaled(new, 1.2, case=2, side=side)
     assert found(old, new, "vgg16-bn", "folded").verdict == "no difference detected"
     yardstick = found(old, new, "vgg16-bn", "original")
-    assert yardstick.yardstick
+    assert yardstick.is_reference
     assert yardstick.verdict == "slower"
     text = changes.terminal(compare(old, new))
     assert "20.0 % more time than before: that much the machine" in " ".join(text.split())
@@ -157,7 +157,7 @@ def test_without_the_same_baseline_times_are_compared_as_they_are(sha: str | Non
     for side in ("original", "folded"):
         scaled(new, 1.2, case=2, side=side)
     change = found(old, new, "vgg16-bn", "folded")
-    assert (change.basis, change.verdict, change.yardstick) == ("time", "slower", False)
+    assert (change.basis, change.verdict, change.is_reference) == ("time", "slower", False)
     assert "drift of the machine is not in these intervals" in " ".join(
         changes.terminal(compare(old, new)).split()
     )

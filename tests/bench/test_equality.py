@@ -131,11 +131,11 @@ def test_one_weak_channel_cannot_hide_behind_strong_ones(conv_model: ConvModel) 
 
 def test_optimisations_of_onnxruntime_are_off(conv_model: ConvModel) -> None:
     # Two Relu in a row: an optimiser drops one. Off, both stay in the session.
-    from convbn.bench.runtimes.base import Side
+    from convbn.bench.runtimes.base import Variant
     from convbn.bench.runtimes.registry import open_session
 
     model = conv_model(extra="Relu")
-    with open_session("onnxruntime-cpu@off", Side("a", onnx=model)) as session:
+    with open_session("onnxruntime-cpu@off", Variant("a", onnx=model)) as session:
         level = session._session.get_session_options().graph_optimization_level  # type: ignore[attr-defined]
     assert level.name == "ORT_DISABLE_ALL"
 

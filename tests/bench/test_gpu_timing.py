@@ -14,7 +14,7 @@ import pytest
 from support import tensorrt_calls
 
 from convbn.bench.models.errors import RuntimeMissingError, SessionError
-from convbn.bench.runtimes.base import SessionOptions, Side
+from convbn.bench.runtimes.base import SessionOptions, Variant
 from convbn.bench.runtimes.engine_session import open_session
 from convbn.bench.runtimes.gpu.stream import GpuStream, gpu_facts
 from convbn.errors import ConvBNError, NotSupportedError, UsageError
@@ -78,7 +78,7 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         CudaDevice()
 
 
-Opener = Callable[..., Side]
+Opener = Callable[..., Variant]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def engine_side(cuda_stub: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.Monk
     """Makes a side with an engine for TensorRT-RTX whose work is y = 2x and takes 40 µs."""
     real = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 
-    def make(*, trust: bool = True, name: str = "tensorrt-rtx", **script: Any) -> Side:
+    def make(*, trust: bool = True, name: str = "tensorrt-rtx", **script: Any) -> Variant:
         answers = {**tensorrt_calls.engine_script(real), **script}
         work = answers["IExecutionContext.execute_async_v3"]
 
@@ -98,7 +98,9 @@ def engine_side(cuda_stub: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.Monk
         tensorrt_calls.stand_in(
             monkeypatch, tensorrt_calls.Bindings(real, answers), "tensorrt-rtx", CudaDevice
         )
-        return Side("mine", engines={name: EngineFile(tensorrt_calls.engine_file(tmp_path, b"vtrt"), trust)})
+        return Variant(
+            "mine", engines={name: EngineFile(tensorrt_calls.engine_file(tmp_path, b"vtrt"), trust)}
+        )
 
     before = cuda_stub.stub_live()
     yield make
@@ -106,7 +108,7 @@ def engine_side(cuda_stub: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.Monk
     assert cuda_stub.stub_contexts() == 0
 
 
-def opened(side: Side, level: str | None = None) -> Any:
+def opened(side: Variant, level: str | None = None) -> Any:
     return open_session(side, SessionOptions(), "cuda", "tensorrt-rtx", level)
 
 

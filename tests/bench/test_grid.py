@@ -14,14 +14,15 @@ from onnx import helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 import convbn
-from convbn.bench.measure.case import Contest, batch_of, contest_feeds, model_file
+from convbn.bench.cases.case import Case, batch_of, case_feeds, model_file
+from convbn.bench.cases.study import Grid, NamedModel, Study
+from convbn.bench.cases.variants import SELF_FUSED, original_variant
 from convbn.bench.measure.options import ProtocolOptions
-from convbn.bench.measure.protocol import measure_all
-from convbn.bench.runtimes.base import Side
+from convbn.bench.measure.protocol import measure
+from convbn.bench.runtimes.base import Variant
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 from convbn.export.engines.run.load import EngineFile
-from convbn.grid import Entry, Grid, contests
-from convbn.sides import SELF_FUSED, Subject, original_side
+from convbn.export.loading.source_model import SourceModel
 
 QUICK = ProtocolOptions(
     budget_seconds=0.3, warmup_seconds=0.05, block_seconds=0.002, min_blocks=5, memory=False
@@ -41,35 +42,35 @@ def small(batch: int | str) -> onnx.ModelProto:
     return made
 
 
-def cases(subject: Subject, grid: Grid, runtimes: Sequence[str] = OFF, **more: Any) -> list[Contest]:
-    return list(contests([Entry("net", lambda: subject)], grid, runtimes=runtimes, **more))
+def cases(subject: SourceModel, grid: Grid, runtimes: Sequence[str] = OFF, **more: Any) -> list[Case]:
+    return list(Study([[NamedModel("net", lambda: subject)]], grid, runtimes=runtimes, **more))
 
 
 def test_every_combination_is_a_case_with_inputs_of_its_size() -> None:
-    found = cases(Subject(small("n")), Grid(batches=(1, 4), threads=(1, 2)))
+    found = cases(SourceModel(small("n")), Grid(batches=(1, 4), threads=(1, 2)))
     assert [(case.batch, case.threads) for case in found] == [(1, 1), (1, 2), (4, 1), (4, 2)]
-    assert [batch_of(contest_feeds(case, seed=0, samples=1)[0]) for case in found] == [1, 1, 4, 4]
-    assert [side.name for side in found[0].sides] == ["original", "folded", SELF_FUSED]
+    assert [batch_of(case_feeds(case, seed=0, samples=1)[0]) for case in found] == [1, 1, 4, 4]
+    assert [one.name for one in found[0].variants] == ["original", "folded", SELF_FUSED]
     assert found[0].fold is not None
     assert found[0].fold["batchnorm"] == {"before": 1, "after": 0}
 
 
 def test_a_fixed_batch_is_kept_and_another_is_a_row_with_the_way_out() -> None:
-    found = cases(Subject(small(2)), Grid(batches=(2, 8)))
+    found = cases(SourceModel(small(2)), Grid(batches=(2, 8)))
     assert found[0].failure is None
     assert isinstance(found[1].failure, NotSupportedError)
     assert "--dynamic-batch" in str(found[1].failure)
-    assert [side.name for side in found[1].sides] == ["original", "folded"]
+    assert [side.name for side in found[1].variants] == ["original", "folded"]
     with pytest.raises(NotSupportedError, match="fixed to 2"):
-        cases(Subject(small(2)), Grid(batches=(8,)))  # an only case is not hidden in a row
+        cases(SourceModel(small(2)), Grid(batches=(8,)))  # an only case is not hidden in a row
 
 
 def test_one_bad_file_does_not_take_the_others_down(tmp_path: Path) -> None:
-    def gone() -> Subject:
+    def gone() -> SourceModel:
         raise FileAccessError("no such file", source="gone.onnx")
 
-    entries = [Entry("bad", gone), Entry("good", lambda: Subject(small(2)))]
-    result = measure_all(contests(entries, Grid(), runtimes=OFF), OFF, options=QUICK, contests_ahead=2)
+    groups = [[NamedModel("bad", gone)], [NamedModel("good", lambda: SourceModel(small(2)))]]
+    result = measure(Study(groups, runtimes=OFF), QUICK)
     bad, good = result.cases
     assert {row.status for row in bad.rows} == {"not measured"}
     assert "gone.onnx" in (bad.rows[0].reason or "")
@@ -82,20 +83,20 @@ def test_one_bad_file_does_not_take_the_others_down(tmp_path: Path) -> None:
 
 def test_the_self_fused_side_has_a_row_only_where_it_means_something() -> None:
     runtimes = ("onnxruntime-cpu@off", "onnxruntime-cpu", "onnxruntime-cuda@off", "torch-cpu")
-    found = cases(Subject(small(2)), Grid(), runtimes)
-    case = measure_all(found, runtimes, options=QUICK).cases[0]
+    found = cases(SourceModel(small(2)), Grid(), runtimes)
+    case = measure(found, QUICK).cases[0]
     with_it = {row.runtime for row in case.rows if row.side == SELF_FUSED}
     assert with_it == {"onnxruntime-cpu@off", "onnxruntime-cuda@off"}
-    assert [side.name for side in cases(Subject(small(2)), Grid(), ["onnxruntime-cpu"])[0].sides] == [
+    assert [side.name for side in cases(SourceModel(small(2)), Grid(), ["onnxruntime-cpu"])[0].variants] == [
         "original",
         "folded",
     ]
 
 
 def test_others_are_measured_as_they_are(tmp_path: Path) -> None:
-    entry = Entry("net", lambda: Subject(small(2)), (("other.onnx", lambda: Subject(small(2))),))
-    found = next(iter(contests([entry], Grid(), runtimes=["onnxruntime-cpu"])))
-    assert [side.name for side in found.sides] == ["original", "other.onnx"]
+    group = [NamedModel(name, lambda: SourceModel(small(2))) for name in ("net", "other.onnx")]
+    found = next(iter(Study([group], runtimes=["onnxruntime-cpu"])))
+    assert [side.name for side in found.variants] == ["original", "other.onnx"]
     assert found.fold is None
 
 
@@ -110,27 +111,28 @@ class Net(torch.nn.Module):
 
 
 def test_a_module_is_exported_again_for_each_batch_and_only_if_it_is_needed() -> None:
-    subject = Subject(Net().eval(), (torch.randn(2, 3, 8, 8),))
+    subject = SourceModel(Net().eval(), (torch.randn(2, 3, 8, 8),))
     first, second = cases(subject, Grid(batches=(1, 5)), ["onnxruntime-cpu@off", "torch-cpu"])
     sizes = [
-        case.sides[0].onnx.graph.input[0].type.tensor_type.shape.dim[0].dim_value for case in (first, second)
+        case.variants[0].onnx.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        for case in (first, second)
     ]  # type: ignore[union-attr]  # ONNX models
     assert sizes == [1, 5]
-    assert second.sides[0].example_inputs is not None
-    assert second.sides[0].example_inputs[0].shape == (5, 3, 8, 8)
+    assert second.variants[0].example_inputs is not None
+    assert second.variants[0].example_inputs[0].shape == (5, 3, 8, 8)
     only = cases(subject, Grid(), ["torch-cpu"])[0]
-    assert all(side.onnx is None for side in only.sides)
+    assert all(side.onnx is None for side in only.variants)
     with pytest.raises(UsageError, match="--input-shape"):
-        cases(Subject(Net().eval()), Grid(batches=(2,)), ["torch-cpu"])
+        cases(SourceModel(Net().eval()), Grid(batches=(2,)), ["torch-cpu"])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_every_side_is_converted_and_none_keeps_the_old_precision(precision: str) -> None:
-    subject = Subject(Net().eval(), (torch.randn(2, 3, 8, 8),))
+    subject = SourceModel(Net().eval(), (torch.randn(2, 3, 8, 8),))
     found = cases(subject, Grid(precisions=("fp32", precision)), ["onnxruntime-cpu@off", "torch-cpu"])
     assert [case.precision for case in found] == ["fp32", precision]
     wanted = {"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
-    for side in found[1].sides:
+    for side in found[1].variants:
         assert wanted in {tensor.data_type for tensor in side.onnx.graph.initializer}  # type: ignore[union-attr]  # ONNX
         if precision == "int8":
             assert side.module is None  # eager PyTorch has no such kernels: its rows say what is missing
@@ -153,32 +155,30 @@ def test_senseless_grids_are_refused(values: dict[str, Any], word: str) -> None:
 
 
 def test_an_engine_is_only_measured(tmp_path: Path) -> None:
-    engine = Subject(None, path="m.engine", engines={"tensorrt": EngineFile(tmp_path / "m.engine")})
+    engine = SourceModel(None, path="m.engine", engines={"tensorrt": EngineFile(tmp_path / "m.engine")})
     with pytest.raises(NotSupportedError, match="cannot be folded"):
         cases(engine, Grid(), ["tensorrt"])
     with pytest.raises(NotSupportedError, match="--batch is for models"):
         cases(engine, Grid(batches=(1,)), ["tensorrt"])
-    entry = Entry("net", lambda: Subject(small(2)), (("m.engine", lambda: engine),))
-    case = measure_all(
-        contests([entry], Grid(), runtimes=["onnxruntime-cpu"]), ["onnxruntime-cpu"], options=QUICK
-    )
+    group = [NamedModel("net", lambda: SourceModel(small(2))), NamedModel("m.engine", lambda: engine)]
+    case = measure(Study([group], runtimes=["onnxruntime-cpu"]), QUICK)
     assert "needs an ONNX model" in (case.cases[0].rows[1].reason or "")
     with pytest.raises(UsageError, match="what to feed"):
-        contest_feeds(Contest("e", (original_side(engine),)), seed=0, samples=1)
+        case_feeds(Case("e", (original_variant(engine),), ("tensorrt",)), seed=0, samples=1)
 
 
 def test_sizes_count_weights_that_lie_beside_the_file_and_hashes_are_of_the_file(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside.onnx", tmp_path / "outside.onnx"
     onnx.save(small(2), inside)
     onnx.save(small(2), outside, save_as_external_data=True, location="w.bin", size_threshold=0)
-    whole, split = model_file(Side("a", onnx=inside)), model_file(Side("a", onnx=str(outside)))
+    whole, split = model_file(Variant("a", onnx=inside)), model_file(Variant("a", onnx=str(outside)))
     assert whole.bytes == inside.stat().st_size
     assert split.bytes == outside.stat().st_size + (tmp_path / "w.bin").stat().st_size
     assert whole.sha256 != split.sha256
     module = torch.nn.Linear(10, 10)
-    assert model_file(Side("a", module=module)).bytes == 440
+    assert model_file(Variant("a", module=module)).bytes == 440
     with pytest.raises(FileAccessError):
-        model_file(Side("a", onnx=tmp_path / "gone.onnx"))
+        model_file(Variant("a", onnx=tmp_path / "gone.onnx"))
 
 
 def test_the_batch_is_that_of_all_inputs_or_none() -> None:
@@ -225,12 +225,12 @@ def test_a_failed_case_has_rows_also_where_nobody_named_a_runtime(tmp_path: Path
 def test_a_program_keeps_its_batch() -> None:
     program = torch.export.export(Net().eval(), (torch.randn(2, 3, 8, 8),))
     with pytest.raises(NotSupportedError, match="captured with"):
-        cases(Subject(program), Grid(batches=(4,)), ["torch-cpu"])
+        cases(SourceModel(program), Grid(batches=(4,)), ["torch-cpu"])
 
 
 def test_errors_of_an_only_model_are_raised() -> None:
-    def broken() -> Subject:
+    def broken() -> SourceModel:
         raise BadInputError("is garbage", source="x.onnx")
 
     with pytest.raises(ConvBNError, match="garbage"):
-        list(contests([Entry("x", broken)], Grid(), runtimes=OFF))
+        list(Study([[NamedModel("x", broken)]], runtimes=OFF))

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from convbn.bench.measure.memory import peak_memory
-from convbn.bench.runtimes.base import Side
+from convbn.bench.runtimes.base import Variant
 
 MEGABYTE = 2**20
 WIDTH = 2048  # a square float32 matrix of 16 MiB
@@ -36,8 +36,8 @@ def test_a_larger_model_takes_more_and_about_its_size(tmp_path: Path) -> None:
     feeds = {"v0": FEEDS["x"]}
     path = tmp_path / "m.onnx"
     onnx.save(dense(1), path)
-    small = peak_memory("onnxruntime-cpu@off", Side("a", onnx=path), feeds, threads=1)
-    large = peak_memory("onnxruntime-cpu@off", Side("a", onnx=dense(4)), feeds, threads=1)
+    small = peak_memory("onnxruntime-cpu@off", Variant("a", onnx=path), feeds, threads=1)
+    large = peak_memory("onnxruntime-cpu@off", Variant("a", onnx=dense(4)), feeds, threads=1)
     assert small is not None
     assert large is not None
     assert 16 * MEGABYTE <= small <= 100 * MEGABYTE
@@ -47,7 +47,7 @@ def test_a_larger_model_takes_more_and_about_its_size(tmp_path: Path) -> None:
 def test_a_module_is_measured_where_nothing_else_was_loaded() -> None:
     ballast = torch.zeros(64 * MEGABYTE)  # of this process, and none of the model's business
     module = torch.nn.Linear(WIDTH, WIDTH)
-    found = peak_memory("torch-cpu", Side("a", module=module), FEEDS, threads=1)
+    found = peak_memory("torch-cpu", Variant("a", module=module), FEEDS, threads=1)
     assert ballast.numel() > 0
     assert found is not None
     assert 16 * MEGABYTE <= found <= 150 * MEGABYTE
@@ -58,7 +58,7 @@ def test_what_cannot_be_measured_is_none() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    assert peak_memory("torch-cpu", Side("a", module=Local()), FEEDS, threads=1) is None
-    assert peak_memory("onnxruntime-cpu", Side("a"), FEEDS, threads=1) is None
+    assert peak_memory("torch-cpu", Variant("a", module=Local()), FEEDS, threads=1) is None
+    assert peak_memory("onnxruntime-cpu", Variant("a"), FEEDS, threads=1) is None
     broken = {"v0": np.ones((1, 3), np.float32)}
-    assert peak_memory("onnxruntime-cpu", Side("a", onnx=dense(1)), broken, threads=1) is None
+    assert peak_memory("onnxruntime-cpu", Variant("a", onnx=dense(1)), broken, threads=1) is None

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from convbn.bench.models.errors import ModelFormMissingError, SessionError
-from convbn.bench.runtimes.base import SessionOptions, Side
+from convbn.bench.runtimes.base import SessionOptions, Variant
 from convbn.bench.runtimes.registry import open_session
 from convbn.cli import main
 
@@ -25,10 +25,10 @@ FEEDS = {"x": np.random.default_rng(3).standard_normal((2, 3, 8, 8)).astype(np.f
 
 @pytest.mark.parametrize("level", ["", "@auto"])
 def test_it_computes_what_onnxruntime_does(conv_model: ConvModel, level: str) -> None:
-    with open_session("onnxruntime-cpu@off", Side("a", onnx=conv_model())) as session:
+    with open_session("onnxruntime-cpu@off", Variant("a", onnx=conv_model())) as session:
         expected = session.run(FEEDS)[0]
     with open_session(
-        f"openvino-cpu{level}", Side("a", onnx=conv_model()), SessionOptions(threads=1)
+        f"openvino-cpu{level}", Variant("a", onnx=conv_model()), SessionOptions(threads=1)
     ) as session:
         assert session.output_names == ("y",)
         # Left to itself OpenVINO takes bfloat16 where the CPU has it, and has to say so.
@@ -53,7 +53,7 @@ def test_every_type_arrives_and_comes_back(kind: int) -> None:
         else helper.tensor_dtype_to_np_dtype(kind)
     )
     array = np.array([[1, -2, 96]]).astype(dtype)
-    with open_session("openvino-cpu", Side("a", onnx=model)) as session:
+    with open_session("openvino-cpu", Variant("a", onnx=model)) as session:
         (found,) = session.run({"x": array})
     assert found.dtype == dtype
     assert (found == -array).all()
@@ -61,12 +61,12 @@ def test_every_type_arrives_and_comes_back(kind: int) -> None:
 
 def test_what_it_cannot_do_is_one_typed_line(conv_model: ConvModel, tmp_path: Path) -> None:
     with pytest.raises(ModelFormMissingError, match="OpenVINO needs an ONNX model"):
-        open_session("openvino-cpu", Side("mine"))
+        open_session("openvino-cpu", Variant("mine"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(SessionError, match=r"^mine: OpenVINO cannot load"):
-        open_session("openvino-cpu", Side("mine", onnx=broken))
-    with open_session("openvino-cpu", Side("mine", onnx=conv_model())) as session:
+        open_session("openvino-cpu", Variant("mine", onnx=broken))
+    with open_session("openvino-cpu", Variant("mine", onnx=conv_model())) as session:
         for call in (session.run, session.prepare):
             with pytest.raises(SessionError, match=r"^mine: OpenVINO cannot run") as caught:
                 call({"x": np.zeros((2, 5, 8, 8), np.float32)})

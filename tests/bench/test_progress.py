@@ -22,11 +22,11 @@ def seconds_left(line: str) -> int:
 def test_what_loading_took_so_far_is_expected_of_the_rest() -> None:
     clock, lines = Ticks(), list[str]()
     progress = Progress(lines.append, clock, 4, 5.0)
-    progress.race("a in torch-cpu", 5.0)
+    progress.trial("a in torch-cpu", 5.0)
     assert seconds_left(lines[-1]) == 20  # four budgets: nothing else is known yet
     clock.now = 12.0  # 5 s of timing, 7 s of loading and compiling
     progress.finished()
-    progress.race("b in torch-cpu", 5.0)
+    progress.trial("b in torch-cpu", 5.0)
     assert seconds_left(lines[-1]) == 5 + 2 * 12
     assert "2/4" in lines[-1]
 
@@ -34,7 +34,7 @@ def test_what_loading_took_so_far_is_expected_of_the_rest() -> None:
 def test_the_bar_fills_and_never_runs_back_to_nothing_left() -> None:
     clock, lines = Ticks(), list[str]()
     progress = Progress(lines.append, clock, 1, 10.0)
-    progress.race("a", 10.0)
+    progress.trial("a", 10.0)
     for second in range(1, 11):
         clock.now = float(second)
         progress.timing(10.0 - second, "timing")
@@ -49,7 +49,7 @@ def test_the_bar_fills_and_never_runs_back_to_nothing_left() -> None:
 def test_lines_that_come_too_fast_are_dropped() -> None:
     clock, lines = Ticks(), list[str]()
     progress = Progress(lines.append, clock, 1, 10.0)
-    progress.race("a", 10.0)
+    progress.trial("a", 10.0)
     for step in range(100):
         clock.now = step / 100
         progress.timing(5.0, "timing")
@@ -60,10 +60,10 @@ def test_more_races_than_announced_are_no_error_and_nobody_need_listen() -> None
     clock, lines = Ticks(), list[str]()
     progress = Progress(lines.append, clock, 1, 1.0)
     for _ in range(3):
-        progress.race("a", 1.0)
+        progress.trial("a", 1.0)
         progress.finished()
     assert "3/3" in lines[-1]
     unknown = Progress(lines.append, clock, None, 1.0)
-    unknown.race("a", 1.0)
+    unknown.trial("a", 1.0)
     assert lines[-1] == "a: loading"
-    Progress(None, clock, 1, 1.0).race("a", 1.0)
+    Progress(None, clock, 1, 1.0).trial("a", 1.0)

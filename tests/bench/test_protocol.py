@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
+from convbn.bench.cases.case import Case
 from convbn.bench.measure import protocol
 from convbn.bench.measure.blocks import interleave
-from convbn.bench.measure.case import Contest
-from convbn.bench.measure.options import ProtocolOptions
-from convbn.bench.measure.protocol import measure, measure_all
+from convbn.bench.measure.options import Instruments, ProtocolOptions
+from convbn.bench.measure.protocol import measure
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.results.result import BenchResult
-from convbn.bench.runtimes.base import Device, Prepared, SessionOptions, Side
+from convbn.bench.runtimes.base import Device, Prepared, SessionOptions, Variant
 from convbn.errors import FileAccessError, UsageError
 
 ConvModel = Callable[..., onnx.ModelProto]
@@ -28,13 +28,24 @@ FEEDS = [{"x": np.random.default_rng(i).standard_normal((1, 4)).astype(np.float3
 QUICK = ProtocolOptions(budget_seconds=0.5, warmup_seconds=0.1, block_seconds=0.005, threads=1, memory=False)
 
 ROUNDS: Any = {
-    "block_seconds": 0.05,
+    "options": ProtocolOptions(block_seconds=0.05, min_blocks=3),
     "budget_seconds": 0.5,
-    "min_blocks": 3,
-    "max_blocks": None,
-    "seed": 0,
     "progress": lambda left: None,
 }
+
+
+def measured(
+    variants: Sequence[Variant],
+    runtimes: Sequence[str],
+    options: ProtocolOptions | None = None,
+    feeds: Sequence[Feeds] | None = None,
+    **instruments: Any,
+) -> BenchResult:
+    """One case."""
+    case = Case(
+        variants[0].name if variants else "", tuple(variants), tuple(runtimes), threads=1, feeds=feeds
+    )
+    return measure([case], options, instruments=Instruments(**instruments))
 
 
 class Machine:
@@ -55,7 +66,7 @@ class Machine:
     def clock(self) -> float:
         return float(self.now)
 
-    def open(self, runtime: str, side: Side, options: SessionOptions) -> SimulatedSession:
+    def open(self, runtime: str, side: Variant, options: SessionOptions) -> SimulatedSession:
         # Where the weights came to lie in memory: a fixed factor of each session, up to 0.3 %.
         seconds = self.times[side.name] * self.rng.normal(1, 0.001)
         return SimulatedSession(self, seconds, gain=3.0 if side.name == "wrong" else 2.0)
@@ -100,8 +111,8 @@ class SimulatedSession:
 def simulate(seed: int, slowdown: float) -> BenchResult:
     machine = Machine(seed, {"a": 1e-3, "b": 1e-3 * slowdown})
     options = ProtocolOptions(seed=seed, block_seconds=0.01, budget_seconds=1.5, warmup_seconds=0.2)
-    return measure(
-        (Side("a"), Side("b")),
+    return measured(
+        (Variant("a"), Variant("b")),
         ("sim",),
         options=options,
         feeds=FEEDS,
@@ -139,8 +150,8 @@ def test_samples_are_kept_and_nothing_is_clipped() -> None:
 
 def test_a_side_left_out_does_not_lend_its_times_to_the_next() -> None:
     machine = Machine(0, {"a": 1e-3, "wrong": 5e-3, "b": 0.5e-3})
-    result = measure(
-        (Side("a"), Side("wrong"), Side("b")),
+    result = measured(
+        (Variant("a"), Variant("wrong"), Variant("b")),
         ("sim",),
         options=ProtocolOptions(block_seconds=0.01, budget_seconds=1.5, warmup_seconds=0.2),
         feeds=FEEDS,
@@ -156,8 +167,8 @@ def test_a_side_left_out_does_not_lend_its_times_to_the_next() -> None:
 def test_min_blocks_go_before_the_budget() -> None:
     machine = Machine(0, {"a": 2.0})
     options = ProtocolOptions(budget_seconds=0.1, warmup_seconds=0.1, min_blocks=7)
-    result = measure(
-        (Side("a"),), ("sim",), options=options, feeds=FEEDS, clock=machine.clock, opener=machine.open
+    result = measured(
+        (Variant("a"),), ("sim",), options=options, feeds=FEEDS, clock=machine.clock, opener=machine.open
     )
     assert len(result.cases[0].rows[0].block_seconds) == 7
     assert result.cases[0].rows[0].calls_per_block == 1
@@ -168,18 +179,17 @@ def test_a_real_measurement_fits_the_schema(conv_model: ConvModel, tmp_path: Pat
     path = tmp_path / "m.onnx"
     onnx.save(conv_model(), path)
     lines: list[str] = []
-    result = measure(
+    result = measured(
         (
-            Side("original", onnx=path),
-            Side("again", onnx=conv_model()),
-            Side("wrong", onnx=conv_model(bias=1.0)),
+            Variant("original", onnx=path),
+            Variant("again", onnx=conv_model()),
+            Variant("wrong", onnx=conv_model(bias=1.0)),
         ),
         ("onnxruntime-cpu@off", "onnxruntime-cuda", "torch-cpu"),
         options=QUICK,
-        progress=lines.append,
-        title="t",
-        extra=[{"label": "Top-1", "value": "71.2 %"}],
+        tell=lines.append,
     )
+    result = replace(result, title="t", extra=[{"label": "Top-1", "value": "71.2 %"}])
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(json.loads(json.dumps(result.to_dict(), allow_nan=False)), SCHEMA)
     rows = {(row.runtime, row.side): row for row in result.cases[0].rows}
@@ -221,20 +231,20 @@ def test_senseless_options_are_refused(change: dict[str, float]) -> None:
 
 
 def test_unknown_runtimes_and_repeated_names_are_refused_before_anything_runs(conv_model: ConvModel) -> None:
-    side = Side("a", onnx=conv_model())
+    side = Variant("a", onnx=conv_model())
     with pytest.raises(UsageError, match="no runtime 'tpu'"):
-        measure((side,), ("tpu",))
+        measured((side,), ("tpu",))
     with pytest.raises(UsageError, match="two models are called 'a'"):
-        measure((side, side), ("onnxruntime-cpu",))
+        measured((side, side), ("onnxruntime-cpu",))
     with pytest.raises(UsageError, match="no model"):
-        measure((), ("onnxruntime-cpu",))
+        measured((), ("onnxruntime-cpu",))
     with pytest.raises(FileAccessError, match="gone"):
-        measure((Side("a", onnx="gone.onnx"),), ("onnxruntime-cpu",))
+        measured((Variant("a", onnx="gone.onnx"),), ("onnxruntime-cpu",))
 
 
 def two(machine: Machine, **options: object) -> BenchResult:
-    return measure(
-        (Side("a"), Side("b")),
+    return measured(
+        (Variant("a"), Variant("b")),
         ("sim",),
         options=ProtocolOptions(**options),  # type: ignore[arg-type]  # whatever the test varies
         feeds=FEEDS,
@@ -255,40 +265,33 @@ def test_the_budget_is_kept_to_the_round() -> None:
     assert len(result.cases[0].rows[0].block_seconds) > 30
 
 
-def contest(name: str, machine: Machine) -> Contest:
+def case(name: str, machine: Machine, *runtimes: str) -> Case:
     machine.times.update({"a": 1e-3, "b": 1e-3})
-    return Contest(name, (Side("a"), Side("b")), feeds=FEEDS)
+    return Case(name, (Variant("a"), Variant("b")), runtimes or ("sim",), feeds=FEEDS)
 
 
 def test_the_total_budget_is_shared_out_among_what_is_left() -> None:
     machine = Machine(0, {})
     options = ProtocolOptions(budget_seconds=100.0, total_seconds=18.0, block_seconds=0.01)
-    result = measure_all(
-        (contest(f"m{i}", machine) for i in range(3)),
-        ("one", "two"),
-        options=options,
-        contests_ahead=3,
-        clock=machine.clock,
-        opener=machine.open,
+    result = measure(
+        [case(f"m{i}", machine, "one", "two") for i in range(3)],
+        options,
+        instruments=Instruments(machine.clock, machine.open),
     )
     assert result.seconds == pytest.approx(18.0, rel=0.05)
     counts = [len(row.block_seconds) for case in result.cases for row in case.rows]
     assert max(counts) < 1.5 * min(counts)
-    with pytest.raises(ValueError, match="number of contests"):
-        measure_all([], ("one",), options=options)
+    with pytest.raises(ValueError, match="number of cases"):
+        measure(iter([]), options)
 
 
 def test_cases_of_one_name_have_ids_of_their_own_and_a_failure_is_only_a_row() -> None:
     machine = Machine(0, {})
-    broken = replace(
-        contest("Net <x>", machine), precision="fp16", failure=UsageError("no fp16", hint="none")
-    )
-    result = measure_all(
-        [contest("Net <x>", machine), contest("net x", machine), broken],
-        ("sim",),
-        options=ProtocolOptions(budget_seconds=0.5, warmup_seconds=0.1, block_seconds=0.005),
-        clock=machine.clock,
-        opener=machine.open,
+    broken = replace(case("Net <x>", machine), precision="fp16", failure=UsageError("no fp16", hint="none"))
+    result = measure(
+        [case("Net <x>", machine), case("net x", machine), broken],
+        ProtocolOptions(budget_seconds=0.5, warmup_seconds=0.1, block_seconds=0.005),
+        instruments=Instruments(machine.clock, machine.open),
     )
     assert [case.id for case in result.cases] == ["net-x-as-is-b1", "net-x-as-is-b1-2", "net-x-fp16"]
     assert {row.status for row in result.cases[2].rows} == {"not measured"}
@@ -310,8 +313,8 @@ def test_times_of_a_device_go_before_those_of_the_host() -> None:
             return Prepared(call, times, Device("GPU", "0000:00:00.0", "graph", "flushed"))
 
     machine = Machine(0, {"a": 1e-3, "b": 1e-3})
-    result = measure(
-        (Side("a"), Side("b")),
+    result = measured(
+        (Variant("a"), Variant("b")),
         ("sim",),
         options=ProtocolOptions(budget_seconds=0.5, warmup_seconds=0.1, block_seconds=0.005, l2="flushed"),
         feeds=FEEDS,
@@ -395,8 +398,8 @@ def test_real_work_on_the_clock_of_its_own_thread(products: int, verdict: str, r
     # simulated above, with noise that is the same every time.
     work = {"a": 200, "b": products}
     row = (
-        measure(
-            (Side("a"), Side("b")),
+        measured(
+            (Variant("a"), Variant("b")),
             ("real",),
             options=ProtocolOptions(budget_seconds=0.5, block_seconds=0.005, warmup_seconds=0.05),
             feeds=FEEDS,
@@ -422,7 +425,8 @@ def test_every_round_runs_each_side_once_in_an_order_that_changes_with_the_seed(
 
             return Prepared(call)
 
-        rounds = ROUNDS | {"seed": seed, "budget_seconds": 6.0}
+        options = ProtocolOptions(block_seconds=0.05, min_blocks=3, seed=seed)
+        rounds = ROUNDS | {"options": options, "budget_seconds": 6.0}
         interleave([session(i) for i in range(3)], [0.05] * 3, clock=lambda: now[0], **rounds)
         return [ran[i : i + 3] for i in range(0, len(ran), 3)]
 

@@ -12,11 +12,20 @@ import onnx
 import pytest
 import torch
 
+from convbn.bench.cases.case import Case
 from convbn.bench.measure.options import ProtocolOptions
 from convbn.bench.measure.protocol import measure
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, Session, SessionOptions, Side, onnx_source
+from convbn.bench.runtimes.base import (
+    Levels,
+    Prepared,
+    Runtime,
+    Session,
+    SessionOptions,
+    Variant,
+    onnx_source,
+)
 from convbn.bench.runtimes.onnxruntime_providers import require_provider
 from convbn.bench.runtimes.registry import (
     RUNTIMES,
@@ -59,7 +68,7 @@ def test_the_registry_imports_no_runtime() -> None:
 @pytest.mark.parametrize("level", ["", "@off", "@basic", "@all"])
 def test_onnxruntime_runs_and_prepares(conv_model: ConvModel, level: str) -> None:
     with open_session(
-        f"onnxruntime-cpu{level}", Side("a", onnx=conv_model()), SessionOptions(threads=1)
+        f"onnxruntime-cpu{level}", Variant("a", onnx=conv_model()), SessionOptions(threads=1)
     ) as session:
         outputs = session.run(FEEDS)
         session.prepare(FEEDS).call()
@@ -70,25 +79,25 @@ def test_onnxruntime_runs_and_prepares(conv_model: ConvModel, level: str) -> Non
 def test_onnxruntime_takes_a_path_with_weights_beside_it(conv_model: ConvModel, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(conv_model(), path, save_as_external_data=True, location="m.data", size_threshold=0)
-    with open_session("onnxruntime-cpu", Side("a", onnx=path)) as session:
+    with open_session("onnxruntime-cpu", Variant("a", onnx=path)) as session:
         there = session.run(FEEDS)[0]
-    with open_session("onnxruntime-cpu", Side("a", onnx=conv_model())) as session:
+    with open_session("onnxruntime-cpu", Variant("a", onnx=conv_model())) as session:
         assert np.array_equal(there, session.run(FEEDS)[0])
     loose = onnx.load(path, load_external_data=False)
     with pytest.raises(SessionError, match="give the path"):
-        open_session("onnxruntime-cpu", Side("a", onnx=loose))
+        open_session("onnxruntime-cpu", Variant("a", onnx=loose))
 
 
 def test_the_missing_form_of_a_model_is_asked_for(conv_model: ConvModel) -> None:
     with pytest.raises(ModelFormMissingError, match=r"checkpoint with --arch"):
-        open_session("torch-cpu", Side("a", onnx=conv_model()))
+        open_session("torch-cpu", Variant("a", onnx=conv_model()))
     with pytest.raises(ModelFormMissingError, match=r"\.onnx"):
-        open_session("onnxruntime-cpu", Side("a", module=torch.nn.ReLU()))
+        open_session("onnxruntime-cpu", Variant("a", module=torch.nn.ReLU()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 def test_a_missing_gpu_is_never_replaced_by_the_cpu(conv_model: ConvModel) -> None:
-    side = Side("a", onnx=conv_model(), module=torch.nn.ReLU())
+    side = Variant("a", onnx=conv_model(), module=torch.nn.ReLU())
     with pytest.raises(RuntimeMissingError, match=r"CUDAExecutionProvider.*onnxruntime-gpu"):
         open_session("onnxruntime-cuda", side)
     with pytest.raises(NotSupportedError, match="no CUDA GPU"):
@@ -97,13 +106,13 @@ def test_a_missing_gpu_is_never_replaced_by_the_cpu(conv_model: ConvModel) -> No
 
 def test_a_wrong_input_is_one_typed_line(conv_model: ConvModel) -> None:
     wrong = {"x": np.zeros((2, 5, 8, 8), np.float32)}
-    with open_session("onnxruntime-cpu", Side("mine", onnx=conv_model())) as session:
+    with open_session("onnxruntime-cpu", Variant("mine", onnx=conv_model())) as session:
         for call in (session.run, session.prepare):
             with pytest.raises(SessionError, match=r"^mine: onnxruntime cannot run") as caught:
                 call(wrong)
             assert "\n" not in str(caught.value)
     with (
-        open_session("torch-cpu", Side("mine", module=torch.nn.Conv2d(3, 1, 1))) as session,
+        open_session("torch-cpu", Variant("mine", module=torch.nn.Conv2d(3, 1, 1))) as session,
         pytest.raises(SessionError, match=r"^mine: torch cannot run"),
     ):
         session.prepare(wrong)
@@ -112,7 +121,7 @@ def test_a_wrong_input_is_one_typed_line(conv_model: ConvModel) -> None:
 def test_torch_runs_in_eval_mode_and_restores_threads_and_flags() -> None:
     module = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.BatchNorm2d(3)).train()
     threads = torch.get_num_threads()
-    with open_session("torch-cpu", Side("a", module=module), SessionOptions(threads=1)) as session:
+    with open_session("torch-cpu", Variant("a", module=module), SessionOptions(threads=1)) as session:
         assert torch.get_num_threads() == 1
         first, second = session.run(FEEDS)[0], session.run(FEEDS)[0]
         session.prepare(FEEDS).call()
@@ -128,7 +137,7 @@ def test_torch_outputs_keep_their_structure_in_their_names() -> None:
         def forward(self, x: torch.Tensor) -> dict[str, object]:
             return {"logits": x.sum(dim=(2, 3)), "boxes": (x, None), "half": x.to(torch.bfloat16)}
 
-    with open_session("torch-cpu", Side("a", module=Two())) as session:
+    with open_session("torch-cpu", Variant("a", module=Two())) as session:
         outputs = session.run(FEEDS)
         assert session.output_names == ("output['logits']", "output['boxes'][0]", "output['half']")
     assert outputs[2].dtype.name == "bfloat16"
@@ -138,8 +147,8 @@ def test_torch_outputs_keep_their_structure_in_their_names() -> None:
 def test_arrays_that_were_pickled_run_as_well(conv_model: ConvModel) -> None:
     feeds = pickle.loads(pickle.dumps(FEEDS))  # noqa: S301  # our own bytes
     for name, side in (
-        ("torch-cpu", Side("a", module=torch.nn.Conv2d(3, 1, 1))),
-        ("onnxruntime-cpu", Side("a", onnx=conv_model())),
+        ("torch-cpu", Variant("a", module=torch.nn.Conv2d(3, 1, 1))),
+        ("onnxruntime-cpu", Variant("a", onnx=conv_model())),
     ):
         with open_session(name, side, SessionOptions(threads=1)) as session:
             session.run(feeds)
@@ -151,7 +160,7 @@ GPU_RUNTIMES = [name for name in runtime_names() if device_of(name) == "cuda"]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 @pytest.mark.parametrize("name", GPU_RUNTIMES)
 def test_every_gpu_runtime_says_what_it_lacks_and_how_to_get_it(name: str, conv_model: ConvModel) -> None:
-    side = Side(
+    side = Variant(
         "a", onnx=conv_model(), module=torch.nn.ReLU(), engines={name: EngineFile(Path("gone.engine"))}
     )
     for action in (lambda: load_library(name), lambda: open_session(name, side)):
@@ -209,7 +218,7 @@ def test_a_runtime_of_another_package_is_measured_by_its_row_alone(conv_model: C
         def __exit__(self, *error: object) -> None:
             self.close()
 
-    def opened(side: Side, options: SessionOptions, levels: Levels) -> Session:
+    def opened(side: Variant, options: SessionOptions, levels: Levels) -> Session:
         data = onnx_source(side, "the evaluator")
         assert isinstance(data, bytes)
         return Evaluated(onnx.load_model_from_string(data))
@@ -228,11 +237,11 @@ def test_a_runtime_of_another_package_is_measured_by_its_row_alone(conv_model: C
     try:
         with pytest.raises(UsageError, match="already"):
             register(toy)
-        sides = (Side("a", onnx=conv_model()), Side("b", onnx=conv_model()))
+        variants = (Variant("a", onnx=conv_model()), Variant("b", onnx=conv_model()))
         quick = ProtocolOptions(
             block_seconds=0.001, budget_seconds=0.1, min_blocks=5, memory=False, warmup_seconds=0.01
         )
-        case = measure(sides, ["onnx-reference"], options=quick).cases[0]
+        case = measure([Case("a", variants, ("onnx-reference",))], quick).cases[0]
         assert [row.status for row in case.rows] == ["measured", "measured"]
         assert case.rows[1].equality is not None
         assert case.runtimes[0].note == "it folds, so a time ratio near 1 is expected"
@@ -242,10 +251,10 @@ def test_a_runtime_of_another_package_is_measured_by_its_row_alone(conv_model: C
 
 def test_channels_last_is_a_layout_of_a_copy_and_the_same_numbers() -> None:
     module = torch.nn.Conv2d(3, 4, 3)
-    with open_session("torch-cpu", Side("a", module=module)) as session:
+    with open_session("torch-cpu", Variant("a", module=module)) as session:
         expected = session.run(FEEDS)[0]
     seen: list[bool] = []
-    with open_session("torch-cpu@channels_last", Side("a", module=module)) as session:
+    with open_session("torch-cpu@channels_last", Variant("a", module=module)) as session:
         placed: torch.nn.Module = session._module  # type: ignore[attr-defined]
         placed.register_forward_hook(
             lambda _, inputs, __: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
@@ -258,15 +267,15 @@ def test_channels_last_is_a_layout_of_a_copy_and_the_same_numbers() -> None:
 
 def test_an_engine_that_was_not_built_says_why(conv_model: ConvModel) -> None:
     with pytest.raises(ModelFormMissingError, match="convbn export"):
-        open_session("tensorrt-rtx", Side("a", onnx=conv_model()))
-    side = Side("a", engines={"tensorrt-rtx": UsageError("no such operator")})
+        open_session("tensorrt-rtx", Variant("a", onnx=conv_model()))
+    side = Variant("a", engines={"tensorrt-rtx": UsageError("no such operator")})
     with pytest.raises(UsageError, match="no such operator"):
         open_session("tensorrt-rtx@enqueue", side)
 
 
 def test_work_that_another_provider_does_is_refused(conv_model: ConvModel) -> None:
     # The CPU provider stands for the one that took a node it was not asked to take.
-    with open_session("onnxruntime-cpu@off", Side("a", onnx=conv_model())) as session:
+    with open_session("onnxruntime-cpu@off", Variant("a", onnx=conv_model())) as session:
         inner = session._session  # type: ignore[attr-defined]
         require_provider(inner, "CPUExecutionProvider", "a")
         with pytest.raises(RuntimeMissingError, match="without CUDAExecutionProvider"):
@@ -296,9 +305,9 @@ def needs_compiler() -> None:
 def test_compiled_modules_compute_the_same_and_give_everything_back() -> None:
     needs_compiler()
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).train()
-    with open_session("torch-cpu", Side("a", module=module)) as session:
+    with open_session("torch-cpu", Variant("a", module=module)) as session:
         expected = session.run(FEEDS)[0]
-    with open_session("torch-compile-cpu", Side("a", module=module), SessionOptions(threads=1)) as session:
+    with open_session("torch-compile-cpu", Variant("a", module=module), SessionOptions(threads=1)) as session:
         found = session.run(FEEDS)[0]
         session.prepare(FEEDS).call()
         from torch._dynamo.utils import counters
@@ -322,7 +331,7 @@ def test_what_cannot_be_compiled_is_an_error_and_not_eager() -> None:
             return nothing(x) + 1
 
     with (
-        open_session("torch-compile-cpu", Side("mine", module=Opaque())) as session,
+        open_session("torch-compile-cpu", Variant("mine", module=Opaque())) as session,
         pytest.raises(SessionError, match=r"^mine: torch cannot run"),
     ):
         session.run(FEEDS)
@@ -334,9 +343,9 @@ def test_what_cannot_be_compiled_is_an_error_and_not_eager() -> None:
 @pytest.mark.parametrize("name", ["torch-cuda", "torch-cudagraph", "torch-compile-cuda"])
 def test_torch_on_a_gpu_is_timed_by_events(name: str, l2: str) -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64)).eval()
-    with open_session("torch-cpu", Side("a", module=module)) as session:
+    with open_session("torch-cpu", Variant("a", module=module)) as session:
         expected = session.run(FEEDS)[0]
-    with open_session(name, Side("a", module=module), SessionOptions(l2=l2)) as session:  # type: ignore[arg-type]  # one of two
+    with open_session(name, Variant("a", module=module), SessionOptions(l2=l2)) as session:  # type: ignore[arg-type]  # one of two
         assert np.allclose(session.run(FEEDS)[0], expected, atol=1e-2)  # TF32
         prepared = session.prepare(FEEDS)
         prepared.call()
@@ -356,9 +365,9 @@ def test_onnxruntime_on_a_gpu_is_timed_by_events(name: str, conv_model: ConvMode
         load_library(name)
     except RuntimeMissingError as error:
         pytest.skip(str(error))
-    with open_session("onnxruntime-cpu", Side("a", onnx=conv_model())) as session:
+    with open_session("onnxruntime-cpu", Variant("a", onnx=conv_model())) as session:
         expected = session.run(FEEDS)[0]
-    with open_session(name, Side("a", onnx=conv_model())) as session:
+    with open_session(name, Variant("a", onnx=conv_model())) as session:
         assert np.allclose(session.run(FEEDS)[0], expected, atol=1e-2)  # TF32
         prepared = session.prepare(FEEDS)
         assert prepared.device_times is not None

@@ -15,12 +15,6 @@ FLOOR = ("errors", "common")
 ROOMS = ("fuse", "export", "bench")
 """Each may import itself and those before it."""
 
-CIRCLES: list[list[str]] = [
-    ["convbn.bench.measure.protocol", "convbn.bench.measure.runtime_trial"],
-    ["convbn.checkpoint_sources", "convbn.sources"],
-]
-"""Those that still have to go. Each closes by an import inside a function or for annotations alone."""
-
 
 @cache
 def known() -> tuple[Import, ...]:
@@ -43,7 +37,7 @@ def test_no_module_waits_for_itself_while_it_is_loaded() -> None:
 
 def test_no_circles() -> None:
     """Imports inside functions, for annotations, and names in tables of lazy imports among them."""
-    assert sorted(circles((one.source, one.target) for one in known())) == CIRCLES
+    assert circles((one.source, one.target) for one in known()) == []
 
 
 def test_folders_of_fuse_are_in_an_order() -> None:

@@ -16,7 +16,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.runtimes import registry
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Side, onnx_source
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant, onnx_source
 from convbn.cli import main
 from convbn.errors import UsageError
 
@@ -60,9 +60,9 @@ def load() -> Any:
     return ReferenceEvaluator
 
 
-def open_session(side: Side, options: SessionOptions, levels: Levels) -> ReferenceSession:
-    source = onnx_source(side, "The reference evaluator")
-    return ReferenceSession(load()(source), side.name)
+def open_session(model: Variant, options: SessionOptions, levels: Levels) -> ReferenceSession:
+    source = onnx_source(model, "The reference evaluator")
+    return ReferenceSession(load()(source), model.name)
 
 
 REFERENCE = Runtime(

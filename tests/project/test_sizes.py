@@ -30,7 +30,6 @@ LONG_FILES = {
 FULL_FOLDERS = {
     "fuse/frontends/onnx",
     "fuse/plan",
-    "src/convbn",
     "src/convbn/commands",
 }
 """Those that still have to be divided."""

@@ -51,16 +51,17 @@ def latencies(
 
 def _measured(path: Path, budget_s: float) -> dict[str, Any]:
     import convbn
+    from convbn.bench.cases.case import Case
     from convbn.bench.measure.options import ProtocolOptions
     from convbn.bench.measure.protocol import measure
-    from convbn.bench.runtimes.base import Side
+    from convbn.bench.runtimes.base import Variant
 
     nothing = {"failure": None, "ratio": None, "milliseconds": None, "verdict": None, "noise_floor": None}
     try:
         folded, _ = convbn.fuse(path, options=convbn.FuseOptions(verify=False))
-        sides = (Side("untouched", onnx=path), Side("convbn", onnx=folded))
+        variants = (Variant("untouched", onnx=path), Variant("convbn", onnx=folded))
         options = ProtocolOptions(threads=1, budget_seconds=budget_s, memory=False)
-        result = measure(sides, [RUNTIME], options=options)
+        result = measure([Case("untouched", variants, (RUNTIME,), threads=1)], options)
     except Exception as error:  # a fold in development may raise anything
         return nothing | {"failure": f"{type(error).__name__}: {error}"[:300]}
     case = result.cases[0]

@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in ("tools", "tests"))
 
-from convbn.bench.measure.options import ProtocolOptions
-from convbn.bench.measure.protocol import measure_all
+from convbn.bench.cases.study import NamedModel, Study
+from convbn.bench.measure.options import Instruments, ProtocolOptions
+from convbn.bench.measure.protocol import measure
 from convbn.bench.report import html, markdown
 from convbn.console import Console
-from convbn.grid import Entry, Grid, contests
 from performance.networks import TABLE, subject
 
 RUNTIMES = ("onnxruntime-cpu@off", "onnxruntime-cpu", "torch-cpu")
@@ -42,14 +43,14 @@ def main() -> int:
         total_seconds=60 * options.minutes,
         memory=not options.no_memory,
     )
-    entries = [Entry(name.removeprefix("tv_"), partial(subject, name)) for name in options.only]
-    result = measure_all(
-        contests(entries, Grid(), runtimes=options.runtime, threads=THREADS),
-        options.runtime,
-        options=protocol,
-        contests_ahead=len(entries),
-        progress=console.progress,
-        title=f"{len(entries)} networks on the CPU, one thread: unfused, fused by the runtime, fused by convbn",
+    groups = [[NamedModel(name.removeprefix("tv_"), partial(subject, name))] for name in options.only]
+    result = replace(
+        measure(
+            Study(groups, runtimes=options.runtime, threads=THREADS),
+            protocol,
+            instruments=Instruments(tell=console.progress),
+        ),
+        title=f"{len(groups)} networks on the CPU, one thread: unfused, fused by the runtime, fused by convbn",
         command="make bench-table",
         extra=[{"label": "Weights", "value": "random; BatchNorm statistics as training leaves them"}],
     )

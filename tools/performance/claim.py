@@ -10,17 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in ("tools", "tests"))
 
-from convbn.bench.measure.options import ProtocolOptions
-from convbn.bench.measure.protocol import measure_all
-from convbn.bench.results.result import BenchResult, Case, Row
+from convbn.bench.cases.study import NamedModel, Study
+from convbn.bench.measure.options import Instruments, ProtocolOptions
+from convbn.bench.measure.protocol import measure
+from convbn.bench.results.result import BenchResult, CaseResult, Row
 from convbn.console import Console
-from convbn.grid import Entry, Grid, contests
 from performance.networks import CLAIM, subject
 
 RUNTIMES = ("torch-cpu", "torch-cudagraph", "torch-cuda")
@@ -40,15 +41,13 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=30.0, help="seconds a network and runtime")
     options = parser.parse_args()
     console = Console()
-    entries = [Entry(network.name, partial(subject, network)) for network in CLAIM]
-    result = measure_all(
-        contests(entries, Grid(), runtimes=RUNTIMES, threads=THREADS),
-        RUNTIMES,
-        options=ProtocolOptions(
-            threads=THREADS, budget_seconds=options.budget, block_seconds=0.1, min_blocks=30
+    groups = [[NamedModel(network.name, partial(subject, network))] for network in CLAIM]
+    result = replace(
+        measure(
+            Study(groups, runtimes=RUNTIMES, threads=THREADS),
+            ProtocolOptions(threads=THREADS, budget_seconds=options.budget, block_seconds=0.1, min_blocks=30),
+            instruments=Instruments(tell=console.progress),
         ),
-        contests_ahead=len(entries),
-        progress=console.progress,
         title="Folding BatchNorm in eager PyTorch",
         command="make claim",
     )
@@ -86,7 +85,7 @@ def document(result: BenchResult, path: Path) -> str:
     return "\n".join(lines)
 
 
-def _lines(case: Case) -> list[str]:
+def _lines(case: CaseResult) -> list[str]:
     shape = "×".join(str(size) for size in case.inputs[0]["shape"]) if case.inputs else ""
     lines = []
     for control in case.runtimes:

@@ -25,8 +25,9 @@ from coverage_report.trained import as_trained
 from support.networks import torchvision_models
 
 import convbn
-from convbn.converting import Conversion, Original, converted
+from convbn.converting import Conversion, converted
 from convbn.errors import CheckFailedError
+from convbn.export.loading.source_model import SourceModel
 
 BACKEND = "tensorrt-rtx"
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121")
@@ -106,7 +107,7 @@ def network_rows(name: str) -> list[dict[str, Any]]:
 def built(model: Any, unfused: Any, precision: str, inputs: list[Any]) -> dict[str, Any]:
     """One engine: what the parser saw, size, seconds, and the error of its model."""
     data = None if precision == "fp32" else inputs
-    result = converted(model, Conversion(precision, calibration=data), Original(unfused))
+    result = converted(model, Conversion(precision, calibration=data), SourceModel(unfused))
     with tempfile.TemporaryDirectory() as folder:
         artifact = convbn.build_engine(
             result.model,

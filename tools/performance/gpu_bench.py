@@ -12,20 +12,21 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in ("tools", "tests"))
 
-from convbn.bench.measure.case import Contest
-from convbn.bench.measure.options import ProtocolOptions
-from convbn.bench.measure.protocol import measure_all
+from convbn.bench.cases.case import Case
+from convbn.bench.cases.study import Grid, NamedModel, Study
+from convbn.bench.measure.options import Instruments, ProtocolOptions
+from convbn.bench.measure.protocol import measure
 from convbn.bench.report import html, markdown
-from convbn.bench.runtimes.base import Side
+from convbn.bench.runtimes.base import Variant
 from convbn.bench.runtimes.registry import load_library
 from convbn.console import Console
 from convbn.errors import ConvBNError
-from convbn.grid import Entry, Grid, contests
 from performance.networks import CLAIM, TABLE, subject
 
 #: Graph replay first: it is the main mode; plain launches stand beside it.
@@ -55,8 +56,8 @@ def main() -> int:
         parser.error(f"there is no network {unknown[0]!r}: choose of {', '.join(TABLE)}")
     chosen = [*filter(None, options.only.split(","))] or list(CLAIM)
     names = [network if isinstance(network, str) else network.name for network in chosen]
-    entries = [
-        Entry(name.removeprefix("tv_"), partial(subject, network))
+    groups = [
+        [NamedModel(name.removeprefix("tv_"), partial(subject, network))]
         for name, network in zip(names, chosen, strict=True)
     ]
     grid = Grid(
@@ -64,20 +65,20 @@ def main() -> int:
         precisions=tuple(options.precision.split(",")),
     )
     console = Console()
-    cases = contests(entries, grid, runtimes=runtimes) if any(map(_usable, runtimes)) else _idle(names, grid)
-    result = measure_all(
-        cases,
-        runtimes,
-        options=ProtocolOptions(
-            budget_seconds=10.0,
-            total_seconds=60 * options.minutes,
-            warmup_seconds=1.0,
-            block_seconds=0.1,
-            min_blocks=30,
-            l2="flushed" if options.flush_l2 else "warm",
+    study = Study(groups, grid, runtimes=runtimes)
+    result = replace(
+        measure(
+            study if any(map(_usable, runtimes)) else list(_idle(names, grid, runtimes)),
+            ProtocolOptions(
+                budget_seconds=10.0,
+                total_seconds=60 * options.minutes,
+                warmup_seconds=1.0,
+                block_seconds=0.1,
+                min_blocks=30,
+                l2="flushed" if options.flush_l2 else "warm",
+            ),
+            instruments=Instruments(tell=console.progress),
         ),
-        contests_ahead=len(entries) * grid.size,
-        progress=console.progress,
         title="On the GPU: unfused against folded",
         command="python tools/performance/gpu_bench.py " + " ".join(sys.argv[1:]),
         extra=[{"label": "Weights", "value": "random; BatchNorm statistics as training leaves them"}],
@@ -104,13 +105,13 @@ def _usable(runtime: str) -> bool:
     return True
 
 
-def _idle(names: Sequence[str], grid: Grid) -> Iterator[Contest]:
+def _idle(names: Sequence[str], grid: Grid, runtimes: tuple[str, ...]) -> Iterator[Case]:
     """The cases without their models, which need not be built where nothing can run them."""
-    sides = (Side("original"), Side("folded"))
+    variants = (Variant("original"), Variant("folded"))
     for name in names:
         for batch in grid.batches:
             for precision in grid.precisions:
-                yield Contest(name.removeprefix("tv_"), sides, batch=batch, precision=precision)
+                yield Case(name.removeprefix("tv_"), variants, runtimes, batch=batch, precision=precision)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from coverage_report.architectures import Architecture, by_name
 
 if TYPE_CHECKING:
-    from convbn.sides import Subject
+    from convbn.export.loading.source_model import SourceModel
 
 __all__ = ["CLAIM", "TABLE", "subject"]
 
@@ -25,7 +25,7 @@ CLAIM = (
 )
 
 
-def subject(network: str | Architecture) -> Subject:
+def subject(network: str | Architecture) -> SourceModel:
     """A network, built and ready to be measured at batch 1.
 
     Args:
@@ -34,9 +34,9 @@ def subject(network: str | Architecture) -> Subject:
     import torch
     from coverage_report.trained import as_trained
 
-    from convbn.sides import Subject
+    from convbn.export.loading.source_model import SourceModel
 
     architecture = by_name(network) if isinstance(network, str) else network
     torch.manual_seed(SEED)
     example = torch.randn(architecture.shape, generator=torch.Generator().manual_seed(SEED))
-    return Subject(as_trained(architecture.build(), example, SEED), (example,))
+    return SourceModel(as_trained(architecture.build(), example, SEED), (example,))

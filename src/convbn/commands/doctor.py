@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from convbn.bench.runtimes.base import Side
+    from convbn.bench.runtimes.base import Variant
 
 __all__ = ["Part", "run"]
 
@@ -118,7 +118,7 @@ def _runtimes() -> Iterator[Part]:
     try:
         from convbn.bench.runtimes.registry import form_of, load_library, open_session, runtime_names
 
-        side, feed = _smallest()
+        variant, feed = _smallest()
     except ImportError as error:
         yield Part(
             "runtimes", None, False, True, f"cannot be tried without {error.name}", "pip install convbn"
@@ -127,7 +127,7 @@ def _runtimes() -> Iterator[Part]:
     for runtime in runtime_names():
         # The backends that build engines bear the same names.
         name = f"{runtime} engines" if form_of(runtime) == "engine" else runtime
-        if side.module is None and form_of(runtime) == "torch":
+        if variant.module is None and form_of(runtime) == "torch":
             yield Part(
                 name, None, False, False, "torch does not work here, see above", "pip install 'convbn[torch]'"
             )
@@ -137,7 +137,7 @@ def _runtimes() -> Iterator[Part]:
             if name != runtime:
                 yield Part(name, None, True, False, "runs engines built for this machine")
                 continue
-            with open_session(runtime, side) as session:
+            with open_session(runtime, variant) as session:
                 session.run(feed)
         except ConvBNError as error:
             yield Part(name, None, False, False, error.cause, error.hint)
@@ -147,12 +147,12 @@ def _runtimes() -> Iterator[Part]:
             yield Part(name, None, True, False, "measures and verifies")
 
 
-def _smallest() -> tuple[Side, dict[str, NDArray[np.float32]]]:
+def _smallest() -> tuple[Variant, dict[str, NDArray[np.float32]]]:
     """A model of one node in both forms, and an input for it."""
     import numpy as np
     from onnx import TensorProto, helper
 
-    from convbn.bench.runtimes.base import Side
+    from convbn.bench.runtimes.base import Variant
 
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
@@ -163,5 +163,5 @@ def _smallest() -> tuple[Side, dict[str, NDArray[np.float32]]]:
     try:
         import torch
     except Exception:  # its own line says what is wrong with it
-        return Side("smallest", onnx=model), feed
-    return Side("smallest", onnx=model, module=torch.nn.ReLU(), example_inputs=(torch.zeros(1),)), feed
+        return Variant("smallest", onnx=model), feed
+    return Variant("smallest", onnx=model, module=torch.nn.ReLU(), example_inputs=(torch.zeros(1),)), feed

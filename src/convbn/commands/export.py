@@ -14,21 +14,21 @@ from convbn.commands.precision_options import conversion_of, say_conversion
 from convbn.commands.progress import BuildProgress
 from convbn.commands.shared import (
     console_of,
-    from_source,
     fuse_options,
+    load_options,
     output_kind,
     proven,
     refuse_unproven,
     refuse_warnings,
-    source_options,
     write_json,
 )
 from convbn.common.text import printable
 from convbn.console import Console
 from convbn.errors import UsageError
+from convbn.export.loading.open import open_source
+from convbn.export.loading.source_model import SourceModel
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
-from convbn.sources import Source, open_source
 
 __all__ = ["run"]
 
@@ -44,13 +44,13 @@ def run(options: argparse.Namespace) -> int:
     _check(options, kind)
     check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
-        source = open_source(options.input, source_options(options))
+        source = open_source(options.input, load_options(options))
         unfused = _captured(source, options, kind)
     model, report = unfused, None
     if not options.no_fuse:
         with console.phase("folding"):
             folding = fold(unfused, options=fuse_options(options, verify=not options.no_verify))
-        refuse_warnings(options, from_source(folding.report, source))
+        refuse_warnings(options, source.named_in(folding.report))
         model, report = folding.model, proven(folding, source, console)
         console.report(report)
     model, conversion = _converted(model, source, options, console)
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         # As it came, the file itself is what the engine is made of: its hash and name go into the sidecar.
         as_it_came = model is source.onnx
-        _build(source.path if as_it_came else model, unfused, report, conversion, options, console)
+        _build(options.input if as_it_came else model, unfused, report, conversion, options, console)
     if report is not None:
         added = {} if conversion is None else {"precision": dict(conversion)}
         write_json(options.json, report.to_dict() | added)
@@ -72,16 +72,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _converted(
-    model: Any, source: Source, options: argparse.Namespace, console: Console
+    model: Any, source: SourceModel, options: argparse.Namespace, console: Console
 ) -> tuple[Any, Mapping[str, Any] | None]:
     """The model in the precision that was asked for, and the record of it; None where none was."""
     if options.precision == "as-is":
         return model, None
-    from convbn.converting import Original, converted
+    from convbn.converting import converted
 
     with console.phase(f"converting to {options.precision}"):
-        original = Original(source.model, source.example_inputs, source.shapes, source.path)
-        result = converted(model, conversion_of(options), original)
+        result = converted(model, conversion_of(options), source)
     say_conversion(result.record, console)
     return result.model, result.record
 
@@ -125,7 +124,7 @@ def _check_engine(options: argparse.Namespace) -> None:
         require_served(backend.name)
 
 
-def _captured(source: Source, options: argparse.Namespace, kind: str) -> Any:
+def _captured(source: SourceModel, options: argparse.Namespace, kind: str) -> Any:
     """The form that is folded and written, exactly as it came."""
     if source.onnx is not None:
         if kind == ".pt2":
@@ -138,22 +137,18 @@ def _captured(source: Source, options: argparse.Namespace, kind: str) -> Any:
         from convbn.export.onnx_io.provenance import in_opset
 
         return in_opset(source.onnx, options.opset)
-    from convbn.export.torch.save import export_onnx, export_program
+    from convbn.export.torch.save import export_program
 
     if kind == ".pt2":
-        return source.program or export_program(source.model, source.needed_inputs())
-    return export_onnx(
-        source.model,
-        source.needed_inputs(),
-        input_names=source.input_names,
-        dynamic_batch=options.dynamic_batch,
-        opset=options.opset,
-    )
+        if source.kind != "torch.nn.Module":
+            return source.model
+        return export_program(source.model, source.needed_inputs())
+    return source.as_onnx(dynamic_batch=options.dynamic_batch, opset=options.opset)
 
 
 def _write_onnx(
     model: Any,
-    source: Source,
+    source: SourceModel,
     report: Report | None,
     conversion: Mapping[str, Any] | None,
     options: argparse.Namespace,
@@ -163,7 +158,7 @@ def _write_onnx(
     from convbn.export.onnx_io.provenance import add_provenance
     from convbn.export.onnx_io.read import save_model
 
-    facts = {"version": __version__, "source": Path(source.path).name}
+    facts = {"version": __version__, "source": Path(options.input).name}
     if source.sha256 is not None:
         facts["source_sha256"] = source.sha256
     if report is not None:

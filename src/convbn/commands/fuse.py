@@ -7,23 +7,22 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.shared import (
-    as_onnx,
     console_of,
-    from_source,
     fuse_options,
+    load_options,
     output_kind,
     proven,
     refuse_unproven,
     refuse_warnings,
-    source_options,
     write_json,
 )
 from convbn.common.text import printable
 from convbn.console import Console
 from convbn.errors import UsageError
+from convbn.export.loading.open import open_source
+from convbn.export.loading.source_model import SourceModel
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
-from convbn.sources import Source, open_source
 
 if TYPE_CHECKING:
     from convbn.export.onnx_io.read import OpenModel
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
         source = open_source(
-            options.input, source_options(options), light=True, hashed=options.json is not None
+            options.input, load_options(options), light=True, hashed=options.json is not None
         )
     kind = output_kind(options.output, _kinds(source))
     if source.opened is not None:
@@ -53,14 +52,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _file_to_file(source: Source, opened: OpenModel, options: argparse.Namespace, console: Console) -> Report:
+def _file_to_file(
+    source: SourceModel, opened: OpenModel, options: argparse.Namespace, console: Console
+) -> Report:
     """ONNX to ONNX: the result is compared where it will lie, by its path."""
     from convbn.onnx_pass import Written, fold_opened, staged_fold
 
     with opened.files:
         with console.phase("folding"):
             folding = fold_opened(opened, fuse_options(options, verify=not options.no_verify))
-        refuse_warnings(options, from_source(folding.report, source))
+        refuse_warnings(options, source.named_in(folding.report))
         target = Written(options.output, options.force, options.external_data)
         with ExitStack() as writing:
             with console.phase("writing"):
@@ -68,7 +69,7 @@ def _file_to_file(source: Source, opened: OpenModel, options: argparse.Namespace
             return proven(folding, source, console, candidate=staged)
 
 
-def _made(source: Source, kind: str, options: argparse.Namespace, console: Console) -> Report:
+def _made(source: SourceModel, kind: str, options: argparse.Namespace, console: Console) -> Report:
     """A module or program, folded in the form that is written."""
     if options.external_data != "auto" and kind != ".onnx":
         raise UsageError("--external-data is for ONNX files", source=options.output)
@@ -79,32 +80,34 @@ def _made(source: Source, kind: str, options: argparse.Namespace, console: Conso
             options=fuse_options(options, verify=not options.no_verify),
             owned=True,
         )
-    refuse_warnings(options, from_source(folding.report, source))
+    refuse_warnings(options, source.named_in(folding.report))
     report = proven(folding, source, console)
     with console.phase("writing"):
         _write(folding.model, report, source, kind, options)
     return report
 
 
-def _kinds(source: Source) -> tuple[str, ...]:
+def _kinds(source: SourceModel) -> tuple[str, ...]:
     """What can be written: an ONNX file is not turned back into PyTorch, nor a program into a module."""
     if source.onnx is not None:
         return (".onnx",)
-    return (".onnx", ".pt2") if source.program is not None else (".onnx", ".pt2", ".safetensors")
+    return (".onnx", ".pt2", ".safetensors") if source.kind == "torch.nn.Module" else (".onnx", ".pt2")
 
 
-def _captured_form(source: Source, kind: str) -> Any:
+def _captured_form(source: SourceModel, kind: str) -> Any:
     """What is folded: the form that is written, so that every rule for it can be used."""
     if kind == ".onnx":
-        return as_onnx(source)
-    if source.module is None or kind == ".safetensors":
+        return source.as_onnx()
+    if source.kind != "torch.nn.Module" or kind == ".safetensors":
         return source.model
     from convbn.export.torch.save import export_program
 
-    return export_program(source.module, source.needed_inputs())
+    return export_program(source.model, source.needed_inputs())
 
 
-def _write(artefact: Any, report: Report, source: Source, kind: str, options: argparse.Namespace) -> None:
+def _write(
+    artefact: Any, report: Report, source: SourceModel, kind: str, options: argparse.Namespace
+) -> None:
     if kind == ".onnx":
         from convbn.export.onnx_io.read import save_model
 
@@ -115,14 +118,14 @@ def _write(artefact: Any, report: Report, source: Source, kind: str, options: ar
 
         save_program(artefact, source.example_inputs or (), options.output, overwrite=options.force)
         return
-    from convbn.fused_files import save_fused
+    from convbn.export.checkpoints.fused import save_fused
 
     save_fused(
         source.model,
         artefact,
         report,
         options.output,
-        arch=options.arch or (source.path if source.path.startswith("hf-hub:") else None),
+        arch=options.arch or (options.input if options.input.startswith("hf-hub:") else None),
         arch_args=tuple(options.arch_arg),
         overwrite=options.force,
     )

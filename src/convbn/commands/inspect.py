@@ -8,15 +8,14 @@ from dataclasses import replace
 from convbn.commands.inspect_engine import is_engine, run_on_engine
 from convbn.commands.shared import (
     console_of,
-    from_source,
     fuse_options,
+    load_options,
     refuse_warnings,
-    source_options,
     write_json,
 )
 from convbn.errors import UsageError
+from convbn.export.loading.open import open_source
 from convbn.fuse.fold import fold
-from convbn.sources import open_source
 
 __all__ = ["run"]
 
@@ -30,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     console = console_of(options)
     with console.phase("reading"):
         source = open_source(
-            options.input, source_options(options), light=True, hashed=options.json is not None
+            options.input, load_options(options), light=True, hashed=options.json is not None
         )
     with console.phase("planning"):
         folding = fold(
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             read=None if source.opened is None else source.opened.files.read,
         )
     nothing = {"status": "not run", "reason": "inspect writes nothing, so there is nothing to compare"}
-    report = replace(from_source(folding.report, source), verify=nothing)
+    report = replace(source.named_in(folding.report), verify=nothing)
     console.report(report, would=True)
     write_json(options.json, report.to_dict())
     refuse_warnings(options, report)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convbn.commands.shared import source_options
+from convbn.commands.shared import load_options
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
+    from convbn.bench.cases.study import Grid, NamedModel
     from convbn.bench.measure.options import ProtocolOptions
     from convbn.bench.results.result import BenchResult
     from convbn.console import Console
-    from convbn.grid import Entry, Grid
-    from convbn.sides import Subject
 
 __all__ = ["measured"]
 
@@ -29,12 +29,12 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
         options: of ``convbn bench``.
         console: where the progress is shown.
     """
-    from convbn.bench.measure.protocol import measure_all
+    from convbn.bench.cases.study import Study
+    from convbn.bench.measure.options import Instruments
+    from convbn.bench.measure.protocol import measure
     from convbn.bench.runtimes.registry import check_runtime
     from convbn.commands.inspect_engine import is_engine
     from convbn.export.engines.run.load import require_trust
-    from convbn.grid import contests
-    from convbn.sides import default_runtimes
 
     runtimes = tuple(options.runtime.split(",")) if options.runtime else None
     for name in runtimes or ():
@@ -42,22 +42,13 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     for path in (options.input, *options.others):
         if is_engine(path):
             require_trust(path, options.trust_engine)
-    protocol, grid, entries = _protocol(options), _grid(options), _entries(options)
+    study = Study(_groups(options), _grid(options), runtimes=runtimes, seed=options.seed)
     console.progress("reading and folding")
-    cases = contests(entries, grid, runtimes=runtimes, seed=options.seed)
-    result = measure_all(
-        cases,
-        runtimes or (lambda case: default_runtimes(case.sides[0])),
-        options=protocol,
-        contests_ahead=len(entries) * grid.size,
-        progress=console.progress,
-        title=f"convbn bench {options.input}"
-        if len(entries) == 1
-        else f"convbn bench, {len(entries)} models",
-        command="convbn " + shlex.join(sys.argv[1:]),
-    )
+    result = measure(study, _protocol(options), instruments=Instruments(tell=console.progress))
     console.progress("")
-    return result
+    count = len(study.groups)
+    title = f"convbn bench {options.input}" if count == 1 else f"convbn bench, {count} models"
+    return replace(result, title=title, command="convbn " + shlex.join(sys.argv[1:]))
 
 
 def _protocol(options: argparse.Namespace) -> ProtocolOptions:
@@ -76,7 +67,7 @@ def _protocol(options: argparse.Namespace) -> ProtocolOptions:
 
 
 def _grid(options: argparse.Namespace) -> Grid:
-    from convbn.grid import Grid
+    from convbn.bench.cases.study import Grid
 
     precisions = tuple(options.precision.split(",")) if options.precision else ()
     return Grid(_numbers("--batch", options.batch), precisions, _numbers("--threads", options.threads))
@@ -91,40 +82,20 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...]:
         ) from error
 
 
-def _entries(options: argparse.Namespace) -> list[Entry]:
-    from convbn.grid import Entry
+def _groups(options: argparse.Namespace) -> list[list[NamedModel]]:
+    """The files, each alone with ``--each``, else those after the first against it."""
+    from convbn.bench.cases.study import NamedModel
+    from convbn.export.loading.open import open_model_or_engine
+
+    def named(name: str, path: str) -> NamedModel:
+        return NamedModel(
+            name, partial(open_model_or_engine, path, load_options(options), options.trust_engine)
+        )
 
     paths = [options.input, *options.others]
     stems = [Path(path).stem for path in paths]
     if options.each:
         # Files of one name in several folders are told apart by their paths.
         names = [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, paths, strict=True)]
-        return [Entry(name, _opener(path, options)) for name, path in zip(names, paths, strict=True)]
-    others = tuple((Path(path).name, _opener(path, options)) for path in options.others)
-    return [Entry(stems[0], _opener(options.input, options), others)]
-
-
-def _opener(path: str, options: argparse.Namespace) -> Callable[[], Subject]:
-    return lambda: _opened(path, options)
-
-
-def _opened(path: str, options: argparse.Namespace) -> Subject:
-    from convbn.export.checkpoints.hub import HUB
-    from convbn.export.engines.run.load import EngineFile, read_header
-    from convbn.export.files.sniff import ArtifactKind, sniff
-    from convbn.sides import Subject
-    from convbn.sources import open_source
-
-    if not path.startswith(HUB) and sniff(path) is ArtifactKind.ENGINE:
-        file = EngineFile(Path(path), options.trust_engine)
-        return Subject(None, path=path, engines={read_header(path).runs_in: file})
-    source = open_source(path, source_options(options))
-    return Subject(
-        Path(path) if source.onnx is not None else source.model,
-        example_inputs=source.example_inputs,
-        input_shapes=source.shapes,
-        path=source.path,
-        sha256=source.sha256,
-        onnx=source.onnx,
-        notes=source.notes,
-    )
+        return [[named(name, path)] for name, path in zip(names, paths, strict=True)]
+    return [[named(stems[0], options.input), *(named(Path(path).name, path) for path in options.others)]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from convbn.bench.cases.variants import SELF_FUSED
 from convbn.bench.gates.judge import judge, unconfirmed
 from convbn.bench.results.read import read_result
 from convbn.commands.reporting import deliver, finish, plan
 from convbn.commands.shared import console_of, write_json
-from convbn.sides import SELF_FUSED
 
 __all__ = ["run"]
 

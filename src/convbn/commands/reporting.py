@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convbn.bench.cases.variants import SELF_FUSED
 from convbn.commands.shared import write_json, write_text
 from convbn.common.text import printable
 from convbn.console import Console
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
-from convbn.sides import SELF_FUSED
 
 if TYPE_CHECKING:
     from convbn.bench.gates.judge import Gate, Outcome

@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.console import Console
 from convbn.errors import CheckFailedError, UsageError
-from convbn.sources import Source, SourceOptions
+from convbn.export.loading.source_model import LoadOptions, SourceModel
 
 if TYPE_CHECKING:
     from convbn.fuse.fold import Folding
@@ -20,25 +19,23 @@ if TYPE_CHECKING:
     from convbn.fuse.report import Report
 
 __all__ = [
-    "as_onnx",
     "console_of",
-    "from_source",
     "fuse_options",
+    "load_options",
     "output_kind",
     "proven",
     "refuse_unproven",
     "refuse_warnings",
-    "source_options",
     "write_json",
     "write_text",
 ]
 
 
-def source_options(options: argparse.Namespace) -> SourceOptions:
+def load_options(options: argparse.Namespace) -> LoadOptions:
     """How the command line says to open IN."""
     from convbn.export.checkpoints.limits import Limits
 
-    return SourceOptions(
+    return LoadOptions(
         options.arch,
         tuple(options.arch_arg),
         tuple(options.input_shape),
@@ -69,20 +66,6 @@ def console_of(options: argparse.Namespace) -> Console:
     return Console(json_on_stdout=taken, quiet=options.quiet)
 
 
-def from_source(report: Report, source: Source) -> Report:
-    """The report, with the file it came from."""
-    return replace(report, path=source.path, sha256=source.sha256, notes=(*source.notes, *report.notes))
-
-
-def as_onnx(source: Source) -> Any:
-    """The ONNX model; of a checkpoint, exported exactly as it is."""
-    if source.onnx is not None:
-        return source.onnx
-    from convbn.export.torch.save import export_onnx
-
-    return export_onnx(source.model, source.needed_inputs(), input_names=source.input_names)
-
-
 def refuse_warnings(options: argparse.Namespace, report: Report) -> None:
     """Hold a report against ``--strict``.
 
@@ -106,7 +89,7 @@ def refuse_unproven(options: argparse.Namespace) -> None:
         raise UsageError("--strict lets nothing pass that was not verified", hint="leave out --no-verify")
 
 
-def proven(folding: Folding, source: Source, console: Console, *, candidate: Any = None) -> Report:
+def proven(folding: Folding, source: SourceModel, console: Console, *, candidate: Any = None) -> Report:
     """The report of a fold, with the file it came from and, unless told otherwise, the comparison with it.
 
     Args:
@@ -117,7 +100,7 @@ def proven(folding: Folding, source: Source, console: Console, *, candidate: Any
     """
     from convbn.proof import verified
 
-    report = from_source(folding.report, source)
+    report = source.named_in(folding.report)
     if not report.options.verify:
         return report
     with console.phase("verifying"):
@@ -126,7 +109,7 @@ def proven(folding: Folding, source: Source, console: Console, *, candidate: Any
             source.runnable,
             folding.model if candidate is None else candidate,
             example_inputs=source.example_inputs,
-            input_shapes=source.shapes,
+            input_shapes=source.input_shapes,
         )
 
 

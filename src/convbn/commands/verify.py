@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from convbn.commands.shared import console_of, source_options, write_json
+from convbn.commands.shared import console_of, load_options, write_json
 from convbn.common.text import printable
-from convbn.sources import open_source
+from convbn.export.loading.open import open_source
 
 __all__ = ["run"]
 
@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
 
     console = console_of(options)
     with console.phase("reading"):
-        how = source_options(options)
+        how = load_options(options)
         reference = open_source(options.reference, how, light=True, hashed=False)
         candidate = open_source(options.candidate, how, light=True, hashed=False)
     with console.phase("comparing"):
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
             reference.runnable,
             candidate.runnable,
             example_inputs=reference.example_inputs or candidate.example_inputs,
-            input_shapes=reference.shapes or candidate.shapes,
+            input_shapes=reference.input_shapes or candidate.input_shapes,
             seed=options.seed,
             precision=options.precision,
             tolerance=options.tolerance,

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError, NotSupportedError, UsageError
-from convbn.fused_files import architecture, description, rebuilt
-from convbn.sources import Source, SourceOptions
+from convbn.export.checkpoints.fused import architecture, description, rebuilt
+from convbn.export.loading.source_model import LoadOptions, SourceModel
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ _NO_ARCHITECTURE = (
 )
 
 
-def open_checkpoint(path: str, kind: ArtifactKind, options: SourceOptions) -> Source:
+def open_checkpoint(path: str, kind: ArtifactKind, options: LoadOptions) -> SourceModel:
     """A module from weights and an architecture; from a trusted pickle that holds one, that one.
 
     Raises:
@@ -43,10 +43,10 @@ def open_checkpoint(path: str, kind: ArtifactKind, options: SourceOptions) -> So
         _allow_cwd()
     checkpoint = load_state(path, key=options.key, trust=options.trust, limits=options.limits)
     module, notes = _fitted(path, checkpoint, options)
-    return _source(path, module, (*checkpoint.notes, *notes), options)
+    return _module_source(path, module, (*checkpoint.notes, *notes), options)
 
 
-def open_hub(name: str, options: SourceOptions) -> Source:
+def open_hub(name: str, options: LoadOptions) -> SourceModel:
     """The weights of a repository, in the architecture it names unless another is given.
 
     Raises:
@@ -61,14 +61,13 @@ def open_hub(name: str, options: SourceOptions) -> Source:
     return replace(open_checkpoint(path, kind, options), path=name)
 
 
-def open_program(path: str, options: SourceOptions) -> Source:
+def open_program(path: str, options: LoadOptions) -> SourceModel:
     """The program in a ``.pt2`` archive, if the archive is trusted.
 
     Raises:
         ConvBNError: the file is refused or damaged.
     """
     from convbn.export.checkpoints.trusted import load_program
-    from convbn.export.files.atomic import sha256_file
 
     if options.arch is not None:
         raise UsageError("--arch is for checkpoints, and this is a torch.export archive", source=path)
@@ -77,17 +76,11 @@ def open_program(path: str, options: SourceOptions) -> Source:
     if examples is None and program.example_inputs is not None:
         args, kwargs = program.example_inputs
         examples = None if kwargs else tuple(args)
-    return Source(
-        path,
-        sha256_file(path),
-        program=program,
-        example_inputs=examples,
-        input_names=_input_names(options),
-    )
+    return _source(path, program, examples, options)
 
 
 def _fitted(
-    path: str, checkpoint: Checkpoint, options: SourceOptions
+    path: str, checkpoint: Checkpoint, options: LoadOptions
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
     """The architecture with the weights in it; folded, if that is what they are."""
     from convbn.export.checkpoints.architectures import parse_arguments
@@ -105,7 +98,7 @@ def _fitted(
         raise BadInputError(error.cause, source=path, hint=error.hint) from error
 
 
-def _pickled_module(path: str, options: SourceOptions) -> Source:
+def _pickled_module(path: str, options: LoadOptions) -> SourceModel:
     from collections.abc import Mapping
 
     import torch
@@ -124,10 +117,10 @@ def _pickled_module(path: str, options: SourceOptions) -> Source:
             loaded, notes = loaded[found], (f"Took the module under {found!r}.",)
     if not isinstance(loaded, torch.nn.Module):
         raise UsageError(f"holds a {type(loaded).__name__} and no module", source=path, hint=_NO_ARCHITECTURE)
-    return _source(path, loaded, notes, options)
+    return _module_source(path, loaded, notes, options)
 
 
-def _refuse_script(path: str, options: SourceOptions) -> None:
+def _refuse_script(path: str, options: LoadOptions) -> None:
     from convbn.export.checkpoints.trusted import refusal
     from convbn.export.files.sniff import ArtifactKind
 
@@ -140,17 +133,18 @@ def _refuse_script(path: str, options: SourceOptions) -> None:
     )
 
 
-def _source(path: str, module: torch.nn.Module, notes: tuple[str, ...], options: SourceOptions) -> Source:
+def _module_source(
+    path: str, module: torch.nn.Module, notes: tuple[str, ...], options: LoadOptions
+) -> SourceModel:
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    return replace(_source(path, module.eval(), _examples(options, dtype), options), notes=notes)
+
+
+def _source(path: str, model: Any, examples: tuple[Any, ...] | None, options: LoadOptions) -> SourceModel:
     from convbn.export.files.atomic import sha256_file
 
-    return Source(
-        path,
-        sha256_file(path),
-        module=module.eval(),
-        example_inputs=_examples(options, _dtype(module)),
-        notes=notes,
-        input_names=_input_names(options),
-    )
+    names = _input_names(options)
+    return SourceModel(model, examples, path=path, sha256=sha256_file(path), input_names=names)
 
 
 def _allow_cwd() -> None:
@@ -161,12 +155,7 @@ def _allow_cwd() -> None:
         sys.path.append(os.getcwd())
 
 
-def _dtype(module: torch.nn.Module) -> torch.dtype | None:
-    """What a module computes in, as its first parameter says."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-
-
-def _examples(options: SourceOptions, dtype: torch.dtype | None = None) -> tuple[Any, ...] | None:
+def _examples(options: LoadOptions, dtype: torch.dtype | None = None) -> tuple[Any, ...] | None:
     """Seeded normal inputs of the given shapes, in the order they were given."""
     if not options.input_shapes:
         return None
@@ -179,7 +168,7 @@ def _examples(options: SourceOptions, dtype: torch.dtype | None = None) -> tuple
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
-def _input_names(options: SourceOptions) -> tuple[str, ...] | None:
+def _input_names(options: LoadOptions) -> tuple[str, ...] | None:
     from convbn.export.shapes import parse_shape
 
     names = [parse_shape(text)[0] for text in options.input_shapes]

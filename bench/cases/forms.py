@@ -1,4 +1,4 @@
-"""A side in another form: another precision, or an engine."""
+"""A variant in another form: another precision, or an engine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convbn.bench.cases.variants import loaded_onnx
+from convbn.bench.runtimes.base import Variant
 from convbn.errors import ConvBNError, NotSupportedError
+from convbn.export.loading.source_model import SourceModel
 from convbn.export.precision.precisions import AS_IS, PRECISIONS
-from convbn.sides import Subject, loaded_model
-
-if TYPE_CHECKING:
-    from convbn.bench.runtimes.base import Side
 
 __all__ = ["converted", "with_engines"]
 
@@ -22,103 +21,105 @@ __all__ = ["converted", "with_engines"]
 _CALIBRATION_SAMPLES = 4
 
 
-def converted(side: Side, precision: str, subject: Subject, seed: int) -> Side:
-    """A side in another precision: the ONNX form by convbn.export.precision, the module by its own cast.
+def converted(variant: Variant, precision: str, source: SourceModel, seed: int) -> Variant:
+    """A variant in another precision: the ONNX form by convbn.export.precision, the module by its own cast.
 
     int8 ranges come from seeded random inputs: enough to measure the time, not to judge the accuracy.
 
     Args:
-        side: the model.
+        variant: the model.
         precision: by name; ``as-is`` for the model as it is.
-        subject: where the shapes of its inputs are.
+        source: where the shapes of its inputs are.
         seed: of the random inputs.
 
     Raises:
         NotSupportedError: it cannot be converted.
     """
     if precision == AS_IS:
-        return side
-    if side.onnx is None and side.module is None:
-        raise NotSupportedError("--precision is for models, and this is an engine", source=side.path)
-    onnx_form = None if side.onnx is None else _converted_onnx(side.onnx, precision, subject, seed)
-    module = None if side.module is None else _converted_module(side, precision)
-    examples = side.example_inputs
+        return variant
+    if variant.onnx is None and variant.module is None:
+        raise NotSupportedError("--precision is for models, and this is an engine", source=variant.path)
+    onnx_form = None if variant.onnx is None else _converted_onnx(variant.onnx, precision, source, seed)
+    module = None if variant.module is None else _converted_module(variant, precision)
+    examples = variant.example_inputs
     if module is not None and examples is not None:
         examples = tuple(_cast(value, precision) for value in examples)
-    return replace(side, onnx=onnx_form, module=module, example_inputs=examples)
+    return replace(variant, onnx=onnx_form, module=module, example_inputs=examples)
 
 
-def with_engines(side: Side, runtimes: Sequence[str] | None, subject: Subject, folder: Path) -> Side:
-    """The side with an engine for each TensorRT among the runtimes that can run here.
+def with_engines(
+    variant: Variant, runtimes: Sequence[str] | None, source: SourceModel, folder: Path
+) -> Variant:
+    """The variant with an engine for each TensorRT among the runtimes that can run here.
 
     Args:
-        side: the model.
+        variant: the model.
         runtimes: names.
-        subject: where the shapes of its inputs are.
+        source: where the shapes of its inputs are.
         folder: where the engines go.
     """
     from convbn.bench.runtimes.registry import form_of, load_library
     from convbn.export.engines.run.load import EngineFile
 
     wanted = {name.partition("@")[0] for name in runtimes or () if form_of(name) == "engine"}
-    engines, seconds = dict(side.engines), dict(side.build_seconds)
+    engines, seconds = dict(variant.engines), dict(variant.build_seconds)
     for name in sorted(wanted - set(engines)):
         start = time.perf_counter()
         try:
             load_library(name)
-            if side.onnx is not None:
-                engines[name] = EngineFile(_engine(side.onnx, name, subject, folder), trust=True)
+            if variant.onnx is not None:
+                engines[name] = EngineFile(_engine(variant.onnx, name, source, folder), trust=True)
         except ConvBNError as error:
             engines[name] = error
         seconds[name] = time.perf_counter() - start
-    return replace(side, engines=engines, build_seconds=seconds)
+    return replace(variant, engines=engines, build_seconds=seconds)
 
 
-def _engine(model: Any, backend: str, subject: Subject, folder: Path) -> Path:
+def _engine(model: Any, backend: str, source: SourceModel, folder: Path) -> Path:
     from convbn.export.engines.build.build import build_engine
     from convbn.export.shapes import ShapeRange
 
     path = folder / f"{len(list(folder.iterdir()))}.engine"
     shapes: dict[str | None, ShapeRange] = {
-        name: ShapeRange(shape, shape, shape) for name, shape in (subject.input_shapes or {}).items()
+        name: ShapeRange(shape, shape, shape) for name, shape in (source.input_shapes or {}).items()
     }
     build_engine(model, path, backend=backend, shapes=shapes or None)
     return path
 
 
-def _converted_onnx(model: Any, precision: str, subject: Subject, seed: int) -> Any:
+def _converted_onnx(model: Any, precision: str, source: SourceModel, seed: int) -> Any:
     from convbn.export.precision.convert import convert
 
-    loaded = loaded_model(model)
+    loaded = loaded_onnx(model)
     needed = PRECISIONS[precision].calibration == "required"
-    calibration = _random_calibration(loaded, subject, seed) if needed else None
+    calibration = _random_calibration(loaded, source, seed) if needed else None
     return convert(loaded, precision, calibration=calibration).model
 
 
-def _random_calibration(model: Any, subject: Subject, seed: int) -> Any:
+def _random_calibration(model: Any, source: SourceModel, seed: int) -> Any:
     from convbn.bench.models.feeds import model_feeds
     from convbn.export.precision.int8.calibration import Calibration
 
     feeds = model_feeds(
         [model],
-        shapes=subject.input_shapes,
+        shapes=source.input_shapes,
         seed=seed,
         samples=_CALIBRATION_SAMPLES,
-        example_inputs=subject.example_inputs,
+        example_inputs=source.example_inputs,
     )
     return Calibration("seeded random inputs", [partial(dict, sample) for sample in feeds])
 
 
-def _converted_module(side: Side, precision: str) -> Any:
+def _converted_module(variant: Variant, precision: str) -> Any:
     """A cast copy; None for int8, which eager PyTorch has no kernels for, and for exported programs."""
     import copy
 
     import torch
 
     dtype = PRECISIONS[precision].dtype
-    if dtype is None or isinstance(side.module, torch.export.ExportedProgram):
+    if dtype is None or isinstance(variant.module, torch.export.ExportedProgram):
         return None
-    return copy.deepcopy(side.module).to(getattr(torch, dtype))  # type: ignore[union-attr]  # a module
+    return copy.deepcopy(variant.module).to(getattr(torch, dtype))  # type: ignore[union-attr]  # a module
 
 
 def _cast(value: Any, precision: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,30 +10,33 @@ from typing import Any
 from convbn.bench.models.feeds import model_feeds
 from convbn.bench.models.inputs import Feeds, load_graph
 from convbn.bench.results.result import ModelFile
-from convbn.bench.runtimes.base import Side
-from convbn.errors import ConvBNError, FileAccessError, UsageError
+from convbn.bench.runtimes.base import Variant
+from convbn.errors import ConvBNError, UsageError
+from convbn.export.files.atomic import sha256_file
 
-__all__ = ["Contest", "batch_of", "contest_feeds", "model_file"]
+__all__ = ["Case", "batch_of", "case_feeds", "model_file"]
 
 
 @dataclass(frozen=True)
-class Contest:
+class Case:
     """What is measured against what.
 
     Attributes:
         name: the model's name for people.
-        sides: the first is the baseline.
+        variants: the first is the baseline.
+        runtimes: names, see :mod:`convbn.bench.runtimes.registry`.
         batch: size of axis 0 of the inputs, if it was chosen.
-        precision: what the sides were converted to; "as-is" if they were not.
+        precision: what the variants were converted to; "as-is" if they were not.
         threads: threads inside one operator; None leaves each runtime its default.
         input_shapes: full shapes by input name, for models with open axes.
         feeds: inputs, arrays by name, one mapping a sample; the first is timed. Random without.
-        fold: report of the fold that made one side from another.
+        fold: report of the fold that made one variant from another.
         failure: why it cannot be measured at all; its rows say so.
     """
 
     name: str
-    sides: tuple[Side, ...]
+    variants: tuple[Variant, ...]
+    runtimes: tuple[str, ...]
     batch: int | None = None
     precision: str = "as-is"
     threads: int | None = None
@@ -44,25 +46,24 @@ class Contest:
     failure: ConvBNError | None = None
 
 
-def contest_feeds(contest: Contest, *, seed: int, samples: int) -> list[Feeds]:
-    """The inputs of a contest: those it brings, or random ones.
+def case_feeds(case: Case, *, seed: int, samples: int) -> list[Feeds]:
+    """The inputs of a case: those it brings, or random ones.
 
     Args:
-        contest: what is measured.
+        case: what is measured.
         seed: of random inputs.
         samples: how many random inputs.
 
     Raises:
         UsageError: shapes are missing or do not fit, or there is no model to take them from.
     """
-    if contest.feeds is not None:
-        return list(contest.feeds)
-    sides = contest.sides
-    models = [model for side in sides for model in (side.onnx, side.module) if model is not None]
+    if case.feeds is not None:
+        return list(case.feeds)
+    models = [form for one in case.variants for form in (one.onnx, one.module) if form is not None]
     if not models:
         raise UsageError("nothing says what to feed an engine", hint="name its ONNX model as IN")
-    examples = next((side.example_inputs for side in sides if side.example_inputs is not None), None)
-    shapes = contest.input_shapes
+    examples = next((one.example_inputs for one in case.variants if one.example_inputs is not None), None)
+    shapes = case.input_shapes
     return list(model_feeds(models, shapes=shapes, seed=seed, samples=samples, example_inputs=examples))
 
 
@@ -72,49 +73,37 @@ def batch_of(feeds: Feeds) -> int | None:
     return int(sizes.pop()) or None if len(sizes) == 1 else None
 
 
-def model_file(side: Side) -> ModelFile:
-    """Path, SHA-256 and size of a side; the size of its weights where it lies only in memory.
+def model_file(variant: Variant) -> ModelFile:
+    """Path, SHA-256 and size of a variant; the size of its weights where it lies only in memory.
 
     Raises:
         FileAccessError: its file cannot be read.
     """
-    if isinstance(side.onnx, str | Path):
-        path = Path(side.onnx)
-        try:
-            return ModelFile(side.name, str(path), _sha256(path), path.stat().st_size + _outside(path))
-        except OSError as error:
-            raise FileAccessError(error.strerror or "cannot be read", source=path) from error
-    return ModelFile(side.name, side.path, side.sha256, _weights(side))
+    if isinstance(variant.onnx, str | Path):
+        path = Path(variant.onnx)
+        external = _external_bytes(path)
+        sha256 = variant.sha256 or sha256_file(path)
+        return ModelFile(variant.name, str(path), sha256, path.stat().st_size + external)
+    return ModelFile(variant.name, variant.path, variant.sha256, _weight_bytes(variant))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _outside(path: Path) -> int:
+def _external_bytes(path: Path) -> int:
     """Bytes of the files beside an ONNX file that hold its weights."""
-    from onnx import TensorProto
+    from convbn.export.onnx_io.external_data import is_external, location_of
 
-    places = {
-        entry.value
-        for tensor in load_graph(path).graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [path.parent / place for place in places]
+    places = {location_of(tensor) for tensor in load_graph(path).graph.initializer if is_external(tensor)}
+    files = [path.parent / place for place in places if place]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _weights(side: Side) -> int | None:
-    if side.onnx is not None:
-        model: Any = side.onnx
+def _weight_bytes(variant: Variant) -> int | None:
+    if variant.onnx is not None:
+        model: Any = variant.onnx
         try:
             return int(model.ByteSize())
         except ValueError:  # protobuf refuses to count beyond 2 GB
             return None
-    module: Any = side.module
+    module: Any = variant.module
     if module is None:
         return None
     held = getattr(module, "state_dict", None)

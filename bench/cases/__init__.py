@@ -1,0 +1,1 @@
+"""What is measured against what: models in the forms that runtimes need, under every set of conditions."""
