@@ -125,6 +125,8 @@ MALFORMED = {
     "pads of another number": ([node("Pad", ["c", "pads"], ["b"])], {"pads": np.int64([0, 0, 1])}),
     "starts no list": ([helper.make_node("Slice", ["c"], ["b"], starts="a", ends=[1])], {}),
     "a number that is text": ([helper.make_node("Pad", ["c"], ["b"], pads=[0] * 8, value="a")], {}),
+    "a ratio that is text": ([node("Dropout", ["c"], ["b"], ratio="a")], {}),
+    "an attribute of another operator": ([node("Identity", ["c"], ["b"], perm=[0, 1, 2, 3])], {}),
     "an order of another rank": ([node("Transpose", ["c"], ["b"], perm=[1, 0])], {}),
 }
 

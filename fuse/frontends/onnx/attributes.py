@@ -1,71 +1,47 @@
-"""Attributes of a type that ONNX does not give them: nothing reads a node that holds one."""
+"""Attributes that ONNX does not give an operator, or of another type: nothing reads a node that holds one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 __all__ = ["odd_attribute"]
 
-_LISTS = (
-    "axes",
-    "dilations",
-    "ends",
-    "kernel_shape",
-    "output_padding",
-    "output_shape",
-    "pads",
-    "perm",
-    "shape",
-    "split",
-    "starts",
-    "strides",
-    "value_ints",
-)
-_INTEGERS = (
-    "allowzero",
-    "axis",
-    "block_size",
-    "ceil_mode",
-    "count_include_pad",
-    "end",
-    "exclude_outside",
-    "group",
-    "is_test",
-    "keepdims",
-    "num_groups",
-    "spatial",
-    "start",
-    "to",
-    "training_mode",
-    "transA",
-    "transB",
-    "value_int",
-)
-_FLOATS = ("alpha", "beta", "epsilon", "momentum", "value_float")
-_TEXTS = ("auto_pad", "coordinate_transformation_mode", "mode")
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(_INTEGERS, int),
-    **dict.fromkeys(_FLOATS, (float, int)),
-    **dict.fromkeys(_TEXTS, str),
-}
+_PLAIN = (int, float, str, bytes, list, tuple)
+_KINDS: dict[str, Any] = {"INT": int, "FLOAT": float | int, "STRING": str}
 
 
-def odd_attribute(node: gs.Node) -> str | None:
-    """The name of the first attribute of ``node`` that is not of its type; None where all are."""
-    import onnx_graphsurgeon as gs
+def odd_attribute(operator: str, opset: int, attributes: Mapping[str, Any]) -> str | None:
+    """The name of the first attribute that is not as ONNX's schema has it; None where all are.
 
-    for name, value in node.attrs.items():
-        if name in _LISTS or name == "value_floats":
-            kinds = int if name in _LISTS else (float, int)
-            if not isinstance(value, list | tuple) or not all(isinstance(n, kinds) for n in value):
-                return str(name)
-        elif name == "value":  # of a Pad until opset 11 the number, else a tensor
-            if not isinstance(value, (float, int) if node.op == "Pad" else gs.Constant):
-                return str(name)
-        elif not isinstance(value, _KINDS.get(name, object)):
-            return str(name)
-    return None
+    Args:
+        operator: one of ONNX's own.
+        opset: the version of these.
+        attributes: plain values, and objects for tensors and graphs.
+    """
+    types = _types(operator, opset)
+    return next((name for name, value in attributes.items() if not _fits(value, types.get(name))), None)
+
+
+def _fits(value: object, kind: str | None) -> bool:
+    if kind in _KINDS:
+        return isinstance(value, _KINDS[kind])
+    if kind in ("INTS", "FLOATS", "STRINGS"):
+        kinds = _KINDS[kind.removesuffix("S")]
+        return isinstance(value, list | tuple) and all(isinstance(item, kinds) for item in value)
+    return kind is not None and not isinstance(value, _PLAIN)
+
+
+@cache
+def _types(operator: str, opset: int) -> Mapping[str, str]:
+    """The types of an operator's attributes by name; of its newest version where it is not in that opset."""
+    import onnx
+
+    for version in (opset, onnx.defs.onnx_opset_version()):
+        try:
+            schema = onnx.defs.get_schema(operator, version)
+        except onnx.defs.SchemaError:
+            continue
+        return {name: str(attribute.type).rpartition(".")[2] for name, attribute in schema.attributes.items()}
+    return {}

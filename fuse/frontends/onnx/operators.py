@@ -42,10 +42,12 @@ def operator_of(
     readers = onnx_readers(node.op if is_standard(node) else f"{node.domain}::{node.op}")
     if not readers or not outputs or not (inputs or is_batchnorm(node)):
         return Other(node.op)
-    odd = odd_attribute(node)
+    odd = odd_attribute(node.op, opset, node.attrs)
     if odd is not None:
         if is_batchnorm(node):
-            return Refusal(Reason.PARAMETERS_MALFORMED, f"its attribute '{odd}' is of another type")
+            return Refusal(
+                Reason.PARAMETERS_MALFORMED, f"its attribute '{odd}' is none of ONNX's, or of another type"
+            )
         return Other(node.op)
     named = iter(outputs)
     results = [next(named) if tensor.name else None for tensor in node.outputs]

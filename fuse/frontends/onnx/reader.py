@@ -163,7 +163,7 @@ class _GraphReader:
             if value.producer is not None or value.constant is not None:
                 raise BadInputError(f"'{value.name}' is given by more than one node or initializer")
             value.producer = entry
-        if outputs and is_standard(node) and odd_attribute(node) is None:
+        if outputs and is_standard(node) and odd_attribute(node.op, opset, node.attrs) is None:
             constant = computed_constant(node, inputs) if node.op in CHAIN else evaluated(operator, inputs)
             if constant is not None:
                 outputs[0].constant, outputs[0].shape = constant, constant.shape
