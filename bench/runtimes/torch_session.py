@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
 from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant
 from convbn.common.dtypes import dtype_name, dtype_of
+from convbn.common.exclusive import exclusive
 from convbn.common.text import one_line
+from convbn.fuse.frontends.torch.modules.isolation import isolated, random_state_kept
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from convbn.bench.models.inputs import Array, Feeds
 
@@ -74,10 +77,8 @@ def open_session(
             "torch needs a PyTorch module", source=model.name, hint="give a checkpoint with --arch"
         )
     torch = _torch(device)
-    given: Any = model.module
-    module = given.module() if isinstance(given, torch.export.ExportedProgram) else given
     return TorchSession(
-        _placed(module, torch.device(device), levels), model.name, device, variant, options, levels
+        _placed(model.module, torch.device(device), levels), model.name, device, variant, options, levels
     )
 
 
@@ -188,7 +189,8 @@ class TorchSession:
         inputs = self._tensors(feeds)
         try:
             exact = nullcontext() if self._device == "cpu" else _cuda_settings(tf32=False, benchmark=False)
-            with torch.inference_mode(), exact:
+            # While another thread captures, PyTorch's switches are not those that a comparison needs.
+            with exclusive(), random_state_kept(), torch.inference_mode(), exact:
                 result = self._forward(*inputs)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
@@ -284,10 +286,16 @@ def _compiled(module: torch.nn.Module, levels: Levels, settings: ExitStack) -> C
     return forward
 
 
-def _placed(module: torch.nn.Module, device: torch.device, levels: Levels) -> torch.nn.Module:
-    """The module on a device in the layout that a level asks for: itself if it is that, a copy if not."""
+def _placed(
+    model: torch.nn.Module | ExportedProgram, device: torch.device, levels: Levels
+) -> torch.nn.Module:
+    """A copy on the device, in the layout that a level asks for, which a run may change.
+
+    Where it lies there as it should already, it shares its parameters.
+    """
     import torch
 
+    module = isolated(model)
     tensors = [*module.parameters(), *module.buffers()]
     if "channels_last" in levels:
         moved: Any = copy.deepcopy(module)

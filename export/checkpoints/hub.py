@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from convbn.common.exclusive import quiet
 from convbn.errors import ConvBNError, FileAccessError, NotSupportedError, UsageError
-from convbn.export.torch.tracing import quiet
 
 __all__ = ["HUB", "fetch", "fetch_weights"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import pickle  # for the type of an error, nothing is unpickled
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.exclusive import without_warnings
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError
 from convbn.export.checkpoints.limits import Limits, check_archive
 from convbn.export.checkpoints.state_dicts import find_state, fitted, some
@@ -144,8 +144,7 @@ def _load_pickle(path: str | os.PathLike[str], limits: Limits) -> object:
     # Only what lies in the file as it is can be mapped; a legacy file is no archive.
     mapped = zipfile.is_zipfile(path) and not check_archive(path, limits)
     try:
-        with file_access(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: it either loads or it does not
+        with file_access(path), without_warnings():  # of pickle protocols: it either loads or it does not
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileAccessError:
         raise

@@ -11,13 +11,14 @@ import pickle  # for the type of an error, nothing is unpickled here
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.exclusive import quiet
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.checkpoints.limits import Limits, check_archive
 from convbn.export.checkpoints.pickle_scan import archive_globals, code_globals
 from convbn.export.checkpoints.state_dicts import some
 from convbn.export.files.atomic import reason
 from convbn.export.files.sniff import ArtifactKind
-from convbn.export.torch.tracing import first_line, quiet
+from convbn.export.torch.tracing import first_line
 
 if TYPE_CHECKING:
     import torch

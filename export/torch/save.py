@@ -19,9 +19,9 @@ from convbn.export.torch.tracing import (
     as_eval,
     dynamic_batch_of,
     first_line,
-    quiet,
     untraceable,
 )
+from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture
 
 if TYPE_CHECKING:
     import onnx
@@ -68,10 +68,10 @@ def export_onnx(
         if not isinstance(module_or_program, torch.nn.Module):
             raise UsageError("an exported program's shapes are settled, its batch cannot be made dynamic")
         args, kwargs, shapes["dynamic_shapes"] = dynamic_batch_of(args, kwargs)
-    with as_eval(module_or_program), quiet(), torch.no_grad():
+    with exclusive_capture(), as_eval(module_or_program) as subject:
         try:
             program = torch.onnx.export(
-                module_or_program,
+                subject,
                 args,
                 kwargs=kwargs,
                 input_names=input_names,
@@ -145,9 +145,9 @@ def export_program(
     if not isinstance(module_or_program, torch.nn.Module):
         return module_or_program
     args, kwargs = arguments_of(example_inputs)
-    with as_eval(module_or_program):
+    with exclusive_capture(), as_eval(module_or_program) as subject:
         try:
-            return torch.export.export(module_or_program, args, kwargs, strict=False)
+            return torch.export.export(subject, args, kwargs, strict=False)
         except Exception as error:
             raise untraceable(error, "a torch.export program") from error
 
@@ -174,7 +174,7 @@ def save_program(
     import torch
 
     check_target(path, overwrite=overwrite)
-    with quiet(), torch.no_grad():
+    with exclusive_capture():
         program = export_program(module_or_program, example_inputs)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)

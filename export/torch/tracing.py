@@ -1,22 +1,21 @@
-"""What tracing a module needs around it: arguments, eval mode, silence, and an error worth reading."""
+"""What tracing a module needs around it: arguments, eval mode, and an error worth reading."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convbn.errors import ConvBNError, NotSupportedError, UsageError
+from convbn.fuse.frontends.torch.modules.isolation import isolated
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     Examples: TypeAlias = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
-__all__ = ["arguments_of", "as_eval", "dynamic_batch_of", "first_line", "quiet", "untraceable"]
+__all__ = ["arguments_of", "as_eval", "dynamic_batch_of", "first_line", "untraceable"]
 
 
 def arguments_of(examples: Examples) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
@@ -53,38 +52,24 @@ def dynamic_batch_of(
 
 
 @contextlib.contextmanager
-def as_eval(module: object) -> Iterator[None]:
-    """Eval mode for the time of an export; each submodule gets its own flag back."""
+def as_eval(model: torch.nn.Module | ExportedProgram) -> Iterator[Any]:
+    """A copy of a module in eval mode; a program is what it is.
+
+    The copy has the module's parameters. Of a module that cannot be copied each part gets its own flag back.
+    """
     import torch
 
-    if not isinstance(module, torch.nn.Module):
-        yield
+    if not isinstance(model, torch.nn.Module):
+        yield model
         return
+    module = isolated(model)
     flags = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
-        yield
+        yield module
     finally:
         for child, training in flags:
             child.training = training
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing printed, warned of or logged."""
-    # The exporter prints its progress, warns of its own deprecated calls, and logs and prints whole graphs
-    # of a failure; what the user needs of that is in the error.
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def untraceable(error: Exception, target: str) -> ConvBNError:

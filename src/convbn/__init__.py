@@ -42,17 +42,10 @@ if TYPE_CHECKING:
     from convbn.onnx_pass import fuse_file
     from convbn.proof import verify
 else:
-    from types import ModuleType
-
     from convbn import bench, fuse
+    from convbn.callable_room import CallableRoom
 
-    class _CallableRoom(ModuleType):
-        """A package that is a function of the API too (docs/decisions/0002-callable-rooms.md)."""
-
-        def __call__(self, *args, **kwargs):
-            return getattr(import_module("convbn.api"), self.__name__.rpartition(".")[2])(*args, **kwargs)
-
-    bench.__class__ = fuse.__class__ = _CallableRoom
+    bench.__class__ = fuse.__class__ = CallableRoom
 
 __all__ = [
     "BadInputError",

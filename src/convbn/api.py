@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from convbn.errors import UsageError
 from convbn.proof import as_tuple, runnable, verified
@@ -38,8 +40,10 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class FuseResult:
+M = TypeVar("M")
+
+
+class FuseResult(NamedTuple, Generic[M]):
     """A folded model and the report of the fold; unpacks as ``model, report = result``.
 
     Attributes:
@@ -47,11 +51,36 @@ class FuseResult:
         report: what was folded where, what stays and why, and whether the outputs are equal.
     """
 
-    model: Any
+    model: M
     report: Report
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.model, self.report))
+
+@overload
+def fuse(
+    model: str | os.PathLike[str],
+    example_inputs: Sequence[Any] | Any | None = None,
+    *,
+    options: FuseOptions | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    arch: Architecture | None = None,
+    trust: bool = False,
+    inplace: bool = False,
+    keep_identities: bool = True,
+) -> FuseResult[Any]: ...
+
+
+@overload
+def fuse(
+    model: M,
+    example_inputs: Sequence[Any] | Any | None = None,
+    *,
+    options: FuseOptions | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    arch: Architecture | None = None,
+    trust: bool = False,
+    inplace: bool = False,
+    keep_identities: bool = True,
+) -> FuseResult[M]: ...
 
 
 def fuse(
@@ -64,7 +93,7 @@ def fuse(
     trust: bool = False,
     inplace: bool = False,
     keep_identities: bool = True,
-) -> FuseResult:
+) -> FuseResult[Any]:
     """Fold every BatchNorm that can be folded exactly: ``W' = W·γ/√(σ²+ε)``, ``b' = (b − μ)·γ/√(σ²+ε) + β``.
 
     Args:
@@ -92,6 +121,9 @@ def fuse(
         BadInputError: the model cannot be read or captured.
         UsageError: the object is no model, or the options make no sense.
 
+    Warns:
+        UserWarning: nothing was folded, since the model is in training mode.
+
     Source: Ioffe and Szegedy 2015; the folding identities are listed in docs/algebra.md.
     """
     from convbn.export.loading.open import source_of
@@ -108,6 +140,7 @@ def fuse(
     # A file is compared with as it lies there, so its model need not be kept beside the folded one.
     folding = fold(source.model, examples, options=options, owned=source.path is not None)
     report = source.named_in(folding.report)
+    _warn_of_training_mode(report)
     identities = []
     if not keep_identities and kind_of(folding.model) == "torch.nn.Module":
         from convbn.fuse.frontends.torch.edit.identities import new_identities, take_out
@@ -129,6 +162,20 @@ def fuse(
             take_out(own, identities)
         return FuseResult(model, report)
     return FuseResult(folding.model, report)
+
+
+def _warn_of_training_mode(report: Report) -> None:
+    """Say that a model was folded as it trains: nothing went, which is seldom meant."""
+    from convbn.fuse.refusal import Reason
+
+    training = sum(kept.reason is Reason.TRAINING_MODE for kept in report.kept)
+    if training and not report.folded and report.kind.startswith("torch."):
+        text = (
+            f"nothing was folded: {training} of {report.batchnorm.before} BatchNorms are in training mode; "
+            "call model.eval() first"
+        )
+        called_as_package = sys._getframe(2).f_globals["__name__"] == "convbn.callable_room"
+        warnings.warn(text, UserWarning, stacklevel=4 if called_as_package else 3)
 
 
 def inspect(
@@ -162,7 +209,7 @@ def inspect(
 
 def save_fused(
     original: Any,
-    result: FuseResult,
+    result: FuseResult[Any],
     path: str | os.PathLike[str],
     *,
     arch: str | None = None,

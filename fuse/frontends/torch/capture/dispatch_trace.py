@@ -10,14 +10,14 @@ from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, written_while_running
 from convbn.fuse.frontends.torch.graph_view.constants import reshaped_in
-from convbn.fuse.frontends.torch.modules.copies import duplicate, first_line
+from convbn.fuse.frontends.torch.modules.copies import first_line
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 
 if TYPE_CHECKING:
     import torch
     import torch.fx
 
-__all__ = ["DISPATCH_TRACED", "cloned_inputs", "dispatch_graph", "record", "with_own_buffers"]
+__all__ = ["DISPATCH_TRACED", "cloned_inputs", "dispatch_graph", "record"]
 
 DISPATCH_TRACED = (
     "Recorded from one run on the example inputs, since neither torch.export nor symbolic tracing could take "
@@ -27,12 +27,6 @@ DISPATCH_TRACED = (
 
 
 _CONVERSIONS = ("numpy", "tolist", "__array__", "__dlpack__")
-
-
-def with_own_buffers(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy of a module that shares its parameters but not its buffers: a run may write to them."""
-    memo = {id(buffer): buffer.clone() for buffer in module.buffers()}
-    return duplicate(module, share=True, memo=memo)
 
 
 def cloned_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -70,7 +64,6 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
     Raises:
         BadInputError: the run fails.
     """
-    import torch
     from torch.fx import traceback
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -96,7 +89,7 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
         part.register_forward_hook(leave, always_call=True)
     trace = make_fx(module, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(), traceback.preserve_node_meta(), _without_conversions():
+        with traceback.preserve_node_meta(), _without_conversions():
             graph: torch.fx.GraphModule = trace(*cloned_inputs(example_inputs))
             return graph
     except Exception as error:  # whatever the user's forward raises

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +15,6 @@ from convbn.fuse.frontends.torch.capture.dispatch_trace import (
     cloned_inputs,
     dispatch_graph,
     record,
-    with_own_buffers,
 )
 from convbn.fuse.frontends.torch.capture.program import hidden_batchnorms, program_graph
 from convbn.fuse.frontends.torch.edit.module import edit_module
@@ -24,6 +22,7 @@ from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphVie
 from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
 from convbn.fuse.frontends.torch.modules.copies import checked, duplicate, first_line
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
+from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture, isolated
 from convbn.fuse.frontends.torch.tracing.trace import trace, traced_graph
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
@@ -63,13 +62,17 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
         BadInputError: the module has no numbers, or cannot be copied or captured; the text says why.
         UsageError: the example inputs are no tuple.
     """
-    begun = time.perf_counter()
     if example_inputs is not None and not isinstance(example_inputs, tuple):
         raise UsageError(
             f"example_inputs is a {type(example_inputs).__name__}, not a tuple",
             hint="write (x,) for one input",
         )
-    inner = checked(module)
+    with exclusive_capture():
+        return _capture(checked(module), example_inputs)
+
+
+def _capture(inner: torch.nn.Module, example_inputs: tuple[Any, ...] | None) -> Capture:
+    begun = time.perf_counter()
     taken = _traced(inner) if example_inputs is None else _exported(inner, example_inputs)
     graph_view = build_view(taken.captured)
     unreachable = [*taken.unreachable, *_unreached(taken, graph_view)]
@@ -129,10 +132,8 @@ def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Take
 
     instrumented = instrument(duplicate(module, share=True))
     try:
-        # A region under no_grad is part of the main graph when gradients are off anyway.
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about this copy, which nobody else sees
-            program = torch.export.export(instrumented.module, example_inputs, strict=False)
+        # Gradients are off, so a region under no_grad is part of the main graph.
+        program = torch.export.export(instrumented.module, example_inputs, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
         return _without_export(module, example_inputs, first_line(error))
     captured = program_graph(program, **instrumented.facts)
@@ -144,7 +145,7 @@ def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], ca
     try:
         taken = _traced(module)
     except BadInputError:
-        instrumented = instrument(with_own_buffers(module))
+        instrumented = instrument(isolated(module))
         captured = dispatch_graph(instrumented, record(instrumented.module, example_inputs))
         return _Taken(instrumented, captured, DISPATCH_TRACED.format(cause=cause))
     return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")
@@ -152,11 +153,8 @@ def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], ca
 
 def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None:
     """Tell a forward that no tracer takes from one that does not run on these inputs at all."""
-    import torch
-
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            with_own_buffers(module)(*cloned_inputs(example_inputs))
+        isolated(module)(*cloned_inputs(example_inputs))
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
             f"its forward fails on the example inputs ({first_line(error)})",

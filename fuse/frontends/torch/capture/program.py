@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from convbn.fuse.frontends.torch.graph_view.build import (
     written_while_running,
 )
 from convbn.fuse.frontends.torch.graph_view.constants import computed_in, reshaped_in
+from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
@@ -81,8 +81,7 @@ def _functional(program: ExportedProgram) -> tuple[ExportedProgram, torch.fx.Gra
     if module is not None:
         return program, module, True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about PyTorch's own way through the program
+        with exclusive_capture():
             lowered = program.run_decompositions({})
     except Exception:  # whatever the tracer meets in the user's program; folds that need no more are left
         return program, program.graph_module, False

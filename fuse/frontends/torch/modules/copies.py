@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
+from convbn.fuse.frontends.torch.modules.hidden_state import held_in_attributes
 
 if TYPE_CHECKING:
     import torch
@@ -96,10 +97,10 @@ def duplicate(
 
     memo = dict(memo or {})
     for part in module.modules():
-        for attribute in vars(part).values():
-            if isinstance(attribute, torch.Tensor) and attribute.grad_fn is not None:
-                # What a hook computes from parameters has a history, which deepcopy refuses to copy.
-                memo[id(attribute)] = attribute.detach().clone()
+        for item in (*part._buffers.values(), *(item for _, item in held_in_attributes(part))):
+            if isinstance(item, torch.Tensor) and item.grad_fn is not None:
+                # What a forward keeps, or a hook computes, has a history, which deepcopy refuses to copy.
+                memo[id(item)] = item.detach().clone()
     if share:
         tensors = (*module.parameters(), *module.buffers())
         memo = {id(tensor): tensor for tensor in tensors} | memo

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MethodType, NoneType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["kept_in_attributes", "overlapping", "patched_forwards", "stored_tensors"]
+__all__ = ["held_in_attributes", "kept_in_attributes", "overlapping", "patched_forwards", "stored_tensors"]
 
 
 def overlapping(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -49,6 +49,21 @@ def patched_forwards(module: torch.nn.Module) -> set[str]:
 
 _PLAIN = (int, float, str, NoneType)
 _OWN = ("_modules", "_parameters", "_buffers")
+_DEPTH = 4
+
+
+def held_in_attributes(part: torch.nn.Module) -> Iterator[tuple[str, object]]:
+    """What a module's attributes hold, beside its children, parameters and buffers, also in containers there."""
+    for name, attribute in vars(part).items():
+        waiting: list[tuple[object, int]] = [] if name in _OWN else [(attribute, 0)]
+        while waiting:
+            item, depth = waiting.pop()
+            if isinstance(item, _PLAIN):
+                continue
+            yield name, item
+            inner = item.values() if isinstance(item, dict) else item
+            if depth < _DEPTH and isinstance(item, dict | list | tuple | set | frozenset):
+                waiting.extend((one, depth + 1) for one in inner)  # type: ignore[attr-defined]
 
 
 def stored_tensors(module: torch.nn.Module) -> dict[str, str]:
@@ -56,37 +71,21 @@ def stored_tensors(module: torch.nn.Module) -> dict[str, str]:
     import torch.fx
     from torch._subclasses.fake_tensor import FakeTensor
 
-    found: dict[str, str] = {}
-    traces = (FakeTensor, torch.fx.Proxy)
-    for path, part in module.named_modules():
-        for name, attribute in vars(part).items():
-            if isinstance(attribute, _PLAIN):
-                continue
-            held = attribute.values() if isinstance(attribute, dict) else attribute
-            items = held if isinstance(attribute, dict | list | tuple) else (attribute,)
-            if any(isinstance(item, traces) for item in items):
-                found[path] = name
-    return found
+    return {
+        path: name
+        for path, part in module.named_modules()
+        for name, item in held_in_attributes(part)
+        if isinstance(item, FakeTensor | torch.fx.Proxy)
+    }
 
 
 def kept_in_attributes(module: torch.nn.Module) -> dict[int, str]:
     """Ids of modules that are held outside the module tree too, and what holds them."""
     import torch
 
-    found: dict[int, str] = {}
-
-    def search(item: object, where: str, depth: int) -> None:
-        if isinstance(item, torch.nn.Module):
-            found[id(item)] = where
-        elif depth and isinstance(item, list | tuple | set | frozenset):
-            for inner in item:
-                search(inner, where, depth - 1)
-        elif depth and isinstance(item, dict):
-            for inner in item.values():
-                search(inner, where, depth - 1)
-
-    for path, part in module.named_modules():
-        for name, attribute in vars(part).items():
-            if name not in _OWN and not isinstance(attribute, _PLAIN):
-                search(attribute, f"'{name}' of '{path or 'the model'}'", 3)
-    return found
+    return {
+        id(item): f"'{name}' of '{path or 'the model'}'"
+        for path, part in module.named_modules()
+        for name, item in held_in_attributes(part)
+        if isinstance(item, torch.nn.Module)
+    }

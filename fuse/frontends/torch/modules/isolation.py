@@ -1,0 +1,95 @@
+"""Running and capturing a user's module without a trace in the process or in the module.
+
+PyTorch's tracers replace ``nn.Module.__call__`` for all threads while they run, and torch.export switches oneDNN,
+cuDNN and NNPACK off. So one thread captures at a time, and what the tracers replace is replaced for that
+thread alone: calls of other modules in other threads go on as ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from convbn.common.exclusive import quiet
+from convbn.errors import BadInputError
+from convbn.fuse.frontends.torch.modules.copies import duplicate
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+__all__ = ["exclusive_capture", "isolated", "random_state_kept"]
+
+
+@contextmanager
+def exclusive_capture() -> Iterator[None]:
+    """Capture a module while no other thread does: without gradients, silently, random states put back.
+
+    The tracers print whole graphs of a failure; what the user needs of that is in the error.
+    """
+    import torch
+    from torch.fx import _symbolic_trace
+
+    with quiet(), random_state_kept(), torch.no_grad():
+        original = _symbolic_trace._Patcher
+        _symbolic_trace._Patcher = _patcher_for_this_thread()  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            _symbolic_trace._Patcher = original  # type: ignore[misc]
+
+
+def _patcher_for_this_thread() -> Any:
+    """FX's patcher, whose replaced methods are the original ones in every other thread."""
+    from torch.fx import _symbolic_trace
+
+    owner = threading.get_ident()
+
+    class Patcher(_symbolic_trace._Patcher):
+        def patch_method(
+            self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True
+        ) -> None:
+            original = getattr(cls, name)
+
+            @functools.wraps(original)
+            def method(*args: Any, **kwargs: Any) -> Any:
+                return (new_fn if threading.get_ident() == owner else original)(*args, **kwargs)
+
+            super().patch_method(cls, name, method, deduplicate)
+
+    return Patcher
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the states of Python's, NumPy's and PyTorch's random generators back, where the block has drawn."""
+    import random
+
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def isolated(model: torch.nn.Module | ExportedProgram) -> torch.nn.Module:
+    """A module that can be run without a trace in ``model``: it has only the parameters in common with it.
+
+    Buffers, counters and cached tensors are its own. A module that cannot be copied is given as it is.
+    """
+    import torch
+
+    module = model if isinstance(model, torch.nn.Module) else model.module()
+    memo = {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
+    try:
+        return duplicate(module, share=True, memo=memo)
+    except BadInputError:
+        return module
