@@ -51,3 +51,15 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_worked_examples_stand_in_a_test() -> None:
+    """Each block of Python in docs/architecture.md is part of one of the tests that the page names."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"tests/project/test_examples_\w+\.py", text))
+    assert named
+    tests = [(ROOT / name).read_text() for name in named]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert any(block in test for test in tests), block
