@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines data-path demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +51,8 @@ format: $(STAMP)  ## put every file into the project's format
 lines:  ## lines of code by folder, neither blank, comment nor docstring
 	$(PYTHON) tools/structure/count_lines.py
 
-data-path: $(STAMP)  ## every function that a model passes in convbn.fuse, into docs/architecture.md
+architecture: $(STAMP)  ## examples and every function that a model passes, into docs/architecture.md
+	$(BIN)/python tools/structure/examples.py docs/architecture.md
 	$(BIN)/python tools/structure/data_path.py --write docs/architecture.md
 
 demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, measure, report

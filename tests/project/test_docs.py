@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from structure.examples import BLOCK, filled
+
 from convbn.bench.runtimes.registry import RUNTIMES
 from convbn.fuse.operators.registry import known_names
 from convbn.fuse.refusal import Reason
@@ -53,13 +55,10 @@ def test_links_lead_somewhere() -> None:
                 assert (document.parent / target).exists(), f"{document}: {target}"
 
 
-def test_worked_examples_stand_in_a_test() -> None:
-    """Each block of Python in docs/architecture.md is part of one of the tests that the page names."""
+def test_worked_examples_are_those_of_the_tests() -> None:
+    """`make architecture` brings them up to date."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    named = set(re.findall(r"tests/project/test_examples_\w+\.py", text))
-    assert named
-    tests = [(ROOT / name).read_text() for name in named]
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        assert any(block in test for test in tests), block
+    examples = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/project/test_examples_*.py")}
+    assert {path for _, path, *_ in BLOCK.findall(text)} <= examples
+    assert text.count("```python") == len(BLOCK.findall(text)) > 0
+    assert filled(text) == text

@@ -44,7 +44,8 @@ class Stack:
     layers: list[Layer]
 
 
-# The frontend. First the way in: the model as a view.
+# [capture]
+# First the way in: the model as a view.
 def capture(stack: Stack, request: Request) -> Capture:
     value = Value("input", (None, stack.columns))
     nodes = []
@@ -81,6 +82,7 @@ def capture(stack: Stack, request: Request) -> Capture:
     return Capture(view, len(nodes), apply, how="Read layer by layer.")
 
 
+# [/capture]
 def runnable(stack: Stack) -> onnx.ModelProto:
     """As ONNX: what the proof runs."""
     names = {Linear: ("Gemm", {"transB": 1}), BatchNorm: ("BatchNormalization", {}), Activation: ("Relu", {})}
@@ -103,9 +105,11 @@ def runnable(stack: Stack) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+# [row]
 STACKS = Frontend("stack", Stack.__module__, "Stack", capture, runnable)
 
 
+# [/row]
 # The example ends here. What follows shows that it works.
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:

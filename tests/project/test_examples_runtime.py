@@ -21,6 +21,7 @@ from convbn.cli import main
 from convbn.errors import UsageError
 
 
+# [session]
 # The runtime: a session, how to open one, and what reports say of it.
 class ReferenceSession:
     """A model in onnx's own interpreter, which is written in NumPy and fuses nothing."""
@@ -54,12 +55,14 @@ class ReferenceSession:
     ) -> None: ...
 
 
+# [/session]
 def load() -> Any:
     from onnx.reference import ReferenceEvaluator
 
     return ReferenceEvaluator
 
 
+# [runtime]
 def open_session(model: Variant, options: SessionOptions, levels: Levels) -> ReferenceSession:
     source = onnx_source(model, "The reference evaluator")
     return ReferenceSession(load()(source), model.name)
@@ -76,6 +79,7 @@ REFERENCE = Runtime(
 )
 
 
+# [/runtime]
 # The example ends here. What follows shows that it works.
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
