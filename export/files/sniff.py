@@ -17,7 +17,7 @@ from convbn.errors import BadInputError, ConvBNError
 from convbn.export.checkpoints.limits import Limits
 from convbn.export.checkpoints.pickle_scan import LEGACY_TORCH_MAGIC, code_globals
 from convbn.export.files.atomic import file_access, open_regular
-from convbn.export.files.protobuf import is_onnx_model
+from convbn.export.onnx_io.wire import is_onnx_model
 
 __all__ = ["ArtifactKind", "sniff"]
 

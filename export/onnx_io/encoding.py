@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from convbn.export.onnx_io.wire import MIN_BYTES, header
+
 if TYPE_CHECKING:
     import onnx
 
 __all__ = [
-    "MIN_BYTES",
     "PROTOBUF_LIMIT",
     "Buffer",
     "Reference",
@@ -25,7 +26,6 @@ __all__ = [
     "pieces_of",
     "refer",
     "total_bytes",
-    "varint",
 ]
 
 Buffer: TypeAlias = bytes | memoryview
@@ -33,10 +33,6 @@ Buffer: TypeAlias = bytes | memoryview
 # protobuf's sizes are signed 32-bit numbers: neither its parser nor its writer goes beyond.
 PROTOBUF_LIMIT = (1 << 31) - 1
 
-MIN_BYTES = 1024
-"""Below this, handling a tensor's bytes apart costs more than it saves."""
-
-_BYTES = 2  # wire type of what carries its length
 _RAW_DATA = 9
 _ELSEWHERE = {_RAW_DATA, 13, 14}  # external_data and data_location
 
@@ -86,7 +82,7 @@ def encode_model(
     parts: list[bytes | Weight] = []
     for field, value in model.ListFields():
         if field.name == "graph":
-            parts.append(_header(field.number, total_bytes(graph)))
+            parts.append(header(field.number, total_bytes(graph)))
             parts.extend(graph)
         else:
             parts.extend(_field(model, field, value))
@@ -136,7 +132,7 @@ def _graph(
                 yield from _framed(field.number, [tensor.SerializeToString()])
             else:
                 low, high = _around_raw_data(tensor)
-                yield from _framed(field.number, [low, _header(_RAW_DATA, len(weight)), weight, high])
+                yield from _framed(field.number, [low, header(_RAW_DATA, len(weight)), weight, high])
     yield from _unknown(graph)
 
 
@@ -179,22 +175,8 @@ def _field(message: Any, field: Any, value: Any) -> Iterator[bytes | Weight]:
 
 
 def _framed(number: int, parts: list[bytes | Weight]) -> Iterator[bytes | Weight]:
-    yield _header(number, total_bytes(parts))
+    yield header(number, total_bytes(parts))
     yield from parts
-
-
-def _header(number: int, length: int) -> bytes:
-    return varint(number << 3 | _BYTES) + varint(length)
-
-
-def varint(value: int) -> bytes:
-    """A number in base 128, as protobuf writes tags and lengths."""
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)
 
 
 def _copy(message: Any, name: str, value: Any) -> None:

@@ -146,10 +146,9 @@ def open_model(path: str | os.PathLike[str], *, external_data: bool = True, hash
 def _opened(
     file: BufferedReader, size: int, path: str | os.PathLike[str], *, external_data: bool
 ) -> OpenModel:
-    from convbn.export.onnx_io.encoding import MIN_BYTES
     from convbn.export.onnx_io.external_data import DataFiles, embed_external_data, is_external, location_of
-    from convbn.export.onnx_io.texts import check_texts
     from convbn.export.onnx_io.validate import check_embedded, declared_bytes, iterate_tensors
+    from convbn.export.onnx_io.wire import MIN_BYTES
 
     files = DataFiles(Path(path).absolute().parent, file, path)
     model = _parsed(file, size, files.own_location)
@@ -160,7 +159,6 @@ def _opened(
     odd = [entry.version for entry in model.opset_import if not 0 <= entry.version < _NO_OPSET]
     if odd:
         raise BadInputError(f"there is no opset {odd[0]}")
-    check_texts(model)
     outside = []
     for tensor in iterate_tensors(model):
         if not is_external(tensor):

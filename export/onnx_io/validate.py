@@ -1,21 +1,32 @@
-"""Every tensor of an ONNX model, wherever it hides, and whether its bytes fit its shape.
+"""Every message of an ONNX model, wherever it hides; whether names are text and bytes fit their shapes.
 
 Shapes come from the file and may lie; sizes are checked before anything is allocated from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import shape_text
 from convbn.errors import BadInputError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_embedded", "check_length", "declared_bytes", "iterate_bodies", "iterate_tensors"]
+__all__ = [
+    "bodies_of",
+    "check_embedded",
+    "check_length",
+    "declared_bytes",
+    "iterate_messages",
+    "iterate_nodes",
+    "iterate_tensors",
+]
 
 _STRING = 8
+_TEXT, _MESSAGE = 9, 11  # FieldDescriptor.TYPE_STRING and TYPE_MESSAGE
 # TensorProto.DataType -> bits of one element.
 _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128,
@@ -28,49 +39,65 @@ _COMPLEX = {14: "float_data", 15: "double_data"}
 _LIMIT = 1 << 63
 
 
+def iterate_messages(model: onnx.ModelProto) -> Iterator[Any]:
+    """A model and every message in it, level by level; a tensor is given as a whole.
+
+    The walk is a loop with a queue of its own, so that nested subgraphs cannot exhaust Python's stack.
+
+    Raises:
+        BadInputError: a name is not UTF-8. protobuf hands such a text out as ``bytes``, on which whatever
+            compares, prints or counts names fails later, in convbn and in the runtimes' Python interfaces alike.
+    """
+    from onnx import TensorProto
+
+    waiting: deque[Any] = deque([model])
+    while waiting:
+        message = waiting.popleft()
+        yield message
+        if type(message) is TensorProto:  # whose weights would be copied to be looked at
+            _require_text((message.name,))
+            waiting.extend(message.external_data)
+            continue
+        for field, value in message.ListFields():
+            kind = field.type
+            if kind == _MESSAGE:
+                waiting.extend(value if hasattr(value, "append") else (value,))
+            elif kind == _TEXT and field.name != "doc_string":
+                _require_text(value if hasattr(value, "append") else (value,))
+
+
 def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """All stored tensors: initializers, sparse ones, attributes, subgraphs, local functions.
 
-    The walk is a loop with a stack of its own, so that nested subgraphs cannot exhaust Python's.
+    Raises:
+        BadInputError: see :func:`iterate_messages`.
     """
-    graphs = [model.graph, *(training.algorithm for training in model.training_info)]
-    graphs += [training.initialization for training in model.training_info]
-    nodes = [node for function in model.functions for node in function.node]
-    attributes = [attribute for function in model.functions for attribute in function.attribute_proto]
-    while graphs or nodes or attributes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            nodes.extend(graph.node)
-        for node in nodes:
-            attributes.extend(node.attribute)
-        nodes.clear()
-        for attribute in attributes:
-            if attribute.HasField("t"):
-                yield attribute.t
-            if attribute.HasField("sparse_tensor"):
-                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            yield from attribute.tensors
-            for sparse in attribute.sparse_tensors:
-                yield from (sparse.values, sparse.indices)
-            graphs.extend(attribute.graphs)
-        attributes.clear()
+    from onnx import TensorProto
+
+    return (message for message in iterate_messages(model) if type(message) is TensorProto)
 
 
-def iterate_bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graphs below the main one: branches of an If, bodies of a Loop or Scan, at any depth."""
-    waiting = [model.graph]
+def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node of control flow holds."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def iterate_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the bodies in it, at any depth."""
+    waiting = [graph]
     while waiting:
         for node in waiting.pop().node:
-            for attribute in node.attribute:
-                bodies = [attribute.g] if attribute.HasField("g") else []
-                bodies.extend(attribute.graphs)
-                yield from bodies
-                waiting.extend(bodies)
+            yield node
+            waiting.extend(bodies_of(node))
+
+
+def _require_text(texts: Iterable[object]) -> None:
+    for text in texts:
+        if type(text) is not str:
+            raise BadInputError(f"holds a name that is not UTF-8: {text!r}")
 
 
 def declared_bytes(tensor: onnx.TensorProto) -> int:
@@ -122,7 +149,7 @@ def check_length(tensor: onnx.TensorProto, found: int) -> None:
 
 
 def _does_not_fit(tensor: onnx.TensorProto, found: int, unit: str, expected: int) -> BadInputError:
-    shape = "x".join(str(dim) for dim in tensor.dims) or "scalar"
+    shape = shape_text(tensor.dims)
     return BadInputError(
         f"tensor {tensor.name!r} ({shape}) holds {found} {unit} where its shape needs {expected}"
     )

@@ -167,9 +167,10 @@ def _moved(model: onnx.ModelProto, weights: StoredWeights | None) -> Iterator[_M
 
 def _moved_from_bodies(model: onnx.ModelProto) -> Iterator[_Moved]:
     """Large initializers of bodies, where these alone would come near what protobuf can hold."""
-    from convbn.export.onnx_io.validate import iterate_bodies
+    from convbn.export.onnx_io.validate import bodies_of, iterate_nodes
 
-    tensors = [tensor for body in iterate_bodies(model) for tensor in body.initializer]
+    bodies = (body for node in iterate_nodes(model.graph) for body in bodies_of(node))
+    tensors = [tensor for body in bodies for tensor in body.initializer]
     found = [(tensor, weight) for tensor in tensors if (weight := large_raw_data(tensor)) is not None]
     if total_bytes(weight for _, weight in found) > PROTOBUF_LIMIT // 2:
         yield from (_Moved(tensor, None, weight, id(tensor)) for tensor, weight in found)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convbn.export.precision.graphs import FLOAT, Names, bodies, captured, rename_in_bodies
+from convbn.export.onnx_io.validate import bodies_of
+from convbn.export.precision.graphs import FLOAT, Names, captured, rename_in_bodies
 from convbn.export.precision.selection import Selection
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class _Caster:
         wide = {value.name for value in graph.output}
         narrow: set[str] = set()
         for index, node in enumerate(graph.node):
-            if any(bodies(node)):
+            if any(bodies_of(node)):
                 wide |= captured(node)
             for position, name in enumerate(node.input):
                 (narrow if position in selection.low_inputs[index] else wide).add(name)
@@ -133,7 +134,7 @@ class _Caster:
         for position, name in enumerate(node.input):
             if self.types.get(name) == FLOAT:
                 node.input[position] = self._read(name, self.code if position in low_in else FLOAT)
-        if any(bodies(node)):
+        if any(bodies_of(node)):
             floats = [name for name in sorted(captured(node)) if self.types.get(name) == FLOAT]
             rename_in_bodies(node, {name: self._read(name, FLOAT) for name in floats})
         for position, name in enumerate(node.output):

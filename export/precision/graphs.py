@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from convbn.export.onnx_io.validate import bodies_of, iterate_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FLOAT",
     "Names",
-    "bodies",
     "captured",
     "element_types",
     "opset_of",
@@ -32,7 +32,7 @@ class Names:
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self._taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-        for node in _all_nodes(graph):
+        for node in iterate_nodes(graph):
             self._taken.update((node.name, *node.input, *node.output))
 
     def fresh(self, wanted: str) -> str:
@@ -118,47 +118,31 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
 
 
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node of control flow holds."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def captured(node: onnx.NodeProto) -> set[str]:
     """Names that a node's bodies use and do not define; ONNX lets no body define a name anew."""
     used: set[str] = set()
     defined: set[str] = set()
-    for body in bodies(node):
+    waiting = list(bodies_of(node))
+    while waiting:
+        body = waiting.pop()
         defined.update(value.name for value in (*body.input, *body.initializer))
         used.update(value.name for value in body.output)
-        for inner in _all_nodes(body):
+        for inner in body.node:
             used.update(inner.input)
             defined.update(inner.output)
-            for nested in bodies(inner):
-                defined.update(value.name for value in (*nested.input, *nested.initializer))
-                used.update(value.name for value in nested.output)
+            waiting.extend(bodies_of(inner))
     return used - defined - {""}
 
 
 def rename_in_bodies(node: onnx.NodeProto, names: dict[str, str]) -> None:
     """Let the bodies of a node read other values of the graph around them."""
-    for body in bodies(node):
+    for body in bodies_of(node):
         for value in body.output:
             value.name = names.get(value.name, value.name)
         for inner in body.node:
             for index, name in enumerate(inner.input):
                 inner.input[index] = names.get(name, name)
             rename_in_bodies(inner, names)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    graphs = [graph]
-    while graphs:
-        for node in graphs.pop().node:
-            yield node
-            graphs.extend(bodies(node))
 
 
 def _float_constant(node: onnx.NodeProto) -> Any:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from convbn.export.precision.graphs import FLOAT, bodies, captured, opset_of
+from convbn.export.onnx_io.validate import bodies_of
+from convbn.export.precision.graphs import FLOAT, captured, opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -90,7 +91,7 @@ def select(
         if why is not None:
             low_in, low_out = frozenset(), frozenset()
             # What only makes floats, like a Cast from integers, loses nothing by making them in float32.
-            reads = captured(node) if any(bodies(node)) else node.input
+            reads = captured(node) if any(bodies_of(node)) else node.input
             if any(types.get(name) == FLOAT for name in reads):
                 kept.append(Kept(node.name, node.op_type, *why))
         inputs.append(low_in)
@@ -102,7 +103,7 @@ def _allowed(
     node: onnx.NodeProto, types: Mapping[str, int], low: str, opsets: Mapping[str, int]
 ) -> tuple[frozenset[int], frozenset[int], tuple[str, str] | None]:
     nothing: frozenset[int] = frozenset()
-    if any(bodies(node)):
+    if any(bodies_of(node)):
         return nothing, nothing, ("control flow", "the graphs inside it are left as they are")
     schema = _schema(node, opsets)
     if schema is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError, NotSupportedError, UsageError
 from convbn.export.files.atomic import check_target, write_atomically
+from convbn.export.onnx_io.validate import iterate_messages
 from convbn.export.torch.tracing import (
     arguments_of,
     as_eval,
@@ -240,18 +241,6 @@ def _in_order(data: bytes) -> bytes:
 
 def _strip_notes(model: onnx.ModelProto) -> None:
     """Remove what differs from machine to machine: stack traces with paths, and fx's own notes."""
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            for noted in (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-                noted.ClearField("metadata_props")
-            nodes.extend(graph.node)
-        for node in nodes:
-            node.ClearField("metadata_props")
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
-        nodes.clear()
+    for message in iterate_messages(model):
+        if message is not model and "metadata_props" in message.DESCRIPTOR.fields_by_name:
+            message.ClearField("metadata_props")

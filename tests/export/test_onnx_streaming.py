@@ -340,7 +340,7 @@ def test_a_data_file_that_was_there_stays(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_saving, "_write", fail)
+    monkeypatch.setattr(onnx_saving, "pieces_of", fail)
     with pytest.raises(FileAccessError, match="no space left"):
         rewritten(path, tmp_path / "out.onnx", external_data="always", overwrite=True)
     assert {entry.name for entry in tmp_path.iterdir()} == names
