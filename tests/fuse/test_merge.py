@@ -538,7 +538,7 @@ KERNELS = {(3, 3): (1, 1, 1, 1), (1, 1): (0, 0, 0, 0)}
 
 @pytest.mark.parametrize("locked", ["conv_a", "conv_b", "add_y"])
 def test_a_node_that_the_frontend_cannot_edit_stays(locked: str) -> None:
-    reading = read_view(gs.import_onnx(pair(Branch(), POINT)))
+    reading = read_view(pair(Branch(), POINT))
     node = next(node for node in reading.view.nodes if node.name == locked)
     node.locks["bypass"] = Refusal(Reason.HOOKED, "locked by this test")
     plan = make_plan(reading.view, FuseOptions())

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, operators, random, relative_error, run
 
 from convbn.fuse.fold import fold
-from convbn.fuse.frontends.onnx.constants import computed_constant
+from convbn.fuse.frontends.onnx.constants import CHAIN
+from convbn.fuse.operators.calls import OnnxCall
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.dataflow import Constant, Value
 
@@ -186,8 +187,7 @@ def follow(operator: str, *arrays: np.ndarray | None, **attributes: Any) -> Cons
         None if array is None else Value(str(i), array.shape, constant=Constant.of(array))
         for i, array in enumerate(arrays)
     ]
-    tensors: list[gs.Tensor] = [gs.Variable(str(i)) for i in range(len(arrays))]
-    return computed_constant(gs.Node(operator, inputs=tensors, attrs=attributes), list(inputs))
+    return CHAIN[operator](OnnxCall(operator, 21, attributes, inputs, [Value("out")]))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
-from convbn.fuse.frontends.onnx.outside import Outside
+from convbn.fuse.frontends.onnx.tensors import Stored
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 
@@ -139,7 +139,7 @@ def test_packed_integers_are_read() -> None:
         values.astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)), "q"
     )
     light = onnx.TensorProto(name="q", dims=[4, 4], data_type=onnx.TensorProto.INT4, data_location=EXTERNAL)
-    constant = Outside(lambda _: packed.raw_data).constant(light)
+    constant = Stored(light, lambda _: packed.raw_data).constant()
     assert len(packed.raw_data) == 8
     assert constant.array().astype(int).tolist() == values.tolist()
 
@@ -147,7 +147,7 @@ def test_packed_integers_are_read() -> None:
 def test_fewer_bytes_than_the_shape_needs() -> None:
     light = onnx.TensorProto(name="q", dims=[4, 4], data_type=onnx.TensorProto.FLOAT, data_location=EXTERNAL)
     with pytest.raises(BadInputError, match="'q' cannot be read"):
-        Outside(lambda _: bytes(60)).constant(light).array()
+        Stored(light, lambda _: bytes(60)).constant().array()
 
 
 def test_in_a_body_weights_are_computed_at_once() -> None:

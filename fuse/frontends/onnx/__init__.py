@@ -1,1 +1,1 @@
-"""The ONNX frontend, through onnx-graphsurgeon."""
+"""The ONNX frontend: a ModelProto is read and written as it is."""

@@ -1,40 +1,53 @@
-"""Attributes that ONNX does not give an operator, or of another type: nothing reads a node that holds one."""
+"""Attributes of ONNX nodes as plain values, held against the types that ONNX's own operators give them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["odd_attribute"]
+from convbn.fuse.frontends.onnx.tensors import Stored
 
-_PLAIN = (int, float, str, bytes, list, tuple)
-_KINDS: dict[str, Any] = {"INT": int, "FLOAT": float | int, "STRING": str}
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["attributes_of", "is_standard"]
+
+_PLAIN: dict[int, Callable[[onnx.AttributeProto], Any]] = {
+    1: lambda a: a.f,
+    2: lambda a: a.i,
+    3: lambda a: a.s.decode(errors="replace"),
+    4: lambda a: Stored(a.t).constant(),
+    6: lambda a: list(a.floats),
+    7: lambda a: list(a.ints),
+    8: lambda a: [text.decode(errors="replace") for text in a.strings],
+}
+"""By the number of ``AttributeProto.AttributeType``."""
 
 
-def odd_attribute(operator: str, opset: int, attributes: Mapping[str, Any]) -> str | None:
-    """The name of the first attribute that is not as ONNX's schema has it; None where all are.
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Whether the node's operator is ONNX's own: a custom domain may reuse every name."""
+    return node.domain in ("", "ai.onnx")
 
-    Args:
-        operator: one of ONNX's own.
-        opset: the version of these.
-        attributes: plain values, and objects for tensors and graphs.
+
+def attributes_of(node: onnx.NodeProto, opset: int) -> tuple[dict[str, Any], str | None]:
+    """A node's attributes, tensors as constants, and the first that ONNX's schema has not, or of another type.
+
+    Kinds that are not plain, such as bodies, are left out, and so is what a custom domain gives a reference.
     """
-    types = _types(operator, opset)
-    return next((name for name, value in attributes.items() if not _fits(value, types.get(name))), None)
-
-
-def _fits(value: object, kind: str | None) -> bool:
-    if kind in _KINDS:
-        return isinstance(value, _KINDS[kind])
-    if kind in ("INTS", "FLOATS", "STRINGS"):
-        kinds = _KINDS[kind.removesuffix("S")]
-        return isinstance(value, list | tuple) and all(isinstance(item, kinds) for item in value)
-    return kind is not None and not isinstance(value, _PLAIN)
+    types = _types(node.op_type, opset) if is_standard(node) else None
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        kind = attribute.type
+        if types is not None and (attribute.ref_attr_name or kind not in types.get(attribute.name, ())):
+            return {}, attribute.name
+        if kind in _PLAIN and not attribute.ref_attr_name:
+            found[attribute.name] = _PLAIN[kind](attribute)
+    return found, None
 
 
 @cache
-def _types(operator: str, opset: int) -> Mapping[str, str]:
+def _types(operator: str, opset: int) -> Mapping[str, tuple[int, ...]]:
     """The types of an operator's attributes by name; of its newest version where it is not in that opset."""
     import onnx
 
@@ -43,5 +56,10 @@ def _types(operator: str, opset: int) -> Mapping[str, str]:
             schema = onnx.defs.get_schema(operator, version)
         except onnx.defs.SchemaError:
             continue
-        return {name: str(attribute.type).rpartition(".")[2] for name, attribute in schema.attributes.items()}
+        kinds = {name: attribute.type.value for name, attribute in schema.attributes.items()}  # type: ignore[attr-defined]
+        return {name: (kind, *_ALSO.get(kind, ())) for name, kind in kinds.items()}
     return {}
+
+
+_ALSO = {1: (2,), 6: (7,)}
+"""Where ONNX wants floats, integers will do."""

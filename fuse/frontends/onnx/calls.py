@@ -11,25 +11,16 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.onnx.inlining import FunctionKey, bodies_of, called
+from convbn.fuse.frontends.onnx.graphs import bodies_of, nodes_below
+from convbn.fuse.frontends.onnx.inlining import FunctionKey, called
 from convbn.fuse.frontends.onnx.operators import in_vocabulary
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["callees_first", "concerned", "nodes_below"]
+__all__ = ["callees_first", "concerned"]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes and those of the bodies they hold."""
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for body in bodies_of(node):
-            waiting.extend(body.node)
 
 
 def callees_first(functions: dict[FunctionKey, onnx.FunctionProto]) -> list[FunctionKey]:

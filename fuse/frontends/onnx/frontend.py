@@ -16,15 +16,15 @@ def _model(model: Any, request: Request) -> Capture:
 
 
 def _graph(graph: Any, request: Request) -> Capture:
-    from convbn.fuse.frontends.onnx.capture import capture_graph
+    from convbn.fuse.frontends.onnx.graphsurgeon import capture_graph
 
     return capture_graph(graph)
 
 
 def _exported(graph: Any) -> Any:
-    import onnx_graphsurgeon as gs
+    from convbn.fuse.frontends.onnx.graphsurgeon import as_model
 
-    return gs.export_onnx(graph.copy(), do_type_check=False)
+    return as_model(graph)
 
 
 FRONTENDS = (

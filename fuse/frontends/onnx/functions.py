@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.onnx.calls import callees_first, concerned, nodes_below
-from convbn.fuse.frontends.onnx.inlining import FunctionKey, Inliner, bodies_of, called, key_of
+from convbn.fuse.frontends.onnx.calls import callees_first, concerned
+from convbn.fuse.frontends.onnx.graphs import graphs_below, nodes_below
+from convbn.fuse.frontends.onnx.inlining import FunctionKey, Inliner, called, key_of
 
 if TYPE_CHECKING:
     import onnx
@@ -160,14 +161,11 @@ def _restorer(model: onnx.ModelProto) -> Callable[[], None]:
 def _names(model: onnx.ModelProto) -> set[str]:
     """Every name of a tensor or node in the main graph and its bodies."""
     names: set[str] = set()
-    waiting = [model.graph]
-    while waiting:
-        graph = waiting.pop()
+    for graph, _ in graphs_below(model.graph):
         names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
         names.update(tensor.values.name for tensor in graph.sparse_initializer)
         for node in graph.node:
             names.update((node.name, *node.input, *node.output))
-            waiting.extend(bodies_of(node))
     return names
 
 

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from convbn.fuse.frontends.onnx.graphs import Names, bodies_of
+
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FunctionKey", "Inliner", "bodies_of", "called", "key_of"]
+__all__ = ["FunctionKey", "Inliner", "called", "key_of"]
 
 Attributes = Mapping[str, "onnx.AttributeProto"]
 FunctionKey = tuple[str, str, str]
@@ -34,14 +36,6 @@ def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds: branches of an If, the body of a Loop or Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 class Inliner:
     """Replaces calls by what they do.
 
@@ -55,8 +49,8 @@ class Inliner:
 
     def __init__(self, functions: Mapping[FunctionKey, onnx.FunctionProto], names: Iterable[str]) -> None:
         self._functions = functions
-        self._names = _Names(names)
-        self._labels = _Names(())
+        self._names = Names(names)
+        self._labels = Names(())
         self.calls: Counter[FunctionKey] = Counter()
 
     def rewrite(self, graph: onnx.GraphProto) -> None:
@@ -146,20 +140,3 @@ class Inliner:
         nodes = [self._copy(node, label, inner, attributes) for node in body.node]
         del body.node[:]
         body.node.extend(nodes)
-
-
-class _Names:
-    """Names in use; counted, so that a thousand calls of one function are no million look-ups."""
-
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = set(taken)
-        self._last: Counter[str] = Counter()
-
-    def fresh(self, wanted: str) -> str:
-        """``wanted``, or with a number behind it where that is taken."""
-        name = wanted
-        while name in self._taken:
-            self._last[wanted] += 1
-            name = f"{wanted}_{self._last[wanted] + 1}"
-        self._taken.add(name)
-        return name

@@ -1,17 +1,22 @@
-"""An onnx-graphsurgeon graph as a dataflow view, bodies of control flow included."""
+"""A ModelProto as a dataflow view, bodies of control flow included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.onnx.attributes import odd_attribute
-from convbn.fuse.frontends.onnx.constants import CHAIN, computed_constant, stored_constant
-from convbn.fuse.frontends.onnx.operators import is_batchnorm, is_standard, operator_of
-from convbn.fuse.frontends.onnx.outside import Outside
+from convbn.fuse.frontends.onnx.attributes import attributes_of, is_standard
+from convbn.fuse.frontends.onnx.constants import CHAIN
+from convbn.fuse.frontends.onnx.graphs import named_bodies, nodes_below
+from convbn.fuse.frontends.onnx.operators import operator_of
+from convbn.fuse.frontends.onnx.tensors import Read, Stored, dtype_of
+from convbn.fuse.operators.calls import OnnxCall
 from convbn.fuse.operators.evaluation import evaluated
+from convbn.fuse.operators.registry import onnx_readers
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value
@@ -19,162 +24,239 @@ from convbn.fuse.view.op import BIAS, Other
 from convbn.fuse.view.view import View
 
 if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
+    from collections.abc import Callable
 
-__all__ = ["Place", "Reading", "bodies", "read_view"]
+    import onnx
 
-Shapes = Mapping[str, tuple[int | None, ...]]
+__all__ = ["Place", "Reading", "Scope", "read_view"]
+
+Shape = tuple[int | None, ...]
+Shapes = Mapping[str, Shape]
+
+_MAPS = frozenset(("BatchNormalization", "Add", "Sub", "Mul", "Div"))
+"""Without one of them there is nothing to place, and no shape need be known."""
+
+
+@dataclass(slots=True, eq=False)
+class Scope:
+    """The main graph or a body, and what its names stand for."""
+
+    name: str
+    graph: onnx.GraphProto
+    outer: Scope | None = None
+    values: dict[str, Value] = field(default_factory=dict)
+    declared: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
+
+    def find(self, name: str) -> Value | None:
+        """What the name stands for here: in this graph, else in those around it."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.outer
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a view's node stands in the model: the handle of this frontend."""
 
-    graph: gs.Graph
-    node: gs.Node
+    scope: Scope
+    index: int
+    proto: onnx.NodeProto
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A view, and the BatchNorms that have no place in it."""
+    """A view, where its parts stand in the model, and the BatchNorms that have no place in it."""
 
     view: View
-    nodes: int
-    unreachable: list[Kept] = field(default_factory=list)
-
-
-def bodies(node: gs.Node) -> Iterator[tuple[str, gs.Graph]]:
-    """The graphs that a node carries as attributes, by attribute name."""
-    import onnx_graphsurgeon as gs
-
-    return ((name, value) for name, value in node.attrs.items() if isinstance(value, gs.Graph))
-
-
-def scopes(graph: gs.Graph) -> Iterator[tuple[str, gs.Graph]]:
-    """The main graph and every body below it, outer ones first; iterative, for any depth of nesting."""
-    waiting = [("", graph)]
-    while waiting:
-        scope, current = waiting.pop(0)
-        yield scope, current
-        for node in current.nodes:
-            waiting.extend((f"{scope}/{node.name or node.op}.{name}", body) for name, body in bodies(node))
+    scopes: list[Scope]
+    nodes: list[Node]
+    unreachable: list[Kept]
 
 
 def read_view(
-    graph: gs.Graph,
+    model: onnx.ModelProto,
     *,
     overridable: frozenset[str] = frozenset(),
-    shapes: Shapes | None = None,
-    outside: Outside | None = None,
+    infer: Callable[[], Shapes] | None = None,
+    read: Read | None = None,
 ) -> Reading:
-    """The dataflow of ``graph``.
+    """The dataflow of ``model``, which is not changed; the view's handles point into it.
 
     Args:
-        graph: an imported graph; it is not changed, and the view's handles point into it.
+        model: its functions are not looked into.
         overridable: initializers that a caller of the model may feed, so they are not constants.
-        shapes: shapes by tensor name, for tensors the graph gives none for.
-        outside: where the weights are, if not in the graph's tensors.
+        infer: gives shapes by tensor name; called if the model does not state one that may matter.
+        read: gives the raw bytes of external tensors.
+
+    Raises:
+        BadInputError: the graph cannot be read as one.
     """
-    reader = _GraphReader(overridable, shapes or {}, outside)
-    for scope, current in scopes(graph):
-        reader.read(scope, current)
-    for function in graph.functions:
-        for node in function.nodes:
-            reader.count += 1
-            if is_batchnorm(node):
-                reader.unreachable.append(
-                    Kept(
-                        reader.unique(node),
-                        Reason.LOCAL_FUNCTION,
-                        f"it stands in the model-local function {function.name}, which was not written out",
-                    )
-                )
-    return Reading(View(reader.nodes, pure=True), reader.count, reader.unreachable)
+    reader = _Reader(model, overridable, infer, read)
+    scopes = [Scope("", model.graph)]
+    for scope in scopes:  # which grows by the bodies
+        scopes += reader.read(scope)
+    for function in model.functions:
+        for proto in function.node:
+            if proto.op_type == "BatchNormalization" and is_standard(proto):
+                detail = f"it stands in the model-local function {function.name}, which was not written out"
+                reader.unreachable.append(Kept(reader.unique(proto), Reason.LOCAL_FUNCTION, detail))
+    return Reading(View(reader.nodes, pure=True), scopes, reader.nodes, reader.unreachable)
 
 
-class _GraphReader:
-    def __init__(self, overridable: frozenset[str], shapes: Shapes, outside: Outside | None) -> None:
-        self._outside = outside
-        self.overridable = overridable
-        self.shapes = shapes
+class _Reader:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        overridable: frozenset[str],
+        infer: Callable[[], Shapes] | None,
+        read: Read | None,
+    ) -> None:
+        self._model = model
+        self._overridable = overridable
+        self._infer = infer
+        self._read = read
+        self._opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
         self.nodes: list[Node] = []
         self.unreachable: list[Kept] = []
-        self.count = 0
-        self._values: dict[int, Value] = {}
-        self._names: dict[str, int] = {}
+        self._names: Counter[str] = Counter()
 
-    def read(self, scope: str, graph: gs.Graph) -> None:
-        opset = graph.opset or 0
-        for tensor in graph.outputs:
-            self.value(tensor).observed = f"an output of the {'model' if not scope else 'body ' + scope}"
-        for node in graph.nodes:
-            self.count += 1
-            self._node(scope, graph, node, opset)
+    def read(self, scope: Scope) -> list[Scope]:
+        """Take in a graph; the bodies that its nodes hold."""
+        self._declare(scope)
+        bodies = []
+        for index, proto in enumerate(scope.graph.node):
+            self._node(scope, index, proto)
+            bodies += [
+                Scope(f"{scope.name}/{proto.name or proto.op_type}.{attribute}", body, scope)
+                for attribute, body in named_bodies(proto)
+            ]
+        return bodies
 
-    def unique(self, node: gs.Node) -> str:
+    def unique(self, node: onnx.NodeProto) -> str:
         """A name for reports: the node's own, else by what it produces; numbered where it repeats."""
-        name = node.name or f"{node.op}({node.outputs[0].name if node.outputs else ''})"
-        count = self._names[name] = self._names.get(name, 0) + 1
-        return name if count == 1 else f"{name} ({count})"
+        name = node.name or f"{node.op_type}({node.output[0] if node.output else ''})"
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name} ({self._names[name]})"
 
-    def value(self, tensor: Any) -> Value:
-        """The view's value for a graphsurgeon tensor."""
-        known = self._values.get(id(tensor))
-        if known is not None:
-            return known
-        import onnx_graphsurgeon as gs
+    @cached_property
+    def _shapes(self) -> Shapes:
+        return {} if self._infer is None else self._infer()
 
-        value = self._values[id(tensor)] = Value(tensor.name)
-        if isinstance(tensor, gs.Constant):
-            constant = stored_constant(tensor, self._outside)
-            value.shape = constant.shape
-            if tensor.name in self.overridable:
-                value.not_constant = Refusal(
-                    Reason.OVERRIDABLE,
-                    f"'{tensor.name}' is also a graph input: a caller may feed another value",
-                )
-            else:
-                value.constant = constant
-        elif tensor.shape is not None:
-            value.shape = tuple(n if isinstance(n, int) and n >= 0 else None for n in tensor.shape)
+    @cached_property
+    def _has_maps(self) -> bool:
+        return any(node.op_type in _MAPS for node in nodes_below(self._model.graph.node))
+
+    def _declare(self, scope: Scope) -> None:
+        """Values for what stands in the graph beside its nodes, and what it says of the others."""
+        graph, values, declared = scope.graph, scope.values, scope.declared
+        main = scope.outer is None
+        for tensor in graph.initializer:
+            if tensor.name not in values:
+                values[tensor.name] = self._initializer(tensor.name, Stored(tensor, self._read, main=main))
+        for sparse in graph.sparse_initializer:
+            if sparse.values.name not in values:
+                values[sparse.values.name] = self._initializer(sparse.values.name, Stored(sparse, main=main))
+        for info in graph.value_info:
+            if info.name not in declared or not _shape_of(declared[info.name]):
+                declared[info.name] = info
+        for info in (*graph.input, *graph.output):
+            declared.setdefault(info.name, info)
+            if info.name not in values:
+                values[info.name] = self._declared(scope, info.name)
+        seen = "an output of the model" if main else f"an output of the body {scope.name}"
+        for info in graph.output:
+            values[info.name].observed = seen
+
+    def _initializer(self, name: str, stored: Stored) -> Value:
+        constant = stored.constant()
+        value = Value(name, constant.shape, handle=stored)
+        proto = stored.proto.values if stored.sparse else stored.proto
+        value.dtype = dtype_of(proto.data_type)
+        if name in self._overridable:
+            detail = f"'{name}' is also a graph input: a caller may feed another value"
+            value.not_constant = Refusal(Reason.OVERRIDABLE, detail)
         else:
-            value.shape = self.shapes.get(tensor.name)
+            value.constant = constant
         return value
 
-    def _node(self, scope: str, graph: gs.Graph, node: gs.Node, opset: int) -> None:
-        name = self.unique(node)
-        inputs = [self.value(tensor) if tensor.name else None for tensor in node.inputs]
-        outputs = [self.value(tensor) for tensor in node.outputs if tensor.name]
-        if node.op in ("Gemm", "MatMul") and outputs and outputs[0].shape is None:
-            outputs[0].shape = _linear_shape(node, inputs)
-        operator = operator_of(node, opset, inputs, outputs)
+    def _declared(self, scope: Scope, name: str) -> Value:
+        """A new value of the shape and type that the graph states."""
+        info = scope.declared.get(name)
+        if info is None:
+            return Value(name)
+        kind = info.type.tensor_type
+        return Value(name, _shape_of(info), dtype=dtype_of(kind.elem_type) if kind.elem_type else None)
+
+    def _read_by(self, scope: Scope, name: str) -> Value:
+        value = scope.find(name)
+        if value is None:
+            value = scope.values[name] = self._declared(scope, name)
+        return value
+
+    def _made_by(self, scope: Scope, name: str) -> Value:
+        value = scope.values.get(name)
+        if value is None:
+            value = scope.values[name] = self._declared(scope, name)
+        return value
+
+    def _node(self, scope: Scope, index: int, proto: onnx.NodeProto) -> None:
+        name, kind = self.unique(proto), proto.op_type
+        own = is_standard(proto)
+        inputs = [self._read_by(scope, given) if given else None for given in proto.input]
+        results = [self._made_by(scope, given) if given else None for given in proto.output]
+        outputs = [value for value in results if value is not None]
+        readers = onnx_readers(kind if own else f"{proto.domain}::{kind}")
+        chained = own and kind in CHAIN
+        attributes, odd = attributes_of(proto, self._opset) if readers or chained else ({}, None)
+        call = OnnxCall(kind, self._opset, attributes, inputs, results)
+        constant = CHAIN[kind](call) if chained and outputs and odd is None else None
+        if constant is None:
+            self._complete(call, outputs)
+        operator = operator_of(call, readers, odd, batchnorm=own and kind == "BatchNormalization")
         if isinstance(operator, Refusal):
             self.unreachable.append(Kept(name, operator.reason, operator.detail))
-            operator = Other(node.op)
-        entry = Node(name, operator, list(inputs), outputs, scope, handle=Place(graph, node))
-        if node.op == "MatMul" and (not outputs or outputs[0].rank != 2):
-            entry.locks[BIAS] = Refusal(
-                Reason.NO_BIAS, f"{entry.label} has no bias, and no rank 2 to become a Gemm"
-            )
+            operator = Other(kind)
+        node = Node(name, operator, inputs, outputs, scope.name, handle=Place(scope, index, proto))
+        if kind == "MatMul" and (not outputs or outputs[0].rank != 2):
+            detail = f"{node.label} has no bias, and no rank 2 to become a Gemm"
+            node.locks[BIAS] = Refusal(Reason.NO_BIAS, detail)
         for slot, value in enumerate(inputs):
             if value is not None:
-                value.readers.append(Reader(entry, slot))
+                value.readers.append(Reader(node, slot))
         for value in outputs:
             if value.producer is not None or value.constant is not None:
                 raise BadInputError(f"'{value.name}' is given by more than one node or initializer")
-            value.producer = entry
-        if outputs and is_standard(node) and odd_attribute(node.op, opset, node.attrs) is None:
-            constant = computed_constant(node, inputs) if node.op in CHAIN else evaluated(operator, inputs)
-            if constant is not None:
-                outputs[0].constant, outputs[0].shape = constant, constant.shape
-        self.nodes.append(entry)
+            value.producer = node
+        if constant is None and not chained:
+            constant = evaluated(operator, inputs)
+        if constant is not None:
+            outputs[0].constant, outputs[0].shape = constant, constant.shape
+        self.nodes.append(node)
+
+    def _complete(self, call: OnnxCall, outputs: Iterable[Value]) -> None:
+        """Shapes that the model does not state, where there is a map that they may matter to."""
+        for value in outputs:
+            if value.shape is None and self._has_maps:
+                value.shape = self._shapes.get(value.name)
+            if value.shape is None and call.operator in ("Gemm", "MatMul"):
+                value.shape = _linear_shape(call)
 
 
-def _linear_shape(node: gs.Node, inputs: list[Value | None]) -> tuple[int | None, ...] | None:
+def _shape_of(info: onnx.ValueInfoProto) -> Shape | None:
+    kind = info.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    return tuple(n if d.HasField("dim_value") and (n := d.dim_value) >= 0 else None for d in kind.shape.dim)
+
+
+def _linear_shape(call: OnnxCall) -> Shape | None:
     """The rank of a product, where the graph does not state it."""
-    if node.op == "Gemm":
+    if call.operator == "Gemm":
         return (None, None)
-    data, weight = [*inputs, None, None][:2]
+    data, weight = [*call.inputs, None, None][:2]
     if data is None or weight is None or data.rank is None or weight.rank != 2:
         return None
     return (None,) * data.rank

@@ -43,12 +43,12 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the main graph's tensors by name; empty where inference cannot run on this model."""
+def infer_shapes(light: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of the main graph's tensors by name; empty where inference cannot run on this skeleton."""
     import onnx
 
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # inference refuses what it cannot follow, in many ways; a shape stays unknown then
         return {}
     shapes: dict[str, tuple[int | None, ...]] = {}
@@ -61,12 +61,12 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     return shapes
 
 
-def structure_problem(model: onnx.ModelProto) -> str | None:
-    """What onnx's checker has against the model's structure, in a sentence; None if nothing."""
+def structure_problem(light: onnx.ModelProto) -> str | None:
+    """What onnx's checker has against the structure of a skeleton, in a sentence; None if nothing."""
     import onnx
 
     try:
-        onnx.checker.check_model(skeleton(model))
+        onnx.checker.check_model(light)
     except onnx.checker.ValidationError as error:
         return str(error).strip().splitlines()[0].rstrip(".")
     except UnicodeDecodeError:  # of the checker's own sentence, which quotes a name

@@ -1,165 +1,237 @@
-"""An edited graph back into the ModelProto it was imported from, touching nothing else.
+"""What a plan did to the view, written into the ModelProto it was read from, touching nothing else.
 
-graphsurgeon's own export would write a new model: it leaves out metadata, doc strings, overridable
-initializers and whatever else it does not model. Here only what the edits changed is written: inputs,
-outputs and operator of a node, the nodes that went or came, the initializers that changed.
+The view shows the model as it is to be: which nodes are left, what they read and what stands at their slots. So a
+node is written where its operator or the name of something it reads or gives has changed, nodes that are gone are
+deleted, and initializers are overwritten in place or get a neighbour. Metadata, doc strings and whatever else the view
+does not show stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.onnx.reader import bodies
+from convbn.fuse.frontends.onnx.graphs import Names, delete, graphs_below, nodes_below
+from convbn.fuse.frontends.onnx.operators import written
+from convbn.fuse.frontends.onnx.reader import Place, Reading, Scope
+from convbn.fuse.frontends.onnx.tensors import Deferred, Stored
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
+from convbn.fuse.view.op import BIAS, WEIGHT
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_graphsurgeon as gs
 
-__all__ = ["Import", "count_nodes", "import_model"]
+__all__ = ["write"]
 
 
-class Import:
-    """A ModelProto and the graph imported from it, node by node.
+def write(reading: Reading, edits: Sequence[Edit], deferred: Deferred) -> None:
+    """Bring the model up to date with the view, to which ``edits`` were applied in this order."""
+    _Writer(reading, deferred).write(edits)
 
-    Args:
-        model: is changed by :meth:`write`.
-    """
 
-    def __init__(self, model: onnx.ModelProto, graph: gs.Graph) -> None:
-        self.model = model
-        self.graph = graph
-        self._pairs = [
-            (current, proto, dict(zip(map(id, current.nodes), proto.node, strict=True)), list(current.nodes))
-            for current, proto in _paired(graph, model.graph)
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A constant that edits gave the model, and the graph that is to hold it."""
+
+    scope: Scope
+    name: str
+    constant: Constant
+
+
+class _Writer:
+    def __init__(self, reading: Reading, deferred: Deferred) -> None:
+        self._reading = reading
+        self._view = reading.view
+        self._deferred = deferred
+        self._names = Names(
+            name for scope in reading.scopes for names in (scope.values, scope.declared) for name in names
+        )
+        self._replaced: set[int] = set()
+        self._slots: dict[tuple[int, int], str] = {}
+        self._made: dict[object, _Made] = {}
+        self._overwritten: list[tuple[Stored, Constant]] = []
+
+    def write(self, edits: Sequence[Edit]) -> None:
+        self._constants(edits)
+        used_before = self._nodes()
+        # What stands beside the stored tensors is computed first, from these as they still are.
+        tensors = [
+            (made.scope, self._deferred.tensor(made.name, made.constant, main=made.scope.outer is None))
+            for made in self._made.values()
         ]
+        for stored, constant in self._overwritten:
+            self._deferred.overwrite(stored, constant)
+        self._initializers(tensors, used_before)
 
-    def write(self, created: list[tuple[gs.Graph, gs.Constant]], replaced: set[int]) -> None:
-        """Bring the ModelProto up to date with the graph.
+    def _constants(self, edits: Sequence[Edit]) -> None:
+        """Give names to the constants that are left in the end, in the order of their edits."""
+        last = {(id(e.node), e.slot): i for i, e in enumerate(edits) if isinstance(e, SetConstant)}
+        given = {id(e.node): i for i, e in enumerate(edits) if isinstance(e, Replace)}
+        evaluated: dict[int, Value] = {}
+        for i, edit in enumerate(edits):
+            node = edit.node
+            if isinstance(edit, Replace):
+                self._replaced.add(id(node))
+                for slot, operand in enumerate(edit.operands):
+                    if isinstance(operand, Constant):
+                        self._name_operand(node, slot)
+            elif isinstance(edit, Bypass):
+                continue
+            elif isinstance(edit, Evaluate):
+                output = node.outputs[0]
+                evaluated[id(output)] = output
+                if output.constant is not None:
+                    self._made[id(output)] = _Made(node.handle.scope, _name(output), output.constant)
+            elif node in self._view and last[id(node), edit.slot] == i > given.get(id(node), -1):
+                self._name_constant(node, edit.slot, evaluated)
+        for key, output in evaluated.items():
+            if not output.readers:
+                self._made.pop(key, None)
 
-        Args:
-            created: the constants that edits made, with the graph whose node reads them.
-            replaced: identities of the nodes whose operator or attributes changed.
-        """
-        before = [_read_or_made(proto) for _, proto, _, _ in self._pairs]
-        # Bodies first: an initializer may go once no body reads it, and a node that is copied takes its
-        # bodies along as they are.
-        for (current, proto, nodes, imported), names in reversed([*zip(self._pairs, before, strict=True)]):
-            self._write_nodes(current, proto, nodes, imported, replaced)
-            kept = _read_or_made(proto) | {value.name for value in (*proto.input, *proto.output)}
-            gone = names - kept
-            own = [constant for graph, constant in created if graph is current]
-            _write_initializers(proto, own, gone)
-            # What is said of the shape or type of a constant that was written may be true no longer.
-            _delete(proto.value_info, gone | {constant.name for constant in own})
+    def _name_operand(self, node: Node, slot: int) -> None:
+        place: Place = node.handle
+        key, value = (id(node), slot), node.input(slot)
+        self._slots[key] = self._names.fresh(f"{place.proto.name or _name(node.outputs[0])}.{slot}")
+        self._made.pop(key, None)
+        if node in self._view and value is not None and value.constant is not None:
+            self._made[key] = _Made(place.scope, self._slots[key], value.constant)
 
-    @staticmethod
-    def _write_nodes(
-        current: gs.Graph,
-        proto: onnx.GraphProto,
-        nodes: dict[int, onnx.NodeProto],
-        imported: list[gs.Node],
-        replaced: set[int],
+    def _name_constant(self, node: Node, slot: int, evaluated: dict[int, Value]) -> None:
+        """A constant takes the place of the stored one if nobody else reads that; else it gets a name of its own."""
+        key: object = (id(node), slot)
+        value = node.inputs[slot]
+        if key in self._made or value is None or value.constant is None:
+            return
+        root = value
+        while root.alone and root.replaces is not None:
+            root = root.replaces
+        scope: Scope = node.handle.scope
+        if isinstance(root.handle, Stored):
+            name = root.name
+            if not root.handle.sparse and (root.shape, root.dtype) == (value.shape, value.constant.dtype):
+                self._overwritten.append((root.handle, value.constant))
+                return
+            while scope.values.get(name) is not root and scope.outer is not None:
+                scope = scope.outer
+        elif id(root) in evaluated:
+            key, name = id(evaluated.pop(id(root))), _name(root)
+        elif root.replaces is not None:
+            name = self._names.fresh(f"{_name(root.replaces)}_folded")
+        else:
+            weight = self._name_at(node, WEIGHT)
+            stem = weight.removesuffix("weight")
+            name = self._names.fresh(f"{stem}bias" if stem != weight else f"{weight}_bias")
+        self._slots[id(node), slot] = name
+        self._made[key] = _Made(scope, name, value.constant)
+
+    def _name_at(self, node: Node, slot: int) -> str:
+        value = node.input(slot)
+        return "" if value is None else self._slots.get((id(node), slot)) or _name(value)
+
+    def _nodes(self) -> set[str]:
+        """Write the nodes that changed and delete those that are gone; the names that these used before."""
+        before: set[str] = set()
+        gone: list[Node] = []
+        for node in self._reading.nodes:
+            place: Place = node.handle
+            if node not in self._view:
+                for below in nodes_below([place.proto]):
+                    before.update((*below.input, *below.output))
+                gone.append(node)
+            elif node.changed:
+                before.update((*place.proto.input, *place.proto.output))
+                self._write_node(node, place.proto)
+        for node in reversed(gone):
+            if not _keep_as_identity(node):
+                del node.handle.scope.graph.node[node.handle.index]
+        return before
+
+    def _write_node(self, node: Node, proto: onnx.NodeProto) -> None:
+        if id(node) in self._replaced:
+            kind, attributes = written(node.op)
+        elif proto.op_type == "MatMul" and len(node.inputs) > BIAS:
+            # Only a product of rank 2 is ever given a bias; a Gemm is that product with a bias.
+            kind, attributes = "Gemm", {}
+        else:
+            kind, attributes = "", {}
+        if kind:
+            import onnx
+
+            proto.op_type = kind
+            del proto.attribute[:]
+            proto.attribute.extend(
+                onnx.helper.make_attribute(key, value) for key, value in attributes.items()
+            )
+        inputs = [self._name_at(node, slot) for slot in range(len(node.inputs))]
+        named = iter(node.outputs)
+        outputs = [_name(next(named)) if name else "" for name in proto.output]
+        if inputs != list(proto.input):
+            proto.input[:] = inputs
+        if outputs != list(proto.output):
+            proto.output[:] = outputs
+
+    def _initializers(
+        self, tensors: Sequence[tuple[Scope, onnx.TensorProto]], used_before: AbstractSet[str]
     ) -> None:
-        kept = {id(node) for node in current.nodes}
-        for node in current.nodes:
-            original = nodes.get(id(node))
-            if original is not None:
-                _sync(node, original, replaced=id(node) in replaced)
-        if [id(node) for node in current.nodes] == [id(node) for node in imported]:
-            return
-        if kept <= nodes.keys():
-            gone = [id(node) not in kept for node in imported]
-            for index in range(len(gone) - 1, -1, -1):
-                if gone[index]:
-                    del proto.node[index]
-            return
-        from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-
-        written = [nodes.get(id(node)) or OnnxExporter.export_node(node) for node in current.nodes]
-        copies = [type(node).FromString(node.SerializeToString()) for node in written]
-        del proto.node[:]
-        proto.node.extend(copies)
+        """Add what was made, and delete what only those read that read it no more."""
+        graphs = list(graphs_below(self._reading.scopes[0].graph))
+        used: dict[int, set[str]] = {id(graph): set() for graph, _ in graphs}
+        for graph, outer in reversed(graphs):
+            own = used[id(graph)]
+            for node in graph.node:
+                own.update(node.input, node.output)
+            if outer is not None:
+                used[id(outer)].update(own, (value.name for value in graph.output))
+            own.update(value.name for value in (*graph.input, *graph.output))
+        for scope in self._reading.scopes:
+            if id(scope.graph) in used:  # it may have gone with the node that holds it
+                made = [tensor for place, tensor in tensors if place is scope]
+                _write_initializers(scope.graph, made, used_before - used[id(scope.graph)])
 
 
-def import_model(model: onnx.ModelProto) -> Import:
-    """Import a model that may be changed; nothing of it is copied."""
-    import onnx_graphsurgeon as gs
-
-    return Import(model, gs.import_onnx(model))
+def _name(value: Value) -> str:
+    return value.renamed or value.name
 
 
-def count_nodes(model: onnx.ModelProto) -> int:
-    """Number of nodes in the model, bodies of control flow and local functions included."""
-    waiting = [model.graph]
-    total = sum(len(function.node) for function in model.functions)
-    while waiting:
-        graph = waiting.pop()
-        total += len(graph.node)
-        waiting.extend(a.g for node in graph.node for a in node.attribute if a.HasField("g"))
-    return total
+def _keep_as_identity(node: Node) -> bool:
+    """Whether a bypassed node gave a value that is seen by its name, and gives it on from now on."""
+    output = node.outputs[0] if node.outputs else None
+    source = output
+    while source is not None and source.gave_way_to is not None:
+        source = source.gave_way_to
+    if output is None or source is None or not output.observed or _name(source) == _name(output):
+        return False
+    proto: onnx.NodeProto = node.handle.proto
+    name = proto.name
+    proto.Clear()
+    proto.op_type = "Identity"
+    proto.input.append(_name(source))
+    proto.output.append(_name(output))
+    if name:
+        proto.name = name
+    return True
 
 
-def _paired(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph, onnx.GraphProto]]:
-    waiting = [(graph, proto)]
-    while waiting:
-        current, current_proto = waiting.pop(0)
-        yield current, current_proto
-        for node, node_proto in zip(current.nodes, current_proto.node, strict=True):
-            attributes = {attribute.name: attribute for attribute in node_proto.attribute}
-            waiting.extend((body, attributes[name].g) for name, body in bodies(node))
-
-
-def _sync(node: gs.Node, proto: onnx.NodeProto, *, replaced: bool) -> None:
-    inputs = [tensor.name for tensor in node.inputs]
-    outputs = [tensor.name for tensor in node.outputs]
-    if replaced:
-        import onnx
-
-        proto.op_type = node.op
-        del proto.attribute[:]
-        proto.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
-    if inputs != list(proto.input):
-        proto.input[:] = inputs
-    if outputs != list(proto.output):
-        proto.output[:] = outputs
-
-
-def _read_or_made(proto: onnx.GraphProto) -> set[str]:
-    """Names that the nodes of ``proto`` and of the bodies below it use."""
-    names: set[str] = set()
-    waiting = [proto]
-    while waiting:
-        graph = waiting.pop()
-        if graph is not proto:
-            names.update(value.name for value in graph.output)
-        for node in graph.node:
-            names.update((*node.input, *node.output))
-            waiting.extend(a.g for a in node.attribute if a.HasField("g"))
-    return names
-
-
-def _write_initializers(proto: onnx.GraphProto, created: list[gs.Constant], gone: set[str]) -> None:
-    position = {tensor.name: index for index, tensor in enumerate(proto.initializer)}
-    for constant in created:
-        tensor = constant._values.tensor
-        if constant.name not in position:
-            proto.initializer.append(tensor)
-            continue
-        stored = proto.initializer[position[constant.name]]
-        doc_string = stored.doc_string
-        stored.CopyFrom(tensor)
-        stored.doc_string = doc_string
-    _delete(proto.initializer, gone)
+def _write_initializers(
+    graph: onnx.GraphProto, made: Sequence[onnx.TensorProto], gone: AbstractSet[str]
+) -> None:
+    names = {tensor.name for tensor in made}
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.name in names}
+    for tensor in made:
+        known = stored.get(tensor.name)
+        if known is None:
+            graph.initializer.append(tensor)
+        else:
+            doc_string = known.doc_string
+            known.CopyFrom(tensor)
+            known.doc_string = doc_string
+    delete(graph.initializer, gone)
+    # What is said of the shape or type of a constant that was written may be true no longer.
+    delete(graph.value_info, gone | names)
     # What was stored sparse is stored dense once it was written to, under the same name.
-    dense = gone | {constant.name for constant in created}
-    for index in range(len(proto.sparse_initializer) - 1, -1, -1):
-        if proto.sparse_initializer[index].values.name in dense:
-            del proto.sparse_initializer[index]
-
-
-def _delete(items: Any, names: set[str]) -> None:
-    """Delete the messages of these names from a repeated field, for which protobuf has no public type."""
-    for index in range(len(items) - 1, -1, -1):
-        if items[index].name in names:
-            del items[index]
+    for index in range(len(graph.sparse_initializer) - 1, -1, -1):
+        if graph.sparse_initializer[index].values.name in gone | names:
+            del graph.sparse_initializer[index]

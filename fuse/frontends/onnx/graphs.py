@@ -1,0 +1,75 @@
+"""The graphs of an ONNX model, the main one and the bodies of control flow, walked without recursion."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Names", "bodies_of", "count_nodes", "delete", "graphs_below", "named_bodies", "nodes_below"]
+
+
+def named_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs that a node holds, by attribute: branches of an If, the body of a Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.name, attribute.g
+        if attribute.graphs:
+            yield from ((attribute.name, body) for body in attribute.graphs)
+
+
+def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node holds."""
+    return (body for _, body in named_bodies(node))
+
+
+def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes and those of the bodies they hold."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for body in bodies_of(node):
+            waiting.extend(body.node)
+
+
+def graphs_below(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, onnx.GraphProto | None]]:
+    """A graph and its bodies, each behind the one that holds it, which is given with it."""
+    waiting: list[tuple[onnx.GraphProto, onnx.GraphProto | None]] = [(graph, None)]
+    for found in waiting:  # which grows
+        yield found
+        waiting.extend((body, found[0]) for node in found[0].node for body in bodies_of(node))
+
+
+def count_nodes(model: onnx.ModelProto) -> int:
+    """Number of nodes in the model, bodies of control flow and local functions included."""
+    functions = sum(len(function.node) for function in model.functions)
+    return functions + sum(len(graph.node) for graph, _ in graphs_below(model.graph))
+
+
+def delete(items: Any, names: Iterable[str]) -> None:
+    """Delete the messages of these names from a repeated field, for which protobuf has no public type."""
+    if names:
+        for index in range(len(items) - 1, -1, -1):
+            if items[index].name in names:
+                del items[index]
+
+
+class Names:
+    """Names in use; counted, so that a thousand calls of one function are no million look-ups."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+        self._last: Counter[str] = Counter()
+
+    def fresh(self, wanted: str) -> str:
+        """``wanted``, or with a number behind it where that is taken."""
+        name = wanted
+        while name in self._taken:
+            self._last[wanted] += 1
+            name = f"{wanted}_{self._last[wanted] + 1}"
+        self._taken.add(name)
+        return name
