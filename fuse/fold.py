@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from convbn.common.garbage import seldom_collected
 from convbn.errors import UsageError
 from convbn.fuse.algebra.rounding import unit_roundoff
-from convbn.fuse.frontends.frontend import Request
+from convbn.fuse.frontends.frontend import Frontend, Request
 from convbn.fuse.kinds import frontend_of
 from convbn.fuse.operators.registry import known_names
 from convbn.fuse.options import FuseOptions
@@ -73,7 +74,12 @@ def fold(
             f"cannot fold a {type(model).__module__}.{type(model).__qualname__}",
             hint="give a torch module, an ExportedProgram, an ONNX model, a graphsurgeon Graph or a path",
         )
-    captured = frontend.capture(model, Request(example_inputs, options.freeze, owned, read))
+    with seldom_collected():
+        return _folded(frontend, model, Request(example_inputs, options.freeze, owned, read), options)
+
+
+def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptions) -> Folding:
+    captured = frontend.capture(model, request)
     start = time.perf_counter()
     before = sum(1 for _ in captured.view.batchnorms()) + len(captured.unreachable)
     plan = make_plan(captured.view, options)

@@ -101,3 +101,18 @@ def test_the_collectors_threshold_comes_back(threshold: int, inside: int) -> Non
         assert gc.get_threshold() == (threshold, 11, 12)
     finally:
         gc.set_threshold(*before)
+
+
+def test_of_those_that_work_at_the_same_time_the_last_one_restores() -> None:
+    before = gc.get_threshold()
+    first, second = seldom_collected(), seldom_collected()
+    try:
+        gc.set_threshold(700, 11, 12)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert gc.get_threshold() == (100_000, 11, 12)
+        second.__exit__(None, None, None)
+        assert gc.get_threshold() == (700, 11, 12)
+    finally:
+        gc.set_threshold(*before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from support.graphs import (
 from convbn.errors import BadInputError, UsageError
 from convbn.fuse.fold import Folding, fold
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.plan import Plan
+from convbn.fuse.plan.planner import make_plan
 
 F32_BOUND = 1e-5
 
@@ -607,6 +610,20 @@ def test_graphsurgeon_graph_in_and_out() -> None:
     np.testing.assert_array_equal(
         numpy_helper.to_array(gs.export_onnx(graph).graph.initializer[0]), graph.nodes[0].inputs[1].values
     )
+
+
+def test_cycles_are_looked_for_less_often_during_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def plan(*given: Any) -> Plan:
+        seen.append(gc.get_threshold()[0])
+        return make_plan(*given)
+
+    monkeypatch.setattr("convbn.fuse.fold.make_plan", plan)
+    before = gc.get_threshold()
+    fold(conv_batchnorm()[0])
+    assert seen == [max(before[0], 100_000)]
+    assert gc.get_threshold() == before
 
 
 def test_no_batchnorm_is_fine() -> None:

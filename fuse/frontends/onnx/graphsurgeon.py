@@ -43,7 +43,11 @@ def as_model(graph: gs.Graph) -> onnx.ModelProto:
 
     with _quiet():
         try:
-            model: onnx.ModelProto = gs.export_onnx(graph.copy(), do_type_check=False)
+            copy = graph.copy()
+            # Its copy leaves these out, and shares the list that an export adds to.
+            copy.producer_name, copy.producer_version = graph.producer_name, graph.producer_version
+            copy.import_domains = graph.import_domains and list(graph.import_domains)
+            model: onnx.ModelProto = gs.export_onnx(copy, do_type_check=False)
             return model
         except Exception as error:  # it raises whatever its helpers do on a graph that is no model
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,16 +13,27 @@ _COLLECT_AFTER = 100_000
 """Objects, where Python's default is some hundreds or thousands."""
 
 
+_lock = threading.Lock()
+_before: list[tuple[int, int, int]] = []
+"""What the threshold was when the first of those that work at the same time came, once for each of them."""
+
+
 @contextmanager
 def seldom_collected() -> Iterator[None]:
     """Look for cycles less often: what a fold makes lives until it ends, and looking for it finds nothing.
 
-    A threshold that is higher already, and 0 for never, stay as they are; afterwards it is what it was.
+    A threshold that is higher already, and 0 for never, stay as they are. When the last of the threads that are in
+    here leaves, it is what it was.
     """
-    before = gc.get_threshold()
-    if 0 < before[0] < _COLLECT_AFTER:
-        gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    with _lock:
+        now = gc.get_threshold()
+        _before.append(_before[0] if _before else now)
+        if 0 < now[0] < _COLLECT_AFTER:
+            gc.set_threshold(_COLLECT_AFTER, *now[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        with _lock:
+            before = _before.pop()
+            if not _before:
+                gc.set_threshold(*before)
