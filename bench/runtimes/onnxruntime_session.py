@@ -10,10 +10,11 @@ three. A provider that leaves a part of the model to another is refused: the tim
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -24,11 +25,13 @@ from convbn.common.dtypes import dtype_of
 from convbn.common.text import one_line
 
 if TYPE_CHECKING:
+    import onnx
+
     from convbn.bench.models.inputs import Array, Feeds
     from convbn.bench.runtimes.gpu.nvml import GpuMode
     from convbn.bench.runtimes.gpu.stream import GpuStream
 
-__all__ = ["RUNTIMES"]
+__all__ = ["RUNTIMES", "load_session"]
 
 _LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 #: Options of the CUDA provider by the level that sets them.
@@ -92,6 +95,36 @@ def open_session(variant: str, model: Variant, options: SessionOptions, levels: 
     return OnnxRuntimeSession(
         session, model.name, gpu, variant, timed, partial(make, timed) if timed else None
     )
+
+
+def load_session(
+    model: onnx.ModelProto | bytes, name: str, *, folder: Path | None = None, level: str = "off"
+) -> OnnxRuntimeSession:
+    """A model on the CPU, given as such or serialized.
+
+    Args:
+        model: the model.
+        name: what errors call it.
+        folder: where its external data lies.
+        level: ``off``, ``basic`` or ``all``.
+
+    Raises:
+        KernelMissingError, SessionError: as in :func:`open_session`.
+    """
+    onnxruntime = import_onnxruntime("cpu")
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ERRORS_ONLY
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
+    if folder is not None:
+        settings.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    try:
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        session = onnxruntime.InferenceSession(data, settings, providers=[PROVIDERS["cpu"]])
+    except Exception as error:  # onnxruntime's errors share no base class below Exception
+        raise _typed(error, name, "load") from error
+    return OnnxRuntimeSession(session, name, None)
 
 
 def provider_options(variant: str, levels: Levels, stream: int | None) -> dict[str, str]:
@@ -164,10 +197,10 @@ class OnnxRuntimeSession:
         self._tf32 = variant == "tensorrt" or "tf32" in timed
         self.compute_dtype: str | None = "float16" if variant == "tensorrt" else None
 
-    def run(self, feeds: Feeds) -> list[Array]:
-        """One inference (see :class:`convbn.bench.runtimes.base.Session`)."""
+    def run(self, feeds: Feeds, only: Sequence[str] | None = None) -> list[Array]:
+        """One inference (see :class:`convbn.bench.runtimes.base.Session`), of some outputs if they are named."""
         try:
-            outputs = self._session.run_with_ort_values(None, self._values(feeds, "cpu"))
+            outputs = self._session.run_with_ort_values(only, self._values(feeds, "cpu"))
             return [_array(value) for value in outputs]
         except SessionError:
             raise

@@ -1,0 +1,136 @@
+"""One whole ONNX model that gives any of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.proof.dataflow import Dataflow, Part, name_outputs
+from convbn.bench.proof.execution import Runner
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Whole"]
+
+
+class Whole:
+    """A model, or the file of one, whose weights then stay where they lie.
+
+    Args:
+        model: is not changed.
+        role: what errors call it.
+
+    Attributes:
+        flow: its dataflow.
+        outputs: names, in order.
+    """
+
+    def __init__(self, model: onnx.ModelProto | str | Path, role: str) -> None:
+        self._role = role
+        self._files = ExitStack()
+        self._folder: Path | None = None
+        read = None
+        if isinstance(model, str | Path):
+            from convbn.export.onnx_io.read import open_model
+
+            path = Path(model).absolute()
+            opened = open_model(path, hashed=False)
+            self._files.enter_context(opened.files)
+            model, read = opened.model, opened.files.read
+            self._folder = path.parent
+            self._own = (opened.files.own_location, path.name)
+        self.flow = Dataflow(model, read)
+        self.outputs = self.flow.outputs
+        self._runner: Runner | None = None
+        self._offered: list[str] = []
+        self._held: dict[str, Array] = {}
+        self._of: Feeds | None = None
+
+    def values(self, feeds: Feeds, names: Iterable[str]) -> Mapping[str, Array]:
+        """Values by name for one input; what was computed for the same input before is not computed again.
+
+        Raises:
+            SessionError: the model cannot be run, or a value is no tensor.
+        """
+        wanted = list(dict.fromkeys(names))
+        if self._of is not feeds:
+            self._of, self._held = feeds, dict(feeds)
+        missing = [name for name in wanted if name not in self._held]
+        if missing:
+            self._held.update(self.run(feeds, missing))
+        return self._held
+
+    def part(self, part: Part) -> Runner:
+        """A part of it, ready to be run."""
+        if self._folder is not None:
+            _refer(part.model, *self._own)
+        return Runner(part.model, self._role, folder=self._folder)
+
+    def run(self, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Array]:
+        """Some values, or the outputs.
+
+        Raises:
+            SessionError: the model cannot be run, or a value is no tensor.
+        """
+        wanted = self.outputs if names is None else list(dict.fromkeys(names))
+        fresh = [name for name in wanted if name not in self._offered]
+        if self._runner is None or fresh:
+            self._offered = list(dict.fromkeys([*self.outputs, *self._offered, *fresh]))
+            self._runner = Runner(self._bytes(), self._role, folder=self._folder)
+        return self._runner.run(feeds, wanted)
+
+    def _bytes(self) -> bytes:
+        """The model with more outputs: protobuf joins two serialized messages into one."""
+        import onnx
+
+        model = self.flow.model
+        unnamed = [node for node in model.graph.node if node.output and not node.output[-1]]
+        if self._folder is not None or unnamed:
+            copy = type(model)()
+            copy.CopyFrom(model)
+            model = copy
+        for node in model.graph.node if unnamed else ():
+            name_outputs(node)
+        if self._folder is not None:
+            _refer(model, *self._own)
+        more = onnx.GraphProto()
+        declared = set(self.outputs)
+        more.output.extend(onnx.ValueInfoProto(name=n) for n in self._offered if n not in declared)
+        data: bytes = model.SerializeToString()
+        return data + onnx.ModelProto(graph=more).SerializeToString()
+
+    @property
+    def runtime(self) -> str:
+        """What ran it."""
+        return "" if self._runner is None else self._runner.runtime
+
+    def optimised(self) -> Runner:
+        """The same model as onnxruntime rewrites it."""
+        self._offered = []
+        return Runner(self._bytes(), self._role, folder=self._folder, optimised=True)
+
+    def forget(self) -> None:
+        """Give up what was computed and loaded."""
+        self._runner, self._of, self._held, self._offered = None, None, {}, []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.forget()
+        self._files.close()
+
+
+def _refer(model: Any, own: str, name: str) -> None:
+    """Let tensors that lie in the model's own file say its name."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == own:
+                entry.value = name
