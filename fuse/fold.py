@@ -101,6 +101,7 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
             seconds=seconds,
             notes=tuple(captured.notes),
             rounding=_rounding(plan.edits),
+            steps=tuple(plan.steps),
             keys=() if state is None else state.keys(applied.model, plan.folded),
         ),
         applied.computed,

@@ -92,6 +92,8 @@ class Report:
         keys: what became of each key of the state dict; nothing for ONNX models.
         rounding: the unit roundoff ``u`` of what each node now stores, by its name. In every output channel
             ``max|stored − exact| ≤ u · max|exact|``, where exact is the fold in float64.
+        steps: of each fold or merge, the nodes that it edited; values between them may have changed on purpose.
+            For the proof; the JSON does not hold it.
     """
 
     kind: str
@@ -111,6 +113,7 @@ class Report:
     notes: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
     rounding: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[tuple[str, ...], ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

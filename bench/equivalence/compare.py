@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convbn.bench.equivalence.difference import OutputDifference, Status, Verdict, has_nonfinite, judge
-from convbn.bench.equivalence.half_emulation import rounded_graph
-from convbn.bench.equivalence.reference_run import Execution, execute
+from convbn.bench.equivalence.pair import FoldedPair, Pair
 from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
-from convbn.bench.models.errors import ReferenceFailedError, SessionError
+from convbn.bench.models.errors import SessionError
 from convbn.bench.models.feeds import inputs_differ, model_feeds, scaled
-from convbn.bench.models.inputs import Feeds, input_specs, is_onnx
+from convbn.bench.models.inputs import Feeds, is_onnx
+from convbn.bench.proof.prove import FoldPlan
+from convbn.bench.proof.verdict import Proof
 from convbn.bench.results.environment import library_versions
-from convbn.common.dtypes import dtype_of, is_float
 from convbn.common.encoding import JsonReady
 from convbn.errors import UsageError
 
@@ -45,6 +45,7 @@ class Equality(JsonReady):
         runtime: what ran the reference and the candidate.
         versions: of the libraries that ran them.
         tolerance: that was asked for; None where the bound follows from the models.
+        proof: what was shown beside the outputs; None where they are all there is.
     """
 
     status: Status
@@ -56,6 +57,11 @@ class Equality(JsonReady):
     runtime: str
     versions: Mapping[str, str]
     tolerance: Tolerance | None = None
+    proof: Proof | None = None
+
+    def __bool__(self) -> bool:
+        """Whether equality was shown."""
+        return self.equal
 
     @property
     def equal(self) -> bool:
@@ -74,6 +80,7 @@ def compare(
     example_inputs: Sequence[Any] | None = None,
     tolerance: Tolerance | None = None,
     runtime: str | None = None,
+    plan: FoldPlan | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare what they give.
 
@@ -83,8 +90,9 @@ def compare(
     candidate with a tolerance is judged by :mod:`convbn.bench.equivalence.half_emulation`, after it ran as it is.
 
     Outputs are equal if the relative error and the error of the worst channel stay below √ε of the
-    coarsest float type involved (:func:`convbn.bench.equivalence.tolerance.bound_of`); integers and booleans must
-    be identical.
+    coarsest float type involved (:func:`convbn.bench.equivalence.tolerance.bound_of`), or below a multiple of what
+    the reference itself moves by where its inputs move by one unit in the last place; integers and booleans must be
+    identical, beside those that such a move changes.
 
     Args:
         reference: ONNX model, path of an ONNX file, PyTorch module or exported program.
@@ -100,6 +108,8 @@ def compare(
             inputs and outputs may then be of another float type than the reference's.
         runtime: run both in this one instead (:mod:`convbn.bench.runtimes.registry`); the two are then of the
             kind that it takes, and a float16 candidate is judged as the runtime computes it.
+        plan: of the fold that made the candidate. Of ONNX models every region that it changed is then judged by
+            itself as well (:mod:`convbn.bench.proof`).
 
     Returns:
         The answer with its numbers.
@@ -117,32 +127,44 @@ def compare(
         feeds = [dict(sample) for sample in inputs]
     if not feeds:
         raise UsageError("a comparison needs at least one sample")
-    scale = 1.0
-    expected = _run_reference(reference, feeds, runtime)
-    if has_nonfinite(expected.outputs):
-        smaller = [scaled(sample, RETRY_SCALE) for sample in feeds]
-        again = _run_reference(reference, smaller, runtime)
-        if not has_nonfinite(again.outputs):
-            scale, feeds, expected = RETRY_SCALE, smaller, again
-    ran = expected.runtime
-    try:
-        exact = tolerance is None
-        actual = (
-            execute(candidate, "candidate", feeds, runtime) if exact else _lower(candidate, feeds, runtime)
-        )
-    except SessionError as error:
-        verdict = Verdict("different", f"the candidate cannot be run: {error.cause}")
+    if plan is not None and is_onnx(reference) and is_onnx(candidate):
+        compared: Pair = FoldedPair(reference, candidate, plan)
     else:
-        if actual.runtime != ran:
-            ran = f"{ran} against {actual.runtime}"
-        verdict = judge(
-            expected.names,
-            expected.outputs,
-            actual.outputs,
-            computed_in=(coarsest_float(reference), expected.computed_in, actual.computed_in),
-            inputs_differ=inputs_differ(feeds),
-            tolerance=tolerance,
-        )
+        compared = Pair(reference, candidate, tolerance, runtime)
+    with compared as pair:
+        scale = 1.0
+        expected = pair.reference(feeds)
+        if has_nonfinite(expected.outputs):
+            smaller = [scaled(sample, RETRY_SCALE) for sample in feeds]
+            again = pair.reference(smaller)
+            if not has_nonfinite(again.outputs):
+                scale, feeds, expected = RETRY_SCALE, smaller, again
+        ran, proof = expected.runtime, None
+        moved = pair.noise(feeds[0])
+        try:
+            actual = pair.candidate(feeds)
+        except SessionError as error:
+            verdict = Verdict("different", f"the candidate cannot be run: {error.cause}")
+        else:
+            if actual.runtime != ran:
+                ran = f"{ran} against {actual.runtime}"
+
+            def judged() -> Verdict:
+                return judge(
+                    expected.names,
+                    expected.outputs,
+                    actual.outputs,
+                    computed_in=(coarsest_float(reference), expected.computed_in, actual.computed_in),
+                    inputs_differ=inputs_differ(feeds),
+                    tolerance=tolerance,
+                    moved=moved,
+                )
+
+            verdict = judged()
+            if verdict.status == "different" and verdict.outputs and (more := pair.more_noise(feeds[0])):
+                moved += more
+                verdict = judged()
+            verdict, proof = pair.proven(verdict, feeds)
     return Equality(
         verdict.status,
         verdict.reason,
@@ -153,43 +175,5 @@ def compare(
         ran,
         library_versions(),
         tolerance,
+        proof,
     )
-
-
-def _lower(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
-    """Run a model of another precision, with every float16 rounding that the CPU provider would leave out."""
-    fitted = [_fitted(model, sample) for sample in feeds]
-    actual = execute(model, "candidate", fitted, runtime)
-    if runtime is not None or not is_onnx(model) or coarsest_float(model) != "float16":
-        return actual
-    import onnx
-
-    rounded = rounded_graph(onnx.load(str(model)) if isinstance(model, str | Path) else model)
-    if rounded is None:
-        return replace(actual, runtime=f"{actual.runtime}, which computes float16 in float32")
-    exact = execute(rounded, "candidate", fitted)
-    return replace(exact, runtime=f"{exact.runtime}, rounded to float16 after every node")
-
-
-def _fitted(model: Model, feeds: Feeds) -> Feeds:
-    """The feeds with floats in the type that the model takes."""
-    if not is_onnx(model):
-        return feeds
-    dtypes = {spec.name: dtype_of(spec.dtype) for spec in input_specs(model)}
-    return {
-        name: array.astype(dtypes[name])
-        if name in dtypes and is_float(array.dtype) and is_float(dtypes[name])
-        else array
-        for name, array in feeds.items()
-    }
-
-
-def _run_reference(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
-    try:
-        return execute(model, "reference", feeds, runtime)
-    except SessionError as error:
-        raise ReferenceFailedError(
-            f"the original cannot be run, so nothing can be verified: {error.cause}",
-            source=model if isinstance(model, str | Path) else None,
-            hint="give the shapes it expects with --input-shape, or go without proof with --no-verify",
-        ) from error

@@ -27,6 +27,13 @@ MIN_CHANNEL_VALUES = 8
 CHANNEL_NOISE, CHANNEL_NOISE_16_BIT = 16, 4
 #: Bounds (√ε) from here on belong to 16-bit types.
 _BOUND_16_BIT = 0.03
+#: An error of so many times the reference's own noise is let through: the noise is of one or two samples, and a fold
+#: rounds in as many places as the reference does.
+NOISE_MULTIPLE = 16.0
+#: Values of a channel below which its noise may be small by chance.
+_FEW = 64
+#: Noise from which on a comparison that needs it says nothing: it would let an error of 10 % through.
+_BLIND = 0.1 / NOISE_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,20 @@ class OutputDifference(JsonReady):
         max_abs_error: max |a − b|, in the output's own unit.
         rel_error: max |a − b| / max |a|.
         worst_channel_error: the largest over the channels c (axis 1) of
-            max |a_c − b_c| / max(rms(a_c), k √ε max |a|), k = 16, or 4 for 16-bit types; with the bound √ε
-            a channel may be off by √ε of its own level, or by k ε of the largest value anywhere.
+            max |a_c − b_c| / max(max |a_c − mean(a_c)|, k √ε max |a|), k = 16, or 4 for 16-bit types; with the bound
+            √ε a channel may be off by √ε of what it varies by, or by k ε of the largest value anywhere.
             None below rank 2 or 8 values a channel.
         bound: what both relative errors may reach, or `rms_error` where the tolerance is of that norm; 0 for
             integers and booleans.
-        ok: within the bound.
+        ok: within the bound, or within NOISE_MULTIPLE times the noise.
         rms_error: ‖a − b‖ / ‖a‖ over all values; None for integers and booleans.
         cosine: ⟨a, b⟩ / (‖a‖ ‖b‖); None where one of them is zero, and for integers and booleans.
         top1_agreement: share of the rows with the same largest value, for outputs that look like a
             classifier's: floats of shape [rows, 2 or more classes].
+        noise: max |a − a'| / max |a|, where a' is the reference again with its inputs moved by one unit in the
+            last place, or as its runtime optimises it; of integers and booleans the share that changes. None
+            where it was not looked at.
+        noisy: whether it is equal only beside that noise.
     """
 
     name: str
@@ -63,6 +74,8 @@ class OutputDifference(JsonReady):
     rms_error: float | None = None
     cosine: float | None = None
     top1_agreement: float | None = None
+    noise: float | None = None
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ def judge(
     computed_in: Sequence[str | None] = (),
     inputs_differ: bool,
     tolerance: Tolerance | None = None,
+    moved: Sequence[Sequence[Array]] = (),
 ) -> Verdict:
     """Compare outputs and say whether they are equal, different, or prove nothing.
 
@@ -98,6 +112,7 @@ def judge(
         inputs_differ: whether the samples had different inputs.
         tolerance: of a candidate in another precision, whose float outputs may then be of another type too.
             Without it the bound follows from `computed_in` and the outputs.
+        moved: outputs of the reference for its first sample, moved by what rounding may move it.
 
     Returns:
         "different" before "inconclusive" before "equal".
@@ -117,11 +132,15 @@ def judge(
         if mismatch:
             return Verdict("different", f"output {name!r} {mismatch}")
     outputs = tuple(
-        _difference(name, a, b, computed_in, tolerance) for name, (a, b) in zip(names, pairs, strict=True)
+        _difference(name, a, b, computed_in, tolerance, [run[i] for run in moved])
+        for i, (name, (a, b)) in enumerate(zip(names, pairs, strict=True))
     )
     wrong = [output for output in outputs if not output.ok]
     if wrong:
         return Verdict("different", _why(wrong, tolerance), outputs)
+    blind = [output for output in outputs if output.noisy and (output.noise or 0.0) > _BLIND]
+    if blind:
+        return Verdict("inconclusive", _why_blind(blind[0]), outputs)
     for name, (a, _) in zip(names, pairs, strict=True):
         vacuous = _vacuous(a)
         if vacuous:
@@ -131,10 +150,11 @@ def judge(
             "inconclusive", "different inputs give the same outputs, so any model would do", outputs
         )
     worst = max(outputs, key=lambda output: _judged(output, tolerance))
+    noise = "" if worst.noise is None else f", noise of the original {worst.noise:.2g}"
     return Verdict(
         "equal",
         f"largest relative {_NOUNS[tolerance.norm if tolerance else 'max']} {_judged(worst, tolerance):.2g} "
-        f"(output {worst.name!r}), bound {worst.bound:.2g}",
+        f"(output {worst.name!r}), bound {worst.bound:.2g}{noise}",
         outputs,
     )
 
@@ -147,7 +167,7 @@ def _mismatch(reference: Sequence[Array], candidate: Sequence[Array], *, same_fl
         if a.dtype != b.dtype and (same_floats or not both_floats):
             return f"is {a.dtype.name} in the reference and {b.dtype.name} in the candidate"
         for label, test in (("NaN", np.isnan), ("infinite values", np.isinf)):
-            if is_float(a.dtype) and not np.array_equal(test(a), test(b)):
+            if _continuous(a.dtype) and not np.array_equal(test(a), test(b)):
                 return f"has {label} in only one of the two models"
     return None
 
@@ -158,26 +178,34 @@ def _difference(
     candidate: Sequence[Array],
     computed_in: Sequence[str | None],
     tolerance: Tolerance | None,
+    moved: Sequence[Array],
 ) -> OutputDifference:
     first = reference[0]
-    if not is_float(first.dtype):
-        same = all(np.array_equal(a, b) for a, b in zip(reference, candidate, strict=True))
-        gap = 0.0 if same else _largest_gap(reference, candidate)
-        error = 0.0 if same else math.inf
-        return OutputDifference(name, first.dtype.name, first.shape, gap, error, None, 0.0, same)
-    a = [_float64(array) for array in reference]
-    b = [_float64(array) for array in candidate]
+    moved = [other for other in moved if other.shape == first.shape]
+    if not _continuous(first.dtype):
+        return _discrete(name, reference, candidate, moved)
+    a = [_wide(array) for array in reference]
+    b = [_wide(array) for array in candidate]
     largest = max((float(np.abs(x).max(initial=0.0)) for x in a), default=0.0)
     gap = max(float(np.abs(x - y).max(initial=0.0)) for x, y in zip(a, b, strict=True))
-    bound = bound_of(first.dtype.name, *computed_in) if tolerance is None else tolerance.bound
-    noise = CHANNEL_NOISE_16_BIT if bound > _BOUND_16_BIT else CHANNEL_NOISE
-    channel = _worst_channel(a, b, noise * bound * largest)
+    bound = bound_of(_real(first.dtype), *computed_in) if tolerance is None else tolerance.bound
+    floor = (CHANNEL_NOISE_16_BIT if bound > _BOUND_16_BIT else CHANNEL_NOISE) * bound * largest
+    shifts = [np.abs(a[0] - _wide(other)) for other in moved]
+    noise = max((float(shift.max(initial=0.0)) for shift in shifts), default=0.0)
+    channels = _channels(a, b, floor)
     relative = ratio(gap, largest)
     rms, cosine = likeness(a, b)
+    within = relative <= bound
+    beside = gap <= max(bound * largest, NOISE_MULTIPLE * noise)
+    channel = None
+    if channels is not None:
+        gaps, levels = channels
+        channel = max((ratio(float(g), float(s)) for g, s in zip(gaps, levels, strict=True)), default=0.0)
+        within = within and channel <= bound
+        allowed = np.maximum(bound * levels, NOISE_MULTIPLE * _noise_by_channel(shifts, len(levels)))
+        beside = beside and bool((gaps <= allowed).all())
     if tolerance is not None and tolerance.norm == "rms":
-        ok = rms <= bound
-    else:
-        ok = relative <= bound and (channel is None or channel <= bound)
+        within = beside = rms <= bound
     return OutputDifference(
         name,
         first.dtype.name,
@@ -186,22 +214,53 @@ def _difference(
         relative,
         channel,
         bound,
-        ok,
+        beside,
         rms,
         cosine,
-        top1_agreement(a, b),
+        top1_agreement(a, b) if is_float(first.dtype) else None,
+        ratio(noise, largest) if moved else None,
+        beside and not within,
     )
 
 
-def _worst_channel(a: Sequence[Array], b: Sequence[Array], floor: float) -> float | None:
+def _discrete(
+    name: str, reference: Sequence[Array], candidate: Sequence[Array], moved: Sequence[Array]
+) -> OutputDifference:
+    """Integers and booleans are the same or not; where rounding alone changes some, so many may be."""
+    first = reference[0]
+    same = all(np.array_equal(a, b) for a, b in zip(reference, candidate, strict=True))
+    gap = 0.0 if same else _largest_gap(reference, candidate)
+    share = max((_share(first, other) for other in moved), default=0.0)
+    off = max(_share(a, b) for a, b in zip(reference, candidate, strict=True))
+    noisy = not same and 0.0 < off <= NOISE_MULTIPLE * share
+    error = 0.0 if same else math.inf
+    noise = share if moved else None
+    return OutputDifference(
+        name, first.dtype.name, first.shape, gap, error, None, 0.0, same or noisy, noise=noise, noisy=noisy
+    )
+
+
+def _share(a: Array, b: Array) -> float:
+    return float(np.mean(a != b)) if a.size else 0.0
+
+
+def _channels(a: Sequence[Array], b: Sequence[Array], floor: float) -> tuple[Array, Array] | None:
+    """The largest gap of each channel, and what it varies by."""
     if a[0].ndim < 2 or len({x.shape[1] for x in a}) != 1 or a[0].shape[1] == 0:
         return None
     rows = [np.concatenate([_by_channel(x) for x in side], axis=1) for side in (a, b)]
     if rows[0].shape[1] < MIN_CHANNEL_VALUES:
         return None
-    level = np.maximum(np.sqrt(np.mean(rows[0] ** 2, axis=1)), floor)
-    gaps = np.abs(rows[0] - rows[1]).max(axis=1)
-    return max(ratio(float(gap), float(scale)) for gap, scale in zip(gaps, level, strict=True))
+    spread = np.abs(rows[0] - rows[0].mean(axis=1, keepdims=True)).max(axis=1)
+    return np.abs(rows[0] - rows[1]).max(axis=1), np.maximum(spread, floor)
+
+
+def _noise_by_channel(shifts: Sequence[Array], count: int) -> Array:
+    """The noise of each channel; where it has few values, no less than that of half of them."""
+    if not shifts:
+        return np.zeros(count)
+    noise: Array = np.max([_by_channel(shift).max(axis=1, initial=0.0) for shift in shifts], axis=0)
+    return np.maximum(noise, np.median(noise)) if shifts[0].size < _FEW * count else noise
 
 
 def _by_channel(array: Array) -> Array:
@@ -209,13 +268,15 @@ def _by_channel(array: Array) -> Array:
 
 
 def _vacuous(samples: Sequence[Array]) -> str | None:
-    if not is_float(samples[0].dtype):
+    if not _continuous(samples[0].dtype):
         return None
     if not all(_finite(array).all() for array in samples):
         return "holds NaN or infinity, so it cannot be compared there"
-    values = [array.astype(np.float64) for array in samples if array.size]
+    values = [_wide(array) for array in samples if array.size]
     if not values:
         return "is empty"
+    if samples[0].dtype.kind == "c":
+        values = [np.abs(array) for array in values]
     low = min(float(array.min()) for array in values)
     high = max(float(array.max()) for array in values)
     return f"is {low:g} everywhere, which any model can give" if low == high else None
@@ -226,12 +287,21 @@ def _all_same(samples: Sequence[Array]) -> bool:
 
 
 def _finite(array: Array) -> Array:
-    return np.isfinite(array) if is_float(array.dtype) else np.ones((), dtype=bool)
+    return np.isfinite(array) if _continuous(array.dtype) else np.ones((), dtype=bool)
 
 
-def _float64(array: Array) -> Array:
+def _wide(array: Array) -> Array:
     # Where both sides are NaN or infinite alike (checked before), nothing is left to subtract.
-    return np.where(_finite(array), array, 0).astype(np.float64)
+    return np.where(_finite(array), array, 0).astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _continuous(dtype: np.dtype[np.generic]) -> bool:
+    return dtype.kind == "c" or is_float(dtype)
+
+
+def _real(dtype: np.dtype[np.generic]) -> str:
+    """The float type of a complex one's parts, or the type itself."""
+    return f"float{dtype.itemsize * 4}" if dtype.kind == "c" else dtype.name
 
 
 def _largest_gap(reference: Sequence[Array], candidate: Sequence[Array]) -> float:
@@ -240,6 +310,13 @@ def _largest_gap(reference: Sequence[Array], candidate: Sequence[Array]) -> floa
     return max(
         float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
         for a, b in zip(reference, candidate, strict=True)
+    )
+
+
+def _why_blind(output: OutputDifference) -> str:
+    return (
+        f"output {output.name!r}: relative error {output.rel_error:.2g} is beside the original's own noise of "
+        f"{output.noise or 0.0:.2g}, which would hide a wrong model as well"
     )
 
 

@@ -16,15 +16,15 @@ def likeness(a: Sequence[Array], b: Sequence[Array]) -> tuple[float, float | Non
     """‖a − b‖ / ‖a‖ and the cosine ⟨a, b⟩ / (‖a‖ ‖b‖); None where one of them is zero.
 
     Args:
-        a: float64 arrays, finite.
+        a: float64 or complex128 arrays, finite.
         b: likewise, of the same shapes.
     """
     # In units of the largest value, so that no square leaves float64.
     unit = max((float(np.abs(x).max(initial=0.0)) for x in (*a, *b)), default=0.0) or 1.0
-    aa = sum(float(np.sum((x / unit) ** 2)) for x in a)
-    bb = sum(float(np.sum((y / unit) ** 2)) for y in b)
-    ab = sum(float(np.sum((x / unit) * (y / unit))) for x, y in zip(a, b, strict=True))
-    gap = sum(float(np.sum(((x - y) / unit) ** 2)) for x, y in zip(a, b, strict=True))
+    aa = sum(float(np.sum(np.abs(x / unit) ** 2)) for x in a)
+    bb = sum(float(np.sum(np.abs(y / unit) ** 2)) for y in b)
+    ab = sum(float(np.sum((x / unit) * np.conj(y / unit)).real) for x, y in zip(a, b, strict=True))
+    gap = sum(float(np.sum(np.abs((x - y) / unit) ** 2)) for x, y in zip(a, b, strict=True))
     cosine = ab / math.sqrt(aa * bb) if aa > 0 and bb > 0 else None
     return ratio(math.sqrt(gap), math.sqrt(aa)), cosine
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from convbn.bench.models.errors import KernelMissingError, SessionError
 from convbn.bench.models.inputs import Array
-from convbn.common.dtypes import is_float
 from convbn.bench.runtimes.onnxruntime_session import load_session
+from convbn.common.dtypes import is_float
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,9 @@ class Runner:
         self.runtime = "onnx reference evaluator"
 
 
-def in_float64(model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]] | None:
+def in_float64(
+    model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]]
+) -> list[dict[str, Array]] | None:
     """What a model gives where every float is a float64; None where onnx's evaluator cannot tell.
 
     Args:
@@ -87,9 +89,7 @@ def in_float64(model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]]) -
             dict(
                 zip(
                     names,
-                    _evaluated(
-                        evaluator, names, {k: _wide(array) for k, array in feeds.items()}, "float64"
-                    ),
+                    _evaluated(evaluator, names, {k: _wide(array) for k, array in feeds.items()}, "float64"),
                     strict=True,
                 )
             )

@@ -3,7 +3,8 @@
 A region starts at values that both models share and ends at values that they must share again. Whatever stands before
 or behind it, a stream of 1e5, a saturated sigmoid, a mask, has no part in it. What may differ:
 
-* in float64 only the rounding of the numbers that the fold stored, ``4 u ‖W_c‖ max|x| + 2 u |b_c|`` for a layer;
+* in float64 only the rounding of the numbers that the fold stored, ``4 u ‖W_c‖ max|x| + 2 u |b_c|`` for a layer
+  (:mod:`convbn.bench.proof.gaps`);
 * in float32 the sums as well, ``4 ε √K ‖W_c‖ max|x| + 2 ε |b_c|`` with K products a sum;
 * in a region of several nodes 8 times, in float32 8 √K times, what the region's outputs move by where its numbers
   are moved by that rounding.
@@ -17,22 +18,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array
-from convbn.common.dtypes import dtype_of, is_float
 from convbn.bench.proof.claims import Alignment, Claim
 from convbn.bench.proof.dataflow import COMPUTED, Dataflow, Part
 from convbn.bench.proof.execution import in_float64
-from convbn.bench.proof.regions import LinearLayer, Region
+from convbn.bench.proof.gaps import (
+    Gap,
+    beyond,
+    epsilon,
+    floor_bound,
+    gap_of,
+    layer_bound,
+    noise_bound,
+    relative_gap,
+    spoil_of,
+    unit_of,
+)
+from convbn.bench.proof.regions import Region
 from convbn.bench.proof.whole import Whole
+from convbn.common.dtypes import is_float
 
-__all__ = ["Outcome", "Values", "judge_known", "judge_regions", "relative_gap"]
+__all__ = ["Outcome", "Values", "judge_known", "judge_regions"]
 
 Values = Callable[[Iterable[str]], Mapping[str, Array]]
 
-#: The deliberate error by which a comparison shows that it could have failed.
-SPOIL = 0.01
-_MARGIN, _NOISE_MARGIN = 4.0, 8.0
 #: Products up to which everything is judged in float64, and up to which a region is that float32 left open.
 _CHEAP, _COSTLY = 20_000_000, 3_000_000_000
 #: Bytes of weights that are loaded at a time.
@@ -41,8 +50,6 @@ _CHUNK = 64_000_000
 _ROUNDS = 48
 #: A float64 that is this far from the original's own value is an evaluator's fault.
 _ASTRAY = 0.05
-#: Values below which a channel's noise is no less than that of half of the channels.
-_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,7 @@ def judge_known(claims: Iterable[Claim], alignment: Alignment, values: Values) -
     made = []
     for claim in listed:
         a, b = held[claim.original], held[alignment.same[claim.folded]]
-        unit = _unit(a)
-        made.append(_outcome(claim, a, b, _floor(b, 1, 16 * unit), str(a.dtype), 1))
+        made.append(_outcome(claim, gap_of(a, b, floor_bound(b, 16 * unit_of(a))), str(a.dtype)))
     return made
 
 
@@ -166,8 +172,8 @@ class _Judge:
                 continue
             for claim in region.claims:
                 a, b = held[claim.original], _computed(given, claim)
-                bound = layer_bound(layer, feeds[layer.data], _unit(a), sums=True)
-                made.append(_outcome(claim, a, b, bound, str(a.dtype), layer.axis))
+                bound = layer_bound(layer, feeds[layer.data], unit_of(a), sums=True)
+                made.append(_outcome(claim, gap_of(a, b, bound), str(a.dtype)))
         return made
 
     def compound(self, regions: Sequence[Region], *, wide: bool) -> list[Outcome]:
@@ -200,13 +206,13 @@ class _Judge:
                 if held is None or claim.original not in held:
                     continue
                 a, b, *others = held[claim.original], *(_computed(run, claim) for run in given)
-                unit = _unit_of(self._folded, region, a)
-                bound = _noise_bound(b, others[:2], math.sqrt(terms), unit if wide else _unit(a))
-                outcome = _outcome(claim, a, b, bound, "float64" if wide else str(a.dtype), 1)
+                unit = _stored_unit(self._folded, region, a) if wide else unit_of(a)
+                bound = noise_bound(b, others[:2], math.sqrt(terms), unit)
+                outcome = _outcome(claim, gap_of(a, b, bound), "float64" if wide else str(a.dtype))
                 seen = frozenset(
                     fold
                     for fold, spoilt in zip(numbers, others[2:], strict=False)
-                    if _beyond(b, spoilt, bound)
+                    if beyond(b, spoilt, bound)
                 )
                 made.append(replace(outcome, noticed=seen))
         return made
@@ -225,9 +231,9 @@ class _Judge:
         made = []
         for claim in region.claims:
             if claim.original in held:
-                bound = layer_bound(layer, feeds[layer.data], _epsilon(layer.dtype), sums=False)
-                a, b = held[claim.original], _computed(runs[0], claim)
-                made.append(_outcome(claim, a, b, bound, "float64", layer.axis))
+                bound = layer_bound(layer, feeds[layer.data], epsilon(layer.dtype), sums=False)
+                gap = gap_of(held[claim.original], _computed(runs[0], claim), bound)
+                made.append(_outcome(claim, gap, "float64"))
         return made
 
     def _in_original(self, claims: Sequence[Claim]) -> dict[str, Array] | None:
@@ -247,16 +253,14 @@ class _Judge:
         found = {}
         for name in names:
             value = own[name] if name in fed else runs[0].get(name + COMPUTED, runs[0].get(name))
-            if value is not None and _near(value, own[name]):
+            if value is not None and relative_gap(own[name], value) <= _ASTRAY:
                 found[name] = value
         return found
 
     def _feeds(self, part: Part) -> dict[str, Array]:
         same = self._alignment.same
         held = self._values([same[name] for name in part.feeds if name in same])
-        return {
-            name: held[same[name]] if name in same else self._folded.array(name) for name in part.feeds
-        }
+        return {name: held[same[name]] if name in same else self._folded.array(name) for name in part.feeds}
 
     def _moved(
         self, regions: Sequence[Region], feeds: Mapping[str, Array], *, wide: bool
@@ -271,7 +275,7 @@ class _Judge:
                 if not is_float(array.dtype) or (wide and name not in loose):
                     moved[name] = array
                     continue
-                step = (1 if wide else 2) * _epsilon(array.dtype)
+                step = (1 if wide else 2) * epsilon(array.dtype)
                 signs = random.integers(0, 2, array.shape) * 2.0 - 1
                 exact = array.astype(np.float64) * (1 + step * signs)
                 moved[name] = exact if wide else exact.astype(array.dtype)
@@ -287,123 +291,15 @@ class _Judge:
             for region in regions:
                 folds = self._folds.get(region, ())
                 for name in folds[turn][1] if turn < len(folds) else ():
-                    spoilt[name] = (feeds[name].astype(np.float64) * (1 + spoil_of(feeds[name].dtype))).astype(
-                        feeds[name].dtype
-                    )
+                    spoilt[name] = (
+                        feeds[name].astype(np.float64) * (1 + spoil_of(feeds[name].dtype))
+                    ).astype(feeds[name].dtype)
             made.append(spoilt)
         return made
 
 
-def layer_bound(layer: LinearLayer, data: Array, unit: float, *, sums: bool) -> Array:
-    """How far one layer's output may be off, by channel.
-
-    Args:
-        layer: the layer.
-        data: its input.
-        unit: the type's ε.
-        sums: whether the sums are rounded as well as the weights.
-    """
-    largest = float(np.abs(np.nan_to_num(data.astype(np.float64), posinf=0, neginf=0)).max(initial=0.0))
-    stored = _epsilon(layer.dtype) / 2
-    weights = _MARGIN * (stored + (unit * math.sqrt(layer.terms) if sums else 0.0)) * layer.norms * largest
-    bound: Array = weights + 2 * (stored + (unit if sums else 0.0)) * layer.bias
-    return bound
-
-
-def spoil_of(dtype: np.dtype[np.generic]) -> float:
-    """The deliberate error: 1 %, or what 16 bits can tell."""
-    return max(SPOIL, 16 * _epsilon(dtype))
-
-
-def _noise_bound(b: Array, moved: Sequence[Array], root_of_terms: float, unit: float) -> Array:
-    if not is_float(b.dtype) and b.dtype.kind != "c":
-        share = max((float(np.mean(b != other)) for other in moved), default=0.0)
-        return np.asarray(_NOISE_MARGIN * share)
-    rows = [_by_channel(_difference(b, other), 1) for other in moved]
-    noise = np.max([row.max(axis=1, initial=0.0) for row in rows], axis=0)
-    if rows[0].shape[1] < _FEW and noise.size:  # of a few values none may have moved
-        noise = np.maximum(noise, np.median(noise))
-    bound: Array = _NOISE_MARGIN * root_of_terms * noise + _floor(b, 1, 4 * unit)
-    return bound
-
-
-def _outcome(claim: Claim, a: Array, b: Array, bound: Array, how: str, axis: int) -> Outcome:
-    if a.shape != b.shape or (a.dtype.kind in "fc") != (b.dtype.kind in "fc"):
-        return Outcome(claim, False, math.inf, 0.0, how, 0.0)
-    if not is_float(a.dtype) and a.dtype.kind != "c":
-        share = float(np.mean(a != b)) if a.size else 0.0
-        return Outcome(claim, share <= float(np.max(bound, initial=0)), share, float(np.max(bound)), how, 0.0)
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return Outcome(claim, False, math.inf, 0.0, how, 0.0)
-    gaps = _by_channel(_difference(a, b), axis).max(axis=1, initial=0.0)
-    level = _by_channel(_finite(b), axis).max(axis=1, initial=0.0)
-    bounds = np.broadcast_to(np.maximum(bound, np.finfo(np.float64).tiny), gaps.shape)
-    worst = int(np.argmax(gaps / bounds)) if gaps.size else 0
-    if not gaps.size:
-        return Outcome(claim, True, 0.0, 0.0, how, 0.0)
-    unit = float(level[worst]) or 1.0
-    sight = float((spoil_of(a.dtype) * level / bounds).max())
-    ok = bool((gaps <= bounds).all())
-    return Outcome(claim, ok, float(gaps[worst]) / unit, float(bounds[worst]) / unit, how, sight)
-
-
-def _beyond(base: Array, spoilt: Array, bound: Array) -> bool:
-    if base.shape != spoilt.shape:
-        return True
-    if not is_float(base.dtype) and base.dtype.kind != "c":
-        return float(np.mean(base != spoilt)) > float(np.max(bound, initial=0.0))
-    if not np.array_equal(np.isfinite(base), np.isfinite(spoilt)):
-        return True
-    gaps = _by_channel(_difference(base, spoilt), 1).max(axis=1, initial=0.0)
-    return bool((gaps > bound).any())
-
-
-def relative_gap(a: Array, b: Array) -> float:
-    """max |a − b| / max |a|; infinite where they cannot be compared."""
-    if a.shape != b.shape or not np.array_equal(_nonfinite(a), _nonfinite(b)):
-        return math.inf
-    gap = float(_difference(a, b).max(initial=0.0))
-    return gap if gap == 0.0 else gap / (float(_finite(a).max(initial=0.0)) or gap)
-
-
-def _nonfinite(array: Array) -> Array:
-    return ~np.isfinite(array if array.dtype.kind == "c" else array.astype(np.float64))
-
-
-def _difference(a: Array, b: Array) -> Array:
-    difference: Array = np.abs(_plain(a) - _plain(b))
-    return difference
-
-
-def _plain(array: Array) -> Array:
-    wide = array if array.dtype.kind == "c" else array.astype(np.float64)
-    plain: Array = np.where(np.isfinite(wide), wide, 0)
-    return plain
-
-
-def _finite(array: Array) -> Array:
-    absolute: Array = np.abs(_plain(array))
-    return absolute
-
-
-def _floor(b: Array, axis: int, unit: float) -> Array:
-    floor: Array = unit * _by_channel(_finite(b), axis).max(axis=1, initial=0.0)
-    return floor
-
-
-def _by_channel(array: Array, axis: int) -> Array:
-    if array.ndim < 2:
-        return array.reshape(1, -1)
-    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-
-
-def _near(exact: Array, own: Array) -> bool:
-    if exact.shape != own.shape:
-        return False
-    if not is_float(own.dtype) and own.dtype.kind != "c":
-        return True
-    largest = float(_finite(own).max(initial=0.0))
-    return float(_difference(exact, own).max(initial=0.0)) <= _ASTRAY * largest + 1e-30
+def _outcome(claim: Claim, gap: Gap, how: str) -> Outcome:
+    return Outcome(claim, gap.ok, gap.error, gap.bound, how, gap.sight)
 
 
 def _wanted(regions: Sequence[Region]) -> list[str]:
@@ -426,24 +322,12 @@ def _terms(folded: Dataflow, region: Region) -> int:
     return terms
 
 
-def _unit_of(folded: Dataflow, region: Region, a: Array) -> float:
+def _stored_unit(folded: Dataflow, region: Region, a: Array) -> float:
+    """ε of the coarsest numbers that a region stores."""
     from onnx import helper
 
-    units = [
-        _epsilon(np.dtype(helper.tensor_dtype_to_np_dtype(folded.constants[name].data_type)))
-        for name in region.loose
-    ]
-    return max(units, default=_unit(a))
-
-
-def _unit(array: Array) -> float:
-    return _epsilon(array.dtype) if is_float(array.dtype) else float(np.finfo(np.float32).eps)
-
-
-def _epsilon(dtype: np.dtype[np.generic]) -> float:
-    import ml_dtypes
-
-    return float(ml_dtypes.finfo(dtype_of(dtype.name)).eps)
+    kinds = [helper.tensor_dtype_to_np_dtype(folded.constants[name].data_type) for name in region.loose]
+    return max((epsilon(np.dtype(kind)) for kind in kinds), default=unit_of(a))
 
 
 def _typed(part: Part, feeds: Mapping[str, Array]) -> Part:

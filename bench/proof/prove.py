@@ -1,19 +1,20 @@
-"""The proof of an ONNX fold: every region where it happened, and the whole against the original's own noise."""
+"""The local proof of an ONNX fold: every region where it happened, and which of the folds that has shown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.claims import Alignment, align, changed_values, open_pairs
 from convbn.bench.proof.dataflow import Dataflow
-from convbn.bench.proof.local import Outcome, judge_known, judge_regions, relative_gap
+from convbn.bench.proof.gaps import relative_gap
+from convbn.bench.proof.local import Outcome, judge_known, judge_regions
 from convbn.bench.proof.regions import Region, regions_of
 from convbn.bench.proof.whole import Whole
+from convbn.common.encoding import JsonReady
 
-__all__ = ["Fold", "LocalProof", "prove_locally"]
+__all__ = ["FoldPlan", "LocalProof", "LocalProver", "Shown"]
 
 #: How close a value of the folded model that may have changed on purpose must be to pass for the original's.
 _ALIKE = 1e-3
@@ -21,26 +22,25 @@ _TURNS = 12
 
 
 @dataclass(frozen=True)
-class Fold:
-    """One fold, as its report tells it.
+class FoldPlan:
+    """What a fold says that it did.
 
     Attributes:
-        name: of the BatchNorm.
-        into: of the nodes that took it in.
+        folds: of each BatchNorm that went, its name and those of the nodes that took it in.
+        steps: of each step, the names of the nodes that it edited.
     """
 
-    name: str
-    into: tuple[str, ...]
+    folds: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    steps: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(JsonReady):
     """How one fold was seen.
 
     Attributes:
         name: of the BatchNorm.
-        how: "float64", "float32", ..., the type in which a comparison would have noticed an error of 1 % in it;
-            None where none would have.
+        how: the type in which a comparison would have noticed an error of 1 % in it; None where none would have.
     """
 
     name: str
@@ -54,71 +54,72 @@ class LocalProof:
     Attributes:
         outcomes: of every claim.
         shown: of every fold.
-        given_up: values that changed on purpose, so that their regions are larger.
+        regions: how many were run.
     """
 
     outcomes: tuple[Outcome, ...]
     shown: tuple[Shown, ...]
-    given_up: tuple[str, ...] = ()
-    regions: int = 0
-    names: Mapping[str, str] = field(default_factory=dict)
+    regions: int
 
     @property
     def wrong(self) -> list[Outcome]:
         """What must hold and does not."""
         return [outcome for outcome in self.outcomes if not outcome.ok]
 
-    @property
-    def unseen(self) -> list[str]:
-        """Folds that no comparison could see."""
-        return [shown.name for shown in self.shown if shown.how is None]
 
-
-def prove_locally(
-    original: Whole,
-    folded: Whole,
-    feeds: Feeds,
-    folds: Sequence[Fold],
-    steps: Iterable[Sequence[str]],
-) -> LocalProof:
-    """Judge every region of a folded model on the original's values for one input.
+class LocalProver:
+    """Judges every region of a folded model on the original's values for one input.
 
     Args:
-        original: the model before.
-        folded: the model after.
-        feeds: the input.
-        folds: what is to be shown.
-        steps: of each step of the plan, the names of the nodes that it edited.
-
-    Raises:
-        SessionError: a part of a model cannot be run by itself.
+        original: the model before; which values will be asked of it is said at once.
+        folded: the model after, likewise.
+        plan: what the fold says that it did.
     """
-    a, b = original.flow, folded.flow
-    changed = changed_values(a, steps)
-    given_up = _unlike(open_pairs(a, b, changed), original, folded, feeds)
-    for turn in range(_TURNS):
-        alignment = align(a, b, changed, given_up)
-        regions = regions_of(b, alignment)
-        placed = _placed(a, b, alignment, regions, folds)
+
+    def __init__(self, original: Whole, folded: Whole, plan: FoldPlan) -> None:
+        self._original, self._folded, self._plan = original, folded, plan
+        a, b = original.flow, folded.flow
+        self._changed = changed_values(a, plan.steps)
+        self._pairs = open_pairs(a, b, self._changed)
+        folded.offer(name for _, name in self._pairs)
+        original.offer(_all_needed(a, b, align(a, b, self._changed)))
+        original.offer(name for name, _ in self._pairs)
+
+    def prove(self, feeds: Feeds) -> LocalProof:
+        """Judge.
+
+        Raises:
+            SessionError: a part of a model cannot be run by itself.
+        """
+        a, b = self._original.flow, self._folded.flow
+        given_up = _unlike(self._pairs, self._original, self._folded, feeds)
+        self._folded.release()
 
         def values(names: Iterable[str]) -> Mapping[str, Array]:
-            return original.values(feeds, names)
+            return self._original.values(feeds, names)
 
-        original.values(feeds, _all_needed(a, b, alignment))
-        outcomes = judge_known(alignment.claims, alignment, values)
-        outcomes += judge_regions(a, folded, alignment, regions, placed, values)
-        failed = {o.claim.folded for o in outcomes if not o.ok and not o.claim.binding}
-        if not failed or turn == _TURNS - 1:
-            break
-        # What stands before decides: values behind one that has changed may be right once it is not cut there.
-        given_up |= failed
-    shown = tuple(_shown(number, fold, a, outcomes, regions, placed) for number, fold in enumerate(folds))
-    return LocalProof(tuple(outcomes), shown, tuple(sorted(given_up)), len(regions))
+        for turn in range(_TURNS):
+            if turn == _TURNS - 1:
+                given_up = {name for _, name in self._pairs}
+            alignment = align(a, b, self._changed, given_up)
+            values(_all_needed(a, b, alignment))
+            self._original.release()
+            regions = regions_of(b, alignment)
+            placed = _placed(a, b, alignment, regions, self._plan)
+            outcomes = judge_known(alignment.claims, alignment, values)
+            outcomes += judge_regions(a, self._folded, alignment, regions, placed, values)
+            failed = {o.claim.folded for o in outcomes if not o.ok and not o.claim.binding}
+            if not failed:
+                break
+            given_up |= failed
+        shown = tuple(
+            Shown(name, _seen(number, name, a, outcomes, regions, placed))
+            for number, (name, _) in enumerate(self._plan.folds)
+        )
+        return LocalProof(tuple(outcomes), shown, len(regions))
 
 
-def _unlike(
-    pairs: Sequence[tuple[str, str]], original: Whole, folded: Whole, feeds: Feeds
-) -> set[str]:
+def _unlike(pairs: Sequence[tuple[str, str]], original: Whole, folded: Whole, feeds: Feeds) -> set[str]:
     """Values that may have changed on purpose and did: whole runs tell it before anything is cut."""
     if not pairs:
         return set()
@@ -145,25 +146,25 @@ Placed = Mapping[Region, Sequence[tuple[int, tuple[str, ...]]]]
 
 
 def _placed(
-    a: Dataflow, b: Dataflow, alignment: Alignment, regions: Sequence[Region], folds: Sequence[Fold]
+    a: Dataflow, b: Dataflow, alignment: Alignment, regions: Sequence[Region], plan: FoldPlan
 ) -> dict[Region, list[tuple[int, tuple[str, ...]]]]:
     """In which regions each fold left its numbers."""
     home = {i: region for region in regions for i in region.nodes}
     by_value = {claim.original: claim.folded for claim in alignment.claims if claim.computed}
     before, after = a.report_names(), b.report_names()
     found: dict[Region, list[tuple[int, tuple[str, ...]]]] = {}
-    for number, fold in enumerate(folds):
-        places = {after[name] for name in fold.into if name in after}
-        edited = [before[name] for name in (fold.name, *fold.into) if name in before]
-        for name in _outcomes_of(a, edited, follow=not fold.into):
+    for number, (batchnorm, into) in enumerate(plan.folds):
+        places = {after[name] for name in into if name in after}
+        edited = [before[name] for name in (batchnorm, *into) if name in before]
+        for name in _outcomes_of(a, edited, follow=not into):
             if name in by_value:
                 places.add(b.producer[by_value[name]])
         for region in dict.fromkeys(home[i] for i in sorted(places) if i in home):
             mine = [i for i in region.nodes if i in places]
-            own = tuple(
-                dict.fromkeys(name for i in mine for name in b.nodes[i].input if name in region.loose)
-            )
-            found.setdefault(region, []).append((number, own))
+            own = dict.fromkeys(name for i in mine for name in b.nodes[i].input if name in region.loose)
+            # An error of a scale, not of a shift: a bias of 1e6 would show any.
+            scales = tuple(name for name in own if len(b.constants[name].dims) > 1)
+            found.setdefault(region, []).append((number, scales or tuple(own)))
     return found
 
 
@@ -181,27 +182,27 @@ def _outcomes_of(a: Dataflow, edited: Iterable[int], *, follow: bool) -> set[str
     return found
 
 
-def _shown(
+def _seen(
     number: int,
-    fold: Fold,
+    batchnorm: str,
     a: Dataflow,
     outcomes: Sequence[Outcome],
     regions: Sequence[Region],
     placed: Placed,
-) -> Shown:
+) -> str | None:
+    """The type in which a fold was seen."""
     by_claim = {outcome.claim: outcome for outcome in outcomes}
     for region in regions:
-        if number not in {fold_number for fold_number, _ in placed.get(region, ())}:
+        if all(number != other for other, _ in placed.get(region, ())):
             continue
-        for claim in region.claims:
-            outcome = by_claim.get(claim)
-            if outcome is None or not outcome.ok:
-                continue
-            if number in outcome.noticed or (region.layer is not None and outcome.sight > 1):
-                return Shown(fold.name, outcome.how)
-    place = a.report_names().get(fold.name)
+        for outcome in (by_claim[claim] for claim in region.claims if claim in by_claim):
+            alone = region.layer is not None and outcome.sight > 1
+            if outcome.ok and (alone or number in outcome.noticed):
+                return outcome.how
+    place = a.report_names().get(batchnorm)
     gives = set(a.nodes[place].output) if place is not None else set()
     for outcome in outcomes:
-        if not outcome.claim.computed and outcome.claim.original in gives and outcome.ok and outcome.sight > 1:
-            return Shown(fold.name, outcome.how)
-    return Shown(fold.name, None)
+        known = not outcome.claim.computed and outcome.claim.original in gives
+        if known and outcome.ok and outcome.sight > 1:
+            return outcome.how
+    return None

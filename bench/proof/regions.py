@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from convbn.bench.models.inputs import Array
-from convbn.common.dtypes import is_float
 from convbn.bench.proof.claims import Alignment, Claim
 from convbn.bench.proof.dataflow import Dataflow
+from convbn.common.dtypes import is_float
 
 __all__ = ["LinearLayer", "Region", "linear_layer", "regions_of"]
 

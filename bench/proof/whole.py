@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ class Whole:
     Attributes:
         flow: its dataflow.
         outputs: names, in order.
+        runtime: what ran it last.
     """
 
     def __init__(self, model: onnx.ModelProto | str | Path, role: str) -> None:
@@ -47,9 +48,18 @@ class Whole:
         self.flow = Dataflow(model, read)
         self.outputs = self.flow.outputs
         self._runner: Runner | None = None
+        self.runtime = ""
         self._offered: list[str] = []
         self._held: dict[str, Array] = {}
         self._of: Feeds | None = None
+
+    def offer(self, names: Iterable[str]) -> None:
+        """Say which values will be asked for beside the outputs, so that it runs once for all of them."""
+        fresh = [name for name in dict.fromkeys(names) if name in self.flow.producer]
+        fresh = [name for name in fresh if name not in self._offered and name not in self.outputs]
+        if fresh:
+            self._offered += fresh
+            self._runner = None
 
     def values(self, feeds: Feeds, names: Iterable[str]) -> Mapping[str, Array]:
         """Values by name for one input; what was computed for the same input before is not computed again.
@@ -62,8 +72,31 @@ class Whole:
             self._of, self._held = feeds, dict(feeds)
         missing = [name for name in wanted if name not in self._held]
         if missing:
-            self._held.update(self.run(feeds, missing))
+            self.offer(missing)
+            fresh = [name for name in (*self.outputs, *self._offered) if name not in self._held]
+            self._held.update(self._run(feeds, fresh))
         return self._held
+
+    def outputs_for(self, feeds: Feeds, *, keep: bool = False) -> list[Array]:
+        """The outputs for one input, in order; with ``keep``, the values on offer are kept beside them.
+
+        Raises:
+            SessionError: the model cannot be run, or an output is no tensor.
+        """
+        held = self.values(feeds, self.outputs) if keep else self._run(feeds, self.outputs)
+        return [held[name] for name in self.outputs]
+
+    def _run(self, feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
+        if self._runner is None:
+            self._runner = Runner(self._bytes(), self._role, folder=self._folder)
+        self.runtime = self._runner.runtime
+        found = self._runner.run(feeds, list(dict.fromkeys(names)))
+        self.runtime = self._runner.runtime
+        return found
+
+    def release(self) -> None:
+        """Give up the session; what was computed stays."""
+        self._runner = None
 
     def part(self, part: Part) -> Runner:
         """A part of it, ready to be run."""
@@ -84,7 +117,7 @@ class Whole:
             self._runner = Runner(self._bytes(), self._role, folder=self._folder)
         return self._runner.run(feeds, wanted)
 
-    def _bytes(self) -> bytes:
+    def _bytes(self, *, more: bool = True) -> bytes:
         """The model with more outputs: protobuf joins two serialized messages into one."""
         import onnx
 
@@ -98,25 +131,15 @@ class Whole:
             name_outputs(node)
         if self._folder is not None:
             _refer(model, *self._own)
-        more = onnx.GraphProto()
-        declared = set(self.outputs)
-        more.output.extend(onnx.ValueInfoProto(name=n) for n in self._offered if n not in declared)
         data: bytes = model.SerializeToString()
-        return data + onnx.ModelProto(graph=more).SerializeToString()
-
-    @property
-    def runtime(self) -> str:
-        """What ran it."""
-        return "" if self._runner is None else self._runner.runtime
+        if not more or not self._offered:
+            return data
+        added = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in self._offered])
+        return data + onnx.ModelProto(graph=added).SerializeToString()
 
     def optimised(self) -> Runner:
         """The same model as onnxruntime rewrites it."""
-        self._offered = []
-        return Runner(self._bytes(), self._role, folder=self._folder, optimised=True)
-
-    def forget(self) -> None:
-        """Give up what was computed and loaded."""
-        self._runner, self._of, self._held, self._offered = None, None, {}, []
+        return Runner(self._bytes(more=False), self._role, folder=self._folder, optimised=True)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +147,7 @@ class Whole:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.forget()
+        self._runner, self._of, self._held = None, None, {}
         self._files.close()
 
 

@@ -45,9 +45,11 @@ class Plan:
         folded, kept: every BatchNorm of the view stands in exactly one of them.
         merged: nodes that became part of others.
         edits: what the frontend must do, in this order.
+        steps: of each fold or merge, the nodes that it edits. Between them values change, and nowhere else.
     """
 
     folded: list[Folded] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     merged: list[Merged] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
+    steps: list[tuple[str, ...]] = field(default_factory=list)

@@ -10,6 +10,7 @@ from convbn.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from convbn.bench.equivalence.compare import Equality
+    from convbn.bench.proof.prove import FoldPlan
     from convbn.fuse.report import Report
 
 __all__ = ["as_tuple", "runnable", "verified", "verify"]
@@ -26,6 +27,7 @@ def verify(
     precision: str | None = None,
     tolerance: float | None = None,
     runtime: str | None = None,
+    plan: FoldPlan | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare their outputs.
 
@@ -40,9 +42,10 @@ def verify(
             ``int8``. It decides how far the outputs may be apart (docs/precision.md).
         tolerance: relative error that is allowed instead.
         runtime: run both in this one instead of as they stand on the CPU, such as ``openvino-cpu``.
+        plan: of the fold that made the candidate, so that each of its regions is judged by itself.
 
     Returns:
-        The answer; ``bool(answer.equal)`` says whether equality was shown. See
+        The answer, which is true where equality was shown: ``bool(answer)`` says whether equality was shown. See
         :func:`convbn.bench.equivalence.compare.compare` for the bound.
     """
     from convbn.bench.equivalence.compare import compare
@@ -60,6 +63,7 @@ def verify(
         example_inputs=as_tuple(example_inputs),
         tolerance=allowed,
         runtime=runtime,
+        plan=plan,
     )
 
 
@@ -78,6 +82,8 @@ def verified(
     """
     import time
 
+    from convbn.bench.proof.prove import FoldPlan
+
     if report.kind == "torch.nn.Module" and example_inputs is None and not input_shapes:
         reason = "a module can only be run on example inputs, and none were given"
         return replace(report, verify={"status": "not run", "reason": reason})
@@ -88,6 +94,7 @@ def verified(
         example_inputs=example_inputs,
         input_shapes=input_shapes,
         seed=report.options.seed,
+        plan=FoldPlan(tuple((fold.name, fold.into) for fold in report.folded), report.steps),
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
     if not answer.equal:

@@ -1,0 +1,218 @@
+"""Two models that are compared, and how each of them is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+import numpy as np
+
+from convbn.bench.equivalence.difference import Verdict
+from convbn.bench.equivalence.half_emulation import rounded_graph
+from convbn.bench.equivalence.reference_run import Execution, execute
+from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
+from convbn.bench.models.errors import ReferenceFailedError, SessionError
+from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx
+from convbn.bench.proof.prove import FoldPlan, LocalProver
+from convbn.bench.proof.verdict import Proof, joined
+from convbn.bench.proof.whole import Whole
+from convbn.common.dtypes import dtype_of, is_float
+from convbn.errors import BadInputError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    Model: TypeAlias = onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram
+
+__all__ = ["FoldedPair", "Pair", "moved_by_rounding"]
+
+
+class Pair:
+    """Two models of any kind, each run as a whole.
+
+    Args:
+        reference: the one that the other is held against.
+        candidate: the other.
+        tolerance: where the candidate is of another precision.
+        runtime: what runs both; None for what runs each as it stands.
+    """
+
+    def __init__(
+        self, reference: Model, candidate: Model, tolerance: Tolerance | None, runtime: str | None
+    ) -> None:
+        self._reference, self._candidate = reference, candidate
+        self._tolerance, self._runtime = tolerance, runtime
+
+    def reference(self, feeds: Sequence[Feeds]) -> Execution:
+        """The reference's outputs.
+
+        Raises:
+            ReferenceFailedError: it cannot be run.
+        """
+        try:
+            return self._run_reference(feeds)
+        except SessionError as error:
+            model = self._reference
+            raise ReferenceFailedError(
+                f"the original cannot be run, so nothing can be verified: {error.cause}",
+                source=model if isinstance(model, str | Path) else None,
+                hint="give the shapes it expects with --input-shape, or go without proof with --no-verify",
+            ) from error
+
+    def candidate(self, feeds: Sequence[Feeds]) -> Execution:
+        """The candidate's outputs.
+
+        Raises:
+            SessionError: it cannot be run.
+        """
+        if self._tolerance is None:
+            return execute(self._candidate, "candidate", feeds, self._runtime)
+        return _lower(self._candidate, feeds, self._runtime)
+
+    def noise(self, feeds: Feeds) -> list[list[Array]]:
+        """The reference's outputs for an input that is moved by what rounding may move it."""
+        if self._tolerance is not None or self._runtime is not None:
+            return []
+        moved = moved_by_rounding(feeds)
+        return [] if moved is None else self._run_reference([moved]).outputs
+
+    def more_noise(self, feeds: Feeds) -> list[list[Array]]:
+        """The reference's outputs as its runtime optimises it; nothing where it has no optimiser."""
+        if self._tolerance is not None or self._runtime is not None or not is_onnx(self._reference):
+            return []
+        try:
+            return execute(self._reference, "reference", [feeds], "onnxruntime-cpu@all").outputs
+        except SessionError:
+            return []
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds]) -> tuple[Verdict, Proof | None]:
+        """The verdict, with what was shown beside the outputs."""
+        return verdict, None
+
+    def _run_reference(self, feeds: Sequence[Feeds]) -> Execution:
+        return execute(self._reference, "reference", feeds, self._runtime)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class FoldedPair(Pair):
+    """An ONNX model and the same folded: every value of both can be asked for.
+
+    Args:
+        reference: the model before.
+        candidate: the model after.
+        plan: what the fold says that it did.
+    """
+
+    def __init__(self, reference: Any, candidate: Any, plan: FoldPlan) -> None:
+        super().__init__(reference, candidate, None, None)
+        self._opened = ExitStack()
+        self._before = self._opened.enter_context(Whole(reference, "reference"))
+        self._after: Whole | None = None
+        self._prover: LocalProver | None = None
+        try:
+            self._after = self._opened.enter_context(Whole(candidate, "candidate"))
+            self._prover = LocalProver(self._before, self._after, plan)
+        except BadInputError:  # it will be said when the candidate is run
+            pass
+
+    def candidate(self, feeds: Sequence[Feeds]) -> Execution:
+        """The candidate's outputs (see :class:`Pair`)."""
+        if self._after is None:
+            return super().candidate(feeds)
+        return _executed(self._after, feeds)
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds]) -> tuple[Verdict, Proof | None]:
+        """Judge every region where it stands (see :class:`convbn.bench.proof.prove.LocalProver`)."""
+        if self._prover is None:
+            return verdict, None
+        try:
+            local = self._prover.prove(feeds[0])
+        except SessionError as error:
+            return verdict, Proof(
+                f"outputs compared end to end; no part could be run by itself ({error.cause})"
+            )
+        return joined(verdict, local, len(feeds))
+
+    def _run_reference(self, feeds: Sequence[Feeds]) -> Execution:
+        return _executed(self._before, feeds)
+
+    def more_noise(self, feeds: Feeds) -> list[list[Array]]:
+        """The reference as onnxruntime optimises it (see :class:`Pair`)."""
+        try:
+            found = self._before.optimised().run(feeds)
+        except SessionError:
+            return []
+        return [[found[name] for name in self._before.outputs]]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+
+def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:
+    outputs = [model.outputs_for(sample, keep=i == 0) for i, sample in enumerate(feeds)]
+    return Execution(tuple(model.outputs), outputs, model.runtime)
+
+
+def moved_by_rounding(feeds: Feeds) -> Feeds | None:
+    """Every float moved up or down by about one unit in its last place; None where there is none.
+
+    Args:
+        feeds: arrays by name.
+    """
+    import ml_dtypes
+
+    random = np.random.default_rng(0)
+    moved: dict[str, Array] = {}
+    floats = 0
+    for name, array in feeds.items():
+        moved[name] = array
+        if array.dtype.kind == "c" or is_float(array.dtype):
+            real = array.real.dtype if array.dtype.kind == "c" else array.dtype
+            step = float(ml_dtypes.finfo(real).eps)
+            signs = random.integers(0, 2, array.shape) * 2.0 - 1
+            wide = array if array.dtype.kind == "c" else array.astype(np.float64)
+            moved[name] = (wide * (1 + step * signs)).astype(array.dtype)
+            floats += array.size
+    return moved if floats else None
+
+
+def _lower(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
+    """Run a model of another precision, with every float16 rounding that the CPU provider would leave out."""
+    fitted = [_fitted(model, sample) for sample in feeds]
+    actual = execute(model, "candidate", fitted, runtime)
+    if runtime is not None or not is_onnx(model) or coarsest_float(model) != "float16":
+        return actual
+    import onnx
+
+    rounded = rounded_graph(onnx.load(str(model)) if isinstance(model, str | Path) else model)
+    if rounded is None:
+        return replace(actual, runtime=f"{actual.runtime}, which computes float16 in float32")
+    exact = execute(rounded, "candidate", fitted)
+    return replace(exact, runtime=f"{exact.runtime}, rounded to float16 after every node")
+
+
+def _fitted(model: Model, feeds: Feeds) -> Feeds:
+    """The feeds with floats in the type that the model takes."""
+    if not is_onnx(model):
+        return feeds
+    dtypes = {spec.name: dtype_of(spec.dtype) for spec in input_specs(model)}
+    return {
+        name: array.astype(dtypes[name])
+        if name in dtypes and is_float(array.dtype) and is_float(dtypes[name])
+        else array
+        for name, array in feeds.items()
+    }
