@@ -92,8 +92,8 @@ class Report:
         keys: what became of each key of the state dict; nothing for ONNX models.
         rounding: the unit roundoff ``u`` of what each node now stores, by its name. In every output channel
             ``max|stored − exact| ≤ u · max|exact|``, where exact is the fold in float64.
-        steps: of each fold or merge, the nodes that it edited; values between them may have changed on purpose.
-            For the proof; the JSON does not hold it.
+        moved: values that a fold changed on purpose, for the proof. The JSON does not hold them, nor `merges`.
+        merges: of each merge, the nodes that it edited; values between them are changed, too.
     """
 
     kind: str
@@ -113,7 +113,8 @@ class Report:
     notes: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
     rounding: Mapping[str, float] = field(default_factory=dict)
-    steps: tuple[tuple[str, ...], ...] = ()
+    moved: tuple[str, ...] = ()
+    merges: tuple[tuple[str, ...], ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -28,12 +28,12 @@ CHANNEL_NOISE, CHANNEL_NOISE_16_BIT = 16, 4
 #: Bounds (√ε) from here on belong to 16-bit types.
 _BOUND_16_BIT = 0.03
 #: An error of so many times the reference's own noise is let through: the noise is of one or two samples, and a fold
-#: rounds in as many places as the reference does.
-NOISE_MULTIPLE = 16.0
+#: rounds in as many places as the reference does. In the 16-bit types one unit in the last place is coarse.
+NOISE_MULTIPLE, NOISE_MULTIPLE_16_BIT = 16.0, 4.0
 #: Values of a channel below which its noise may be small by chance.
 _FEW = 64
 #: Noise from which on a comparison that needs it says nothing: it would let an error of 10 % through.
-_BLIND = 0.1 / NOISE_MULTIPLE
+_BLIND = 0.1 / 16
 
 
 @dataclass(frozen=True)
@@ -189,20 +189,22 @@ def _difference(
     largest = max((float(np.abs(x).max(initial=0.0)) for x in a), default=0.0)
     gap = max(float(np.abs(x - y).max(initial=0.0)) for x, y in zip(a, b, strict=True))
     bound = bound_of(_real(first.dtype), *computed_in) if tolerance is None else tolerance.bound
-    floor = (CHANNEL_NOISE_16_BIT if bound > _BOUND_16_BIT else CHANNEL_NOISE) * bound * largest
+    coarse = bound > _BOUND_16_BIT
+    floor = (CHANNEL_NOISE_16_BIT if coarse else CHANNEL_NOISE) * bound * largest
+    multiple = NOISE_MULTIPLE_16_BIT if coarse else NOISE_MULTIPLE
     shifts = [np.abs(a[0] - _wide(other)) for other in moved]
     noise = max((float(shift.max(initial=0.0)) for shift in shifts), default=0.0)
     channels = _channels(a, b, floor)
     relative = ratio(gap, largest)
     rms, cosine = likeness(a, b)
     within = relative <= bound
-    beside = gap <= max(bound * largest, NOISE_MULTIPLE * noise)
+    beside = gap <= max(bound * largest, multiple * noise)
     channel = None
     if channels is not None:
         gaps, levels = channels
         channel = max((ratio(float(g), float(s)) for g, s in zip(gaps, levels, strict=True)), default=0.0)
         within = within and channel <= bound
-        allowed = np.maximum(bound * levels, NOISE_MULTIPLE * _noise_by_channel(shifts, len(levels)))
+        allowed = np.maximum(bound * levels, multiple * _noise_by_channel(shifts, len(levels)))
         beside = beside and bool((gaps <= allowed).all())
     if tolerance is not None and tolerance.norm == "rms":
         within = beside = rms <= bound

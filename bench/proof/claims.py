@@ -48,12 +48,15 @@ class Alignment:
     claims: list[Claim] = field(default_factory=list)
 
 
-def changed_values(original: Dataflow, folds: Iterable[Iterable[str]]) -> set[str] | None:
-    """Values that may have changed on purpose: those on the ways between the nodes of one fold.
+def changed_values(
+    original: Dataflow, moved: Iterable[str], merges: Iterable[Iterable[str]]
+) -> set[str] | None:
+    """Values that may have changed on purpose.
 
     Args:
         original: the model before.
-        folds: of each fold, the names of the nodes that it edits.
+        moved: what the folds say that they changed.
+        merges: of each merge, the names of the nodes that it edits: what lies on the ways between them has changed.
 
     Returns:
         Names; None where a node is not found, so that any value may have changed.
@@ -66,7 +69,7 @@ def changed_values(original: Dataflow, folds: Iterable[Iterable[str]]) -> set[st
             for reader, _ in original.readers.get(name, ()):
                 after[i] |= after[reader] | 1 << reader
     changed = 0
-    for names in folds:
+    for names in merges:
         up = down = members = 0
         for name in names:
             if name not in places:
@@ -76,9 +79,10 @@ def changed_values(original: Dataflow, folds: Iterable[Iterable[str]]) -> set[st
             up |= before[i]
             down |= after[i]
         changed |= up & (down | members)
-    return {
+    between = {
         name for i, node in enumerate(original.nodes) if changed >> i & 1 for name in node.output if name
-    } - set(original.outputs)
+    }
+    return (between | set(moved)) - set(original.outputs)
 
 
 def align(
@@ -200,7 +204,7 @@ def _same(
     if len(here) != len(there) or _attributes(a) != _attributes(b):
         return False
     return all(
-        same.get(v) == u if v in same else (v == u == "" or stored.equal(u, v))
+        same[v] == u if v in same else (v == u == "" or stored.equal(u, v))
         for u, v in zip(there, here, strict=True)
     )
 
@@ -228,6 +232,6 @@ class _Constants:
         if a is None or b is None or a.data_type != b.data_type or a.dims != b.dims:
             return False
         if a.HasField("raw_data") and b.HasField("raw_data"):
-            return a.raw_data == b.raw_data
+            return bool(a.raw_data == b.raw_data)
         x, y = self._original.array(u), self._folded.array(v)
         return x.tobytes() == y.tobytes() if x.dtype != np.dtype(object) else bool((x == y).all())

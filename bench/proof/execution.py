@@ -132,7 +132,7 @@ def _evaluator(model: onnx.ModelProto | bytes) -> Any:
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 
-    class BatchNormalization(OpRun):  # type: ignore[misc]  # no types in onnx
+    class BatchNormalization(OpRun):
         """Below opset 14 onnx's own normalises by the batch at hand; a model for inference never does."""
 
         op_domain = ""

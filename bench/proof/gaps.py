@@ -1,7 +1,7 @@
 """How far one value of the folded model is from the original's, and what rounding alone may do.
 
-A difference is split by channel into its mean and what is left. A stored bias that is rounded moves the mean and no more
-than that: beside a bias of 1e6 the rest still has to be as close as the weights allow.
+A difference is split by channel into its mean and what is left. A stored bias that is rounded moves the mean alone:
+beside a bias of 1e6 the rest still has to be as close as the weights allow.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SPOIL = 0.01
 _MARGIN, _NOISE_MARGIN = 4.0, 8.0
 #: Values of a channel below which its noise may be small by chance; then it is no less than that of half of them.
 _FEW = 64
+_FLOAT32 = 2.0**-23
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Gap:
     Attributes:
         ok: within the bound.
         error, bound: in units of the channel's largest value.
-        sight: how many times over the bound an error of 1 % in what the channels vary by would stand.
+        sight: how many times over the bound an error of 1 % in the scale would stand.
     """
 
     ok: bool
@@ -75,7 +76,7 @@ def layer_bound(layer: LinearLayer, data: Array, unit: float, *, sums: bool) -> 
     stored = epsilon(layer.dtype) / 2
     rounded = unit if sums else 0.0
     weights = _MARGIN * (stored + rounded * math.sqrt(layer.terms)) * layer.norms * largest
-    bias = 2 * (stored + rounded) * layer.bias
+    bias = 2 * (stored + rounded) * np.abs(layer.bias)
     return Bound(weights + bias, 2 * weights + (bias if sums else 0.0), layer.axis)
 
 
@@ -108,8 +109,15 @@ def floor_bound(b: Array, unit: float) -> Bound:
     return Bound(floor, floor, 1)
 
 
-def gap_of(a: Array, b: Array, bound: Bound) -> Gap:
-    """The difference between two values beside its bound."""
+def gap_of(a: Array, b: Array, bound: Bound, offset: Array | None = None) -> Gap:
+    """The difference between two values beside its bound.
+
+    Args:
+        a: the original's.
+        b: the folded model's.
+        bound: what the difference may be.
+        offset: by channel, what b is without its data: an error of a scale has no part in it.
+    """
     if a.shape != b.shape or _continuous(a) != _continuous(b):
         return Gap(False, math.inf, 0.0, 0.0)
     if not _continuous(a):
@@ -122,7 +130,7 @@ def gap_of(a: Array, b: Array, bound: Bound) -> Gap:
     mean, rest = _split(a, b, bound.axis)
     rows = _by_channel(_plain(b), bound.axis)
     level = np.abs(rows).max(axis=1, initial=0.0)
-    spread = np.abs(rows - rows.mean(axis=1, keepdims=True)).max(axis=1, initial=0.0)
+    scaled = np.abs(rows - (0.0 if offset is None else offset[:, None])).max(axis=1, initial=0.0)
     tiny = np.finfo(np.float64).tiny
     means = np.broadcast_to(np.maximum(bound.mean, tiny), mean.shape)
     rests = np.broadcast_to(np.maximum(bound.rest, tiny), mean.shape)
@@ -130,9 +138,8 @@ def gap_of(a: Array, b: Array, bound: Bound) -> Gap:
     gaps, bounds = np.where(of_mean, mean, rest), np.where(of_mean, means, rests)
     worst = int(np.argmax(gaps / bounds))
     unit = float(level[worst]) or 1.0
-    # Of one value a channel there is no more to see than its size.
-    seen = spread / rests if rows.shape[1] > 1 and spread.any() else level / means
-    sight = float(spoil_of(a.dtype) * seen.max())
+    # Of one value a channel the mean is all there is.
+    sight = float((spoil_of(a.dtype) * scaled / (rests if rows.shape[1] > 1 else means)).max())
     ok = bool((mean <= means).all() and (rest <= rests).all())
     return Gap(ok, float(gaps[worst]) / unit, float(bounds[worst]) / unit, sight)
 
@@ -165,8 +172,8 @@ def epsilon(dtype: np.dtype[np.generic]) -> float:
     import ml_dtypes
 
     if dtype.kind == "c":
-        return float(np.finfo(dtype).eps)
-    return float(ml_dtypes.finfo(dtype_of(dtype.name)).eps) if is_float(dtype) else 2.0**-23
+        return _FLOAT32 if dtype.itemsize == 8 else 2.0**-52
+    return float(ml_dtypes.finfo(dtype_of(dtype.name)).eps) if is_float(dtype) else _FLOAT32
 
 
 def _continuous(array: Array) -> bool:
@@ -174,7 +181,8 @@ def _continuous(array: Array) -> bool:
 
 
 def _finite(array: Array) -> Array:
-    return np.isfinite(array if array.dtype.kind in "fc" else array.astype(np.float64))
+    finite: Array = np.isfinite(array if array.dtype.kind in "fc" else array.astype(np.float64))
+    return finite
 
 
 def _plain(array: Array) -> Array:

@@ -47,7 +47,7 @@ _CHEAP, _COSTLY = 20_000_000, 3_000_000_000
 #: Bytes of weights that are loaded at a time.
 _CHUNK = 64_000_000
 #: Folds of one region that are spoilt one by one.
-_ROUNDS = 48
+_ROUNDS = 256
 #: A float64 that is this far from the original's own value is an evaluator's fault.
 _ASTRAY = 0.05
 
@@ -173,7 +173,7 @@ class _Judge:
             for claim in region.claims:
                 a, b = held[claim.original], _computed(given, claim)
                 bound = layer_bound(layer, feeds[layer.data], unit_of(a), sums=True)
-                made.append(_outcome(claim, gap_of(a, b, bound), str(a.dtype)))
+                made.append(_outcome(claim, gap_of(a, b, bound, layer.bias), str(a.dtype)))
         return made
 
     def compound(self, regions: Sequence[Region], *, wide: bool) -> list[Outcome]:
@@ -232,7 +232,7 @@ class _Judge:
         for claim in region.claims:
             if claim.original in held:
                 bound = layer_bound(layer, feeds[layer.data], epsilon(layer.dtype), sums=False)
-                gap = gap_of(held[claim.original], _computed(runs[0], claim), bound)
+                gap = gap_of(held[claim.original], _computed(runs[0], claim), bound, layer.bias)
                 made.append(_outcome(claim, gap, "float64"))
         return made
 

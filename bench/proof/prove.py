@@ -27,11 +27,13 @@ class FoldPlan:
 
     Attributes:
         folds: of each BatchNorm that went, its name and those of the nodes that took it in.
-        steps: of each step, the names of the nodes that it edited.
+        moved: values that it changed on purpose.
+        merges: of each merge, the names of the nodes that it edited; values between them changed as well.
     """
 
     folds: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    steps: tuple[tuple[str, ...], ...] = ()
+    moved: tuple[str, ...] = ()
+    merges: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class LocalProver:
     def __init__(self, original: Whole, folded: Whole, plan: FoldPlan) -> None:
         self._original, self._folded, self._plan = original, folded, plan
         a, b = original.flow, folded.flow
-        self._changed = changed_values(a, plan.steps)
+        self._changed = changed_values(a, plan.moved, plan.merges)
         self._pairs = open_pairs(a, b, self._changed)
         folded.offer(name for _, name in self._pairs)
         original.offer(_all_needed(a, b, align(a, b, self._changed)))
@@ -154,6 +156,7 @@ def _placed(
     before, after = a.report_names(), b.report_names()
     found: dict[Region, list[tuple[int, tuple[str, ...]]]] = {}
     for number, (batchnorm, into) in enumerate(plan.folds):
+        into = _followed(into, after, plan.merges)
         places = {after[name] for name in into if name in after}
         edited = [before[name] for name in (batchnorm, *into) if name in before]
         for name in _outcomes_of(a, edited, follow=not into):
@@ -166,6 +169,17 @@ def _placed(
             scales = tuple(name for name in own if len(b.constants[name].dims) > 1)
             found.setdefault(region, []).append((number, scales or tuple(own)))
     return found
+
+
+def _followed(
+    into: tuple[str, ...], after: Mapping[str, int], merges: Iterable[tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The layers that took a BatchNorm in, and those that took these in."""
+    names = list(into)
+    for merge in merges:
+        if any(name in merge and name not in after for name in names):
+            names += merge
+    return tuple(dict.fromkeys(names))
 
 
 def _outcomes_of(a: Dataflow, edited: Iterable[int], *, follow: bool) -> set[str]:

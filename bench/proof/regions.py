@@ -25,7 +25,7 @@ class LinearLayer:
     Attributes:
         data: the value x.
         norms: ‖W_c‖₂ of each output channel.
-        bias: |b_c|.
+        bias: b_c.
         terms: how many products a sum has.
         axis: of the channels in y.
         dtype: of the weights.
@@ -146,6 +146,6 @@ def linear_layer(flow: Dataflow, place: int) -> LinearLayer | None:
         if given.size not in (1, len(rows)):
             return None
         factor = attributes["beta"].f if "beta" in attributes else 1.0
-        bias = bias + np.abs(factor * given.reshape(-1))
+        bias = bias + factor * given.reshape(-1)
     norms = abs(scale) * np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return LinearLayer(node.input[0], norms, bias, rows.shape[1], axis, weight.dtype)

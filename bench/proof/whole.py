@@ -135,7 +135,7 @@ class Whole:
         if not more or not self._offered:
             return data
         added = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in self._offered])
-        return data + onnx.ModelProto(graph=added).SerializeToString()
+        return data + bytes(onnx.ModelProto(graph=added).SerializeToString())
 
     def optimised(self) -> Runner:
         """The same model as onnxruntime rewrites it."""

@@ -116,9 +116,7 @@ def load_session(
     settings.log_severity_level = _ERRORS_ONLY
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
     if folder is not None:
-        settings.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         data = model if isinstance(model, bytes) else model.SerializeToString()
         session = onnxruntime.InferenceSession(data, settings, providers=[PROVIDERS["cpu"]])

@@ -45,7 +45,7 @@ class Draft:
         self._footprint = footprint
         self._scope = mover.scope
         self._set: dict[tuple[int, int], tuple[Node, Constant]] = {}
-        self._moving: set[int] = set()
+        self._moving: dict[int, Value] = {}
         self._steps = 0
         self._depth = 0
         self.rule: str | None = None
@@ -54,6 +54,11 @@ class Draft:
     def edits(self) -> tuple[SetConstant, ...]:
         """The constants to set, in the order in which they were first touched."""
         return tuple(SetConstant(node, slot, constant) for (_, slot), (node, constant) in self._set.items())
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """The values that become another function of the inputs."""
+        return tuple(name for value in self._moving.values() for name in (value.name, *value.stands_for))
 
     @property
     def into(self) -> tuple[str, ...]:
@@ -77,13 +82,13 @@ class Draft:
 
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         """Try ways in turn; each starts from what stood before."""
-        kept, moving = dict(self._set), set(self._moving)
+        kept, moving = dict(self._set), dict(self._moving)
         refusal: Refusal | None = None
         for attempt in attempts:
             refusal = attempt()
             if refusal is None:
                 return None
-            self._set, self._moving = dict(kept), set(moving)
+            self._set, self._moving = dict(kept), dict(moving)
         return refusal
 
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
@@ -209,7 +214,7 @@ class Draft:
             )
         if id(value) in self._moving:
             return Refusal(Reason.SEVERAL_READERS, f"every way for it comes back to '{value.name}'")
-        self._moving.add(id(value))
+        self._moving[id(value)] = value
         return None
 
 

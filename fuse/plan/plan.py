@@ -45,11 +45,13 @@ class Plan:
         folded, kept: every BatchNorm of the view stands in exactly one of them.
         merged: nodes that became part of others.
         edits: what the frontend must do, in this order.
-        steps: of each fold or merge, the nodes that it edits. Between them values change, and nowhere else.
+        moved: values that become another function of the inputs by a fold.
+        merges: of each merge, the nodes that it edits; values between them are others, too.
     """
 
     folded: list[Folded] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     merged: list[Merged] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
-    steps: list[tuple[str, ...]] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    merges: list[tuple[str, ...]] = field(default_factory=list)

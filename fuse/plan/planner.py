@@ -70,7 +70,7 @@ def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, 
         for edit in outcome.edits:
             view.apply(edit)
         plan.edits.extend(outcome.edits)
-        plan.steps.append(tuple(dict.fromkeys(edit.node.name for edit in outcome.edits)))
+        plan.moved.extend(outcome.moved)
         if batchnorm:
             plan.folded.append(Folded(node.name, outcome.into, outcome.rule))
         else:
@@ -85,7 +85,7 @@ def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
     for merge in chain(merge_branches(view, options, affine_of), merge_chains(view, options)):
         plan.edits.extend(merge.edits)
         touched = (merge.into, *merge.gone, *(edit.node for edit in merge.edits))
-        plan.steps.append(tuple(dict.fromkeys(node.name for node in touched)))
+        plan.merges.append(tuple(dict.fromkeys(node.name for node in touched)))
         maps = [node for node in merge.gone if isinstance(node.op, BatchNorm)]
         plan.folded.extend(Folded(node.name, (merge.into.name,), merge.rule) for node in maps)
         names = tuple(node.name for node in merge.gone if node not in maps)

@@ -43,11 +43,12 @@ _LARGEST_RANK_OF_AN_ADDITION = 3
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """A way that works: the nodes that take the map, the rule's name, the edits."""
+    """A way that works: the nodes that take the map, the rule's name, the edits, the values that change."""
 
     into: tuple[str, ...]
     rule: str
     edits: tuple[Edit, ...]
+    moved: tuple[str, ...] = ()
 
 
 def backward(
@@ -119,7 +120,9 @@ def to_add(
     if isinstance(constant, Refusal):
         return None
     edit = Replace(node, Elementwise(Arithmetic.ADD), (source, constant))
-    return Fold(draft.into, WAYS[2], (*draft.edits, edit)) if view.check(edit) is None else None
+    if view.check(edit) is not None:
+        return None
+    return Fold(draft.into, WAYS[2], (*draft.edits, edit), draft.moved)
 
 
 def _done(view: View, node: Node, draft: Draft, rule: str) -> Fold | Refusal:
@@ -128,4 +131,4 @@ def _done(view: View, node: Node, draft: Draft, rule: str) -> Fold | Refusal:
     refusal = view.check(edit)
     if refusal is not None:
         return refusal
-    return Fold(draft.into, rule, (*draft.edits, edit))
+    return Fold(draft.into, rule, (*draft.edits, edit), draft.moved)

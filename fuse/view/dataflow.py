@@ -113,6 +113,7 @@ class Value:
             was read in its place.
         replaces: the constant that an edit put it in the place of; with ``alone`` nobody else read that.
         gave_way_to: the value that is read in its place since its node went.
+        stands_for: names of the values that it is read in the place of.
         handle: the frontend's own object, which nobody else looks into.
     """
 
@@ -128,6 +129,7 @@ class Value:
     replaces: Value | None = None
     alone: bool = False
     gave_way_to: Value | None = None
+    stands_for: list[str] = field(default_factory=list)
     handle: Any = None
 
     @property

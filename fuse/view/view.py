@@ -145,6 +145,7 @@ class View:
             # It takes over the name, so that those of a model's outputs stay.
             source.renamed = output.renamed or output.name
         output.gave_way_to = source
+        source.stands_for += (output.name, *output.stands_for)
         for reader in output.readers:
             reader.node.inputs[reader.slot] = source
         source.readers.extend(output.readers)

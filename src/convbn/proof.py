@@ -82,8 +82,6 @@ def verified(
     """
     import time
 
-    from convbn.bench.proof.prove import FoldPlan
-
     if report.kind == "torch.nn.Module" and example_inputs is None and not input_shapes:
         reason = "a module can only be run on example inputs, and none were given"
         return replace(report, verify={"status": "not run", "reason": reason})
@@ -94,7 +92,8 @@ def verified(
         example_inputs=example_inputs,
         input_shapes=input_shapes,
         seed=report.options.seed,
-        plan=FoldPlan(tuple((fold.name, fold.into) for fold in report.folded), report.steps),
+        # Its names are those of what was folded.
+        plan=_plan_of(report) if report.kind.startswith("onnx") else None,
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
     if not answer.equal:
@@ -105,6 +104,13 @@ def verified(
             hint="nothing was written; verify=False skips the check",
         )
     return replace(report, verify=answer.to_dict(), seconds=seconds)
+
+
+def _plan_of(report: Report) -> FoldPlan:
+    from convbn.bench.proof.prove import FoldPlan
+
+    folds = tuple((fold.name, fold.into) for fold in report.folded)
+    return FoldPlan(folds, report.moved, report.merges)
 
 
 def runnable(model: Any) -> Any:
