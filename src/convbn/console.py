@@ -78,6 +78,12 @@ class Console:
         if kept:
             self.say()
         self.say(_verdict(report.verify))
+        proof = report.verify.get("proof")
+        if proof is not None:
+            self._paragraph(f"proof: {printable(proof['sentence'])}")
+            unseen = [printable(fold["name"]) for fold in proof["folds"] if fold["how"] is None]
+            if unseen:
+                self._paragraph(f"not shown by any comparison: {', '.join(unseen)}")
 
     def _paragraph(self, text: str) -> None:
         self.say(

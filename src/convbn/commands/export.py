@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         with console.phase("folding"):
             folding = fold(unfused, options=fuse_options(options, verify=not options.no_verify))
         refuse_warnings(options, source.named_in(folding.report))
-        model, report = folding.model, proven(folding, source, console)
+        model, report = folding.model, proven(folding, source, console, strict=options.strict)
         console.report(report)
     model, conversion = _converted(model, source, options, console)
     if kind == ".pt2":

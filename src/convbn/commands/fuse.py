@@ -66,7 +66,7 @@ def _file_to_file(
         with ExitStack() as writing:
             with console.phase("writing"):
                 staged = writing.enter_context(staged_fold(opened, folding, target))
-            return proven(folding, source, console, candidate=staged)
+            return proven(folding, source, console, candidate=staged, strict=options.strict)
 
 
 def _made(source: SourceModel, kind: str, options: argparse.Namespace, console: Console) -> Report:
@@ -81,7 +81,7 @@ def _made(source: SourceModel, kind: str, options: argparse.Namespace, console: 
             owned=True,
         )
     refuse_warnings(options, source.named_in(folding.report))
-    report = proven(folding, source, console)
+    report = proven(folding, source, console, strict=options.strict)
     with console.phase("writing"):
         _write(folding.model, report, source, kind, options)
     return report

@@ -79,6 +79,23 @@ def refuse_warnings(options: argparse.Namespace, report: Report) -> None:
         raise CheckFailedError(f"{first}{more}", source=report.path, hint=hint)
 
 
+def _refuse_unseen(report: Report) -> None:
+    """Hold the proof of a fold against ``--strict``.
+
+    Raises:
+        CheckFailedError: a fold was seen by no comparison.
+    """
+    folds = (report.verify.get("proof") or {}).get("folds", ())
+    unseen = [fold["name"] for fold in folds if fold["how"] is None]
+    if unseen:
+        more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+        raise CheckFailedError(
+            f"no comparison could see the fold of {unseen[0]}{more}",
+            source=report.path,
+            hint="--strict lets nothing pass that was not shown; nothing was written",
+        )
+
+
 def refuse_unproven(options: argparse.Namespace) -> None:
     """What is not compared is not proven, and that is what ``--strict`` asks for.
 
@@ -89,7 +106,9 @@ def refuse_unproven(options: argparse.Namespace) -> None:
         raise UsageError("--strict lets nothing pass that was not verified", hint="leave out --no-verify")
 
 
-def proven(folding: Folding, source: SourceModel, console: Console, *, candidate: Any = None) -> Report:
+def proven(
+    folding: Folding, source: SourceModel, console: Console, *, candidate: Any = None, strict: bool = False
+) -> Report:
     """The report of a fold, with the file it came from and, unless told otherwise, the comparison with it.
 
     Args:
@@ -97,6 +116,7 @@ def proven(folding: Folding, source: SourceModel, console: Console, *, candidate
         source: what was folded.
         console: is told what goes on.
         candidate: what is compared with it, if not the folded model itself.
+        strict: every fold must have been seen.
     """
     from convbn.proof import verified
 
@@ -104,13 +124,16 @@ def proven(folding: Folding, source: SourceModel, console: Console, *, candidate
     if not report.options.verify:
         return report
     with console.phase("verifying"):
-        return verified(
+        report = verified(
             report,
             source.runnable,
             folding.model if candidate is None else candidate,
             example_inputs=source.example_inputs,
             input_shapes=source.input_shapes,
         )
+    if strict:
+        _refuse_unseen(report)
+    return report
 
 
 def output_kind(path: str, kinds: tuple[str, ...]) -> str:
