@@ -30,7 +30,7 @@ def test_the_wheel_holds_exactly_the_packages(wheel: Path) -> None:
     for path in (ROOT / "src" / "convbn").glob("**/*.py"):
         expected.add("/".join(("convbn", *path.relative_to(ROOT / "src" / "convbn").parts)))
     for room in ("fuse", "export", "bench"):
-        for pattern in ("*.py", "*.schema.json"):
+        for pattern in ("*.py", "*.schema.json", "*.css"):
             for path in (ROOT / room).rglob(pattern):
                 expected.add("/".join(("convbn", *path.relative_to(ROOT).parts)))
     assert names == expected

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from html import escape
+from pathlib import Path
 
-from convbn.bench.report.page.style import CSS
 from convbn.common.text import clean
 
 __all__ = [
@@ -96,6 +97,16 @@ def notes(lines: Sequence[str]) -> str:
     return f'<ul class="notes">{items}</ul>{more(len(lines), _MOST_NOTES)}'
 
 
+@cache
+def stylesheet() -> str:
+    """The look of the pages: light and dark, screen, phone and paper.
+
+    Series colours are those of Okabe and Ito (2008), told apart with any colour vision; in the dark their
+    lighter members take over. Nothing is said by colour alone.
+    """
+    return "".join(Path(__file__).with_name("style.css").read_text(encoding="utf-8").splitlines())
+
+
 def document(title: str, kind: str, under: str, body: str) -> str:
     """A whole page.
 
@@ -113,7 +124,7 @@ def document(title: str, kind: str, under: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="color-scheme" content="light dark">'
-        f'<meta name="generator" content="convbn"><title>{title}</title><style>{CSS}</style></head>'
+        f'<meta name="generator" content="convbn"><title>{title}</title><style>{stylesheet()}</style></head>'
         f'<body><main><header><p class="brand"><span aria-hidden="true">◆</span> convbn · {escape(kind)}</p>'
         f"<h1>{title}</h1><p>{under}</p></header>{body}</main></body></html>\n"
     )
