@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from convbn.api import (
         FuseResult,
         bench,
-        build_engine,
-        export_onnx,
         fuse,
         inspect,
         load_fused,
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from convbn.export.engines.build.options import EngineOptions
     from convbn.export.engines.run.inspect import inspect_engine
     from convbn.export.engines.run.runner import EngineRunner
+    from convbn.exporting import build_engine, export_onnx
     from convbn.fuse.frontends.torch.modules.custom_batchnorms import register_batchnorm
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
@@ -82,8 +81,8 @@ _LAZY = {
     "FuseOptions": ("convbn.fuse.options", "FuseOptions"),
     "FuseResult": ("convbn.api", "FuseResult"),
     "Report": ("convbn.fuse.report", "Report"),
-    "build_engine": ("convbn.api", "build_engine"),
-    "export_onnx": ("convbn.api", "export_onnx"),
+    "build_engine": ("convbn.exporting", "build_engine"),
+    "export_onnx": ("convbn.exporting", "export_onnx"),
     "fuse_file": ("convbn.onnx_pass", "fuse_file"),
     "inspect": ("convbn.api", "inspect"),
     "inspect_engine": ("convbn.export.engines.run.inspect", "inspect_engine"),

@@ -51,8 +51,8 @@ class _Help(argparse.HelpFormatter):
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
-    from convbn.commands.precision_options import add_precision_arguments
-    from convbn.commands.report_options import add_history_verbs, add_report_arguments
+    from convbn.commands.options.precision import add_precision_arguments
+    from convbn.commands.options.report import add_history_verbs, add_report_arguments
     from convbn.export.precision.precisions import PRECISIONS
 
     common = argparse.ArgumentParser(add_help=False)
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(_without_bench(arguments))
     try:
         if options.verb == "export":
-            from convbn.commands.precision_options import check_precision
+            from convbn.commands.options.precision import check_precision
 
             check_precision(options)
         with seldom_collected():

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convbn.api import build_engine
+from convbn import build_engine
 from convbn.bench.equivalence.tolerance import tolerance_of
 from convbn.cli import main, parser
 from convbn.export.precision.precisions import PRECISIONS, Precision

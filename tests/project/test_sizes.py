@@ -23,14 +23,12 @@ ONE_KIND = {
 
 LONG_FILES = {
     "fuse/frontends/torch/edit/program.py",
-    "src/convbn/api.py",
 }
 """Those that still have to be divided."""
 
 FULL_FOLDERS = {
     "fuse/frontends/onnx",
     "fuse/plan",
-    "src/convbn/commands",
 }
 """Those that still have to be divided."""
 

@@ -20,7 +20,7 @@ from convbn.bench.cases.study import NamedModel, Study
 from convbn.bench.measure.options import Instruments, ProtocolOptions
 from convbn.bench.measure.protocol import measure
 from convbn.bench.report import html, markdown
-from convbn.console import Console
+from convbn.commands.steps.console import Console
 from performance.networks import TABLE, subject
 
 RUNTIMES = ("onnxruntime-cpu@off", "onnxruntime-cpu", "torch-cpu")

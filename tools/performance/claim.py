@@ -21,7 +21,7 @@ from convbn.bench.cases.study import NamedModel, Study
 from convbn.bench.measure.options import Instruments, ProtocolOptions
 from convbn.bench.measure.protocol import measure
 from convbn.bench.results.result import BenchResult, CaseResult, Row
-from convbn.console import Console
+from convbn.commands.steps.console import Console
 from performance.networks import CLAIM, subject
 
 RUNTIMES = ("torch-cpu", "torch-cudagraph", "torch-cuda")

@@ -25,7 +25,7 @@ from convbn.bench.measure.protocol import measure
 from convbn.bench.report import html, markdown
 from convbn.bench.runtimes.base import Variant
 from convbn.bench.runtimes.registry import load_library
-from convbn.console import Console
+from convbn.commands.steps.console import Console
 from convbn.errors import ConvBNError
 from performance.networks import CLAIM, TABLE, subject
 

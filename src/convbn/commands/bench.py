@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbn.commands.measuring import measured
-from convbn.commands.reporting import deliver, finish, judged, plan, require_measurements
-from convbn.commands.shared import console_of, write_json
+from convbn.commands.steps.measuring import measured
+from convbn.commands.steps.reporting import deliver, finish, judged, plan, require_measurements
+from convbn.commands.steps.shared import console_of, write_json
 
 __all__ = ["run"]
 

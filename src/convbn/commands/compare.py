@@ -7,7 +7,7 @@ import argparse
 from convbn.bench.report import changes
 from convbn.bench.results.compare import check_machines, compare
 from convbn.bench.results.read import read_result
-from convbn.commands.shared import console_of, write_json, write_text
+from convbn.commands.steps.shared import console_of, write_json, write_text
 from convbn.errors import UsageError
 
 __all__ = ["run"]

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from convbn.commands.shared import write_json
+from convbn.commands.steps.console import Console
+from convbn.commands.steps.shared import write_json
 from convbn.common.text import one_line
-from convbn.console import Console
 from convbn.errors import ConvBNError
 
 if TYPE_CHECKING:

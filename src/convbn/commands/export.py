@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convbn.api import build_engine
-from convbn.commands.engine_options import engine_options, refuse_engine_options
-from convbn.commands.precision_options import conversion_of, say_conversion
-from convbn.commands.progress import BuildProgress
-from convbn.commands.shared import (
+from convbn.commands.options.engine import engine_options, refuse_engine_options
+from convbn.commands.options.precision import conversion_of, say_conversion
+from convbn.commands.steps.console import Console
+from convbn.commands.steps.progress import BuildProgress
+from convbn.commands.steps.shared import (
     console_of,
     fuse_options,
     load_options,
@@ -23,10 +23,10 @@ from convbn.commands.shared import (
     write_json,
 )
 from convbn.common.text import printable
-from convbn.console import Console
 from convbn.errors import UsageError
 from convbn.export.loading.open import open_source
 from convbn.export.loading.source_model import SourceModel
+from convbn.exporting import build_engine
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
 

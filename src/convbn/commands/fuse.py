@@ -6,7 +6,8 @@ import argparse
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from convbn.commands.shared import (
+from convbn.commands.steps.console import Console
+from convbn.commands.steps.shared import (
     console_of,
     fuse_options,
     load_options,
@@ -17,7 +18,6 @@ from convbn.commands.shared import (
     write_json,
 )
 from convbn.common.text import printable
-from convbn.console import Console
 from convbn.errors import UsageError
 from convbn.export.loading.open import open_source
 from convbn.export.loading.source_model import SourceModel

@@ -6,9 +6,9 @@ import argparse
 
 from convbn.bench.report import trend
 from convbn.bench.results.history import read_history
-from convbn.commands.shared import write_text
+from convbn.commands.steps.console import Console
+from convbn.commands.steps.shared import write_text
 from convbn.common.text import printable
-from convbn.console import Console
 
 __all__ = ["run"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from convbn.commands.inspect_engine import is_engine, run_on_engine
-from convbn.commands.shared import (
+from convbn.commands.steps.inspect_engine import is_engine, run_on_engine
+from convbn.commands.steps.shared import (
     console_of,
     fuse_options,
     load_options,

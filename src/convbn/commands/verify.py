@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from convbn.commands.shared import console_of, load_options, write_json
+from convbn.commands.steps.shared import console_of, load_options, write_json
 from convbn.common.text import printable
 from convbn.export.loading.open import open_source
 

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convbn.commands.shared import load_options
+from convbn.commands.steps.shared import load_options
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
     from convbn.bench.cases.study import Grid, NamedModel
     from convbn.bench.measure.options import ProtocolOptions
     from convbn.bench.results.result import BenchResult
-    from convbn.console import Console
+    from convbn.commands.steps.console import Console
 
 __all__ = ["measured"]
 
@@ -33,7 +33,7 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     from convbn.bench.measure.options import Instruments
     from convbn.bench.measure.protocol import measure
     from convbn.bench.runtimes.registry import check_runtime
-    from convbn.commands.inspect_engine import is_engine
+    from convbn.commands.steps.inspect_engine import is_engine
     from convbn.export.engines.run.load import require_trust
 
     runtimes = tuple(options.runtime.split(",")) if options.runtime else None

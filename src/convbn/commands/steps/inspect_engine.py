@@ -6,9 +6,9 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from convbn.commands.shared import console_of, write_json
+from convbn.commands.steps.console import Console
+from convbn.commands.steps.shared import console_of, write_json
 from convbn.common.text import printable
-from convbn.console import Console
 from convbn.errors import ConvBNError, UsageError
 
 if TYPE_CHECKING:

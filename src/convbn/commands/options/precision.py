@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from convbn.commands.steps.console import Console
 from convbn.common.text import printable
-from convbn.console import Console
 from convbn.errors import UsageError
 from convbn.export.precision.precisions import AS_IS, PRECISIONS, Precision, precision_names
 

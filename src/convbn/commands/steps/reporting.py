@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.bench.cases.variants import SELF_FUSED
-from convbn.commands.shared import write_json, write_text
+from convbn.commands.steps.console import Console
+from convbn.commands.steps.shared import write_json, write_text
 from convbn.common.text import printable
-from convbn.console import Console
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = No
     """Check options and files now, so that no measurement is lost to them later.
 
     Args:
-        options: with those of :func:`convbn.commands.report_options.add_report_arguments`.
+        options: with those of :func:`convbn.commands.options.report.add_report_arguments`.
         environment: that of the result; None for that of this machine.
 
     Returns:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convbn.console import Console
+from convbn.commands.steps.console import Console
 from convbn.errors import CheckFailedError, UsageError
 from convbn.export.loading.source_model import LoadOptions, SourceModel
 

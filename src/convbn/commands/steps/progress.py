@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from convbn.commands.steps.console import Console
 from convbn.common.progress import bar
-from convbn.console import Console
 
 __all__ = ["BuildProgress"]
 

@@ -1,0 +1,1 @@
+"""What several verbs do alike, and the long steps of single ones."""
