@@ -21,7 +21,6 @@ __all__ = [
     "parse_profiles",
     "parse_shape",
     "parse_shape_range",
-    "parse_shapes",
 ]
 
 Shape = tuple[int, ...]
@@ -100,24 +99,6 @@ def parse_shape_range(text: str) -> tuple[str | None, ShapeRange]:
         raise UsageError(f"{text!r} has {len(parts)} shapes", hint="write NAME=MIN:OPT:MAX")
     shapes = [_dims(part, text) for part in parts]
     return _name(text, name if equals else None), ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
-
-
-def parse_shapes(texts: Iterable[str]) -> dict[str | None, ShapeRange]:
-    """Parse several options, each for another input.
-
-    Raises:
-        UsageError: see :func:`parse_shape_range`, or an input is named twice, or an unnamed shape is
-            not the only one.
-    """
-    result: dict[str | None, ShapeRange] = {}
-    for text in texts:
-        name, shapes = parse_shape_range(text)
-        if name in result:
-            raise UsageError(f"{text!r} gives a shape to {name or 'the only input'} a second time")
-        result[name] = shapes
-    if None in result and len(result) > 1:
-        raise UsageError("one of several shapes has no name", hint="write NAME=SHAPE for each")
-    return result
 
 
 def parse_profiles(texts: Iterable[str]) -> tuple[Profile, ...]:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import first_line
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def _imported(spec: str, package: str, name: str, given: dict[str, object]) -> o
             hint = "it lies in the current folder, which --allow-cwd lets it be imported from"
         raise BadInputError(f"there is no module {error.name!r}", source=spec, hint=hint) from error
     except Exception as error:
-        raise BadInputError(f"its import fails: {_summary(error)}", source=spec) from error
+        raise BadInputError(
+            f"its import fails: {type(error).__name__}: {first_line(error)}", source=spec
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise _unknown(spec, part, [entry for entry in dir(found) if not entry.startswith("_")])
@@ -167,10 +170,11 @@ def _library(spec: str, module: str, package: str) -> Any:
     except Exception as error:
         # Its compiled operators were built for another torch: the usual case is a CPU torch beside a
         # CUDA torchvision.
-        cause = f"{package} does not import: {_summary(error)}"
+        cause = f"{package} does not import: {type(error).__name__}: {first_line(error)}"
         hint = None
         if "torchvision::" in str(error) or "torchvision" in str(getattr(error, "name", "")):
-            cause = f"the installed torchvision was built for another torch ({_summary(error)})"
+            told = f"{type(error).__name__}: {first_line(error)}"
+            cause = f"the installed torchvision was built for another torch ({told})"
             hint = f"pip install --force-reinstall --no-deps torchvision --index-url {_wheel_index()}"
         raise NotSupportedError(cause, source=spec, hint=hint) from error
 
@@ -196,7 +200,9 @@ def _call(spec: str, build: Callable[[], object]) -> object:
     except ConvBNError:
         raise
     except Exception as error:  # the builder is foreign code, and its arguments are the user's
-        raise BadInputError(f"cannot be built: {_summary(error)}", source=spec) from error
+        raise BadInputError(
+            f"cannot be built: {type(error).__name__}: {first_line(error)}", source=spec
+        ) from error
 
 
 def _checked(spec: str, result: object) -> torch.nn.Module:
@@ -210,8 +216,3 @@ def _checked(spec: str, result: object) -> torch.nn.Module:
 def _unknown(spec: str, name: str, known: list[str]) -> BadInputError:
     close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5))
     return BadInputError(f"knows no {name!r}", source=spec, hint=f"did you mean {close}" if close else None)
-
-
-def _summary(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

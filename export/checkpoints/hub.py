@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convbn.common.exclusive import quiet
+from convbn.common.text import root_cause
 from convbn.errors import ConvBNError, FileAccessError, NotSupportedError, UsageError
 
 __all__ = ["HUB", "fetch", "fetch_weights"]
@@ -79,10 +80,6 @@ def _is_absent(error: BaseException | None) -> bool:
 def _failed(repository: str, name: str, error: Exception) -> ConvBNError:
     from huggingface_hub import errors
 
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    text = next((line.strip() for line in str(root).splitlines() if line.strip()), "no reason given")
     hint = None
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
         what = "there is no such repository or revision, or it is not public"
@@ -91,6 +88,6 @@ def _failed(repository: str, name: str, error: Exception) -> ConvBNError:
     ):
         what = f"the repository has no {name}"
     else:
-        what = f"{name} is not in the cache and cannot be fetched ({type(root).__name__}: {text})"
+        what = f"{name} is not in the cache and cannot be fetched ({root_cause(error)})"
         hint = "fetch it where there is a network, and set HF_HOME to a copy of that cache"
     return FileAccessError(what, source=HUB + repository, hint=hint)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 from convbn.errors import BadInputError, UsageError
 
-__all__ = ["Limits", "check_archive"]
+__all__ = ["ZIP_DAMAGE", "Limits", "check_archive"]
 
 _MIB = 1 << 20
+
+#: What zipfile lets out where an archive is damaged.
+ZIP_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, LookupError),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def check_archive(path: str | os.PathLike[str], limits: Limits) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, EOFError) as error:
+    except ZIP_DAMAGE as error:
         raise BadInputError(f"is a damaged zip archive: {error}", source=path) from error
     packed = [info.filename for info in members if info.compress_type != zipfile.ZIP_STORED]
     excess = sum(info.file_size for info in members) - os.path.getsize(path)

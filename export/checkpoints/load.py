@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convbn.common.exclusive import without_warnings
+from convbn.common.text import first_line, shape_text
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError
 from convbn.export.checkpoints.limits import Limits, check_archive
 from convbn.export.checkpoints.state_dicts import find_state, fitted, some
@@ -114,7 +115,7 @@ def apply_state(
         missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
         unexpected = [name for name in given if name not in own]
         mismatched = [
-            f"{name} ({_dims(given[name])} for {_dims(own[name])})"
+            f"{name} ({shape_text(given[name].shape)} for {shape_text(own[name].shape)})"
             for name in own
             if name in given and given[name].shape != own[name].shape
         ]
@@ -151,8 +152,8 @@ def _load_pickle(path: str | os.PathLike[str], limits: Limits) -> object:
     except pickle.UnpicklingError as error:
         raise refusal(path, ArtifactKind.PICKLED, limits) from error
     except Exception as error:  # torch raises whatever the damage leads to: Runtime-, Key-, EOFError, ...
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"cannot be loaded, it may be damaged: {line}", source=path) from error
+        cause = f"cannot be loaded, it may be damaged: {first_line(error)}"
+        raise BadInputError(cause, source=path) from error
 
 
 def _load_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
@@ -167,7 +168,3 @@ def _load_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
     except safetensors.SafetensorError as error:
         raise BadInputError(f"is a damaged safetensors file: {error}", source=path) from error
     return Checkpoint(tensors, (), metadata)
-
-
-def _dims(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -13,12 +13,11 @@ import os
 import pickletools
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import IO
 
 from convbn.errors import BadInputError
-from convbn.export.checkpoints.limits import Limits
+from convbn.export.checkpoints.limits import ZIP_DAMAGE, Limits
 
 __all__ = ["LEGACY_TORCH_MAGIC", "archive_globals", "code_globals"]
 
@@ -29,10 +28,7 @@ _LEGACY_TORCH_PICKLES = 5  # magic, protocol, system information, the object, th
 # Classes that are defined inside a TorchScript archive, and what its own reader calls.
 _SCRIPT_GLOBALS = re.compile(r"__torch__\..*|torch\.jit\._pickle\.\w+")
 
-_DAMAGE = (
-    *(BadInputError, OSError, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, RuntimeError, EOFError, ValueError, LookupError),
-)
+_DAMAGE = (BadInputError, OSError, *ZIP_DAMAGE)
 
 _TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict"

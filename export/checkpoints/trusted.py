@@ -9,16 +9,18 @@ import contextlib
 import os
 import pickle  # for the type of an error, nothing is unpickled here
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convbn.common.exclusive import quiet
+from convbn.common.text import first_line
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.checkpoints.limits import Limits, check_archive
 from convbn.export.checkpoints.pickle_scan import archive_globals, code_globals
 from convbn.export.checkpoints.state_dicts import some
 from convbn.export.files.atomic import reason
 from convbn.export.files.sniff import ArtifactKind
-from convbn.export.torch.tracing import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +53,9 @@ def load_pickled(path: str | os.PathLike[str], *, trust: bool, limits: Limits) -
     """
     import torch
 
-    if not trust:
-        raise refusal(path, ArtifactKind.PICKLED, limits)
-    if zipfile.is_zipfile(path):
-        check_archive(path, limits)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # whatever the code in the file raises
-        raise _failed(path, error) from error
+    return _loaded(
+        path, ArtifactKind.PICKLED, trust, limits, partial(torch.load, map_location="cpu", weights_only=False)
+    )
 
 
 def load_program(
@@ -72,15 +69,8 @@ def load_program(
     """
     import torch
 
-    if not trust:
-        raise refusal(path, ArtifactKind.PT2, limits)
-    check_archive(path, limits)
-    try:
-        with quiet():
-            program: ExportedProgram = torch.export.load(path)
-            return program
-    except Exception as error:  # whatever the code in the file raises
-        raise _failed(path, error) from error
+    program: ExportedProgram = _loaded(path, ArtifactKind.PT2, trust, limits, torch.export.load)
+    return program
 
 
 def load_script(path: str | os.PathLike[str], *, trust: bool, limits: Limits) -> torch.jit.ScriptModule:
@@ -95,13 +85,25 @@ def load_script(path: str | os.PathLike[str], *, trust: bool, limits: Limits) ->
     """
     import torch
 
+    load = partial(torch.jit.load, map_location="cpu")
+    script: torch.jit.ScriptModule = _loaded(path, ArtifactKind.TORCHSCRIPT, trust, limits, load)
+    return script
+
+
+def _loaded(
+    path: str | os.PathLike[str],
+    kind: ArtifactKind,
+    trust: bool,
+    limits: Limits,
+    load: Callable[[Any], Any],
+) -> Any:
     if not trust:
-        raise refusal(path, ArtifactKind.TORCHSCRIPT, limits)
-    check_archive(path, limits)
+        raise refusal(path, kind, limits)
+    if kind is not ArtifactKind.PICKLED or zipfile.is_zipfile(path):
+        check_archive(path, limits)
     try:
-        with quiet():
-            script: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # torch's own
-            return script
+        with contextlib.nullcontext() if kind is ArtifactKind.PICKLED else quiet():
+            return load(path)
     except Exception as error:  # whatever the code in the file raises
         raise _failed(path, error) from error
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from convbn.common.text import shape_text
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.engines.backends.backend import Backend
 from convbn.export.engines.backends.gpus import Gpu
 from convbn.export.engines.build.builder import Plan, Request, TensorInfo
-from convbn.export.engines.command import command_line
 from convbn.export.engines.errors import EngineMismatchError
 from convbn.export.files.atomic import check_target, file_access, sha256_file, write_atomically
 
@@ -194,7 +195,7 @@ def describe(
         "conversion": None if conversion is None else dict(conversion),
         "build_seconds": round(build_seconds, 3),
         "warnings": warnings,
-        "command": command_line(plan, request, backend, engine=engine),
+        "command": _command(plan, request, backend, engine),
     }
 
 
@@ -205,3 +206,48 @@ def _gpu(gpu: Gpu) -> dict[str, str | None]:
 
 def _tensor(info: TensorInfo) -> dict[str, object]:
     return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+
+
+_COMPATIBILITY = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
+
+
+def _capabilities(names: tuple[str, ...]) -> str:
+    if names == ("current",):
+        return "--useGpu"
+    return f"--computeCapabilities={','.join(name.replace('.', '') for name in names)}"
+
+
+#: Options of a build as NVIDIA's own programs take them.
+_OPTIONS: Mapping[str, Callable[[Any], str]] = {
+    "workspace": "--memPoolSize=workspace:{}B".format,
+    "optimization_level": "--builderOptimizationLevel={}".format,
+    "compute_capabilities": _capabilities,
+    "hardware_compatibility": lambda level: f"--hardwareCompatibilityLevel={_COMPATIBILITY[level]}",
+    "version_compatible": lambda wanted: "--versionCompatible",
+    "strip_weights": lambda wanted: "--stripWeights",
+    "refit": lambda wanted: "--refit",
+}
+
+
+def _command(plan: Plan, request: Request, backend: Backend, engine: str) -> str:
+    """The line with which NVIDIA's program builds the same: ``trtexec``, or TensorRT-RTX's ``tensorrt_rtx``."""
+    source, options = request.source, request.options
+    parts = [
+        backend.cli,
+        f"--onnx={source.shown if source.has_file else 'MODEL.onnx'}",
+        f"--saveEngine={engine}",
+    ]
+    if backend.cli == "trtexec":
+        parts.append("--stronglyTyped")
+    if not request.tf32:
+        parts.append("--noTF32")
+    parts += [_OPTIONS[name](getattr(options, name)) for name in options.given() if name in _OPTIONS]
+    if request.timings is not None:
+        parts.append(f"--timingCacheFile={request.timings.path}")
+    for index, profile in enumerate(plan.profiles):
+        if len(plan.profiles) > 1:
+            parts.append(f"--profile={index}")
+        for bound in ("min", "opt", "max"):
+            texts = (f"{name}:{shape_text(getattr(shapes, bound))}" for name, shapes in profile.items())
+            parts.append(f"--{bound}Shapes={','.join(texts)}")
+    return shlex.join([*parts, "--profilingVerbosity=detailed"])

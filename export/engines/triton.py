@@ -245,9 +245,6 @@ def _value(value: onnx.ValueInfoProto) -> TritonTensor:
 
 def _quoted(text: str) -> str:
     """A string literal of protobuf's text format."""
-    parts = []
-    for byte in text.encode("utf-8", "surrogatepass"):
-        char = chr(byte)
-        plain = 0x20 <= byte < 0x7F and char not in '"\\'
-        parts.append(char if plain else f"\\{byte:03o}")
-    return f'"{"".join(parts)}"'
+    from google.protobuf.text_encoding import CEscape
+
+    return f'"{CEscape(text.encode("utf-8", "surrogatepass"), as_utf8=False)}"'

@@ -9,12 +9,11 @@ import enum
 import os
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from convbn.errors import BadInputError, ConvBNError
-from convbn.export.checkpoints.limits import Limits
+from convbn.export.checkpoints.limits import ZIP_DAMAGE, Limits
 from convbn.export.checkpoints.pickle_scan import LEGACY_TORCH_MAGIC, code_globals
 from convbn.export.files.atomic import file_access, open_regular
 from convbn.export.onnx_io.wire import is_onnx_model
@@ -36,17 +35,6 @@ class ArtifactKind(enum.Enum):
 
 # `vtrt` opens an engine of TensorRT-RTX, the other two were seen on classic TensorRT.
 _ENGINE_MAGICS = (b"vtrt", b"ftrt", b"ptrt")
-# What zipfile lets out where an archive is damaged.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    zlib.error,
-    struct.error,
-)
 _OTHER_FORMATS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
     (b"\x1f\x8b", "a gzip archive", "unpack it first"),
@@ -117,7 +105,7 @@ def _sniff_zip(file: BinaryIO, max_pickle_mib: int) -> ArtifactKind:
                 file.seek(0)
                 return _pickle_kind(file, max_pickle_mib)
             shown = ", ".join(sorted(archive.namelist())[:3]) or "nothing"
-    except _ZIP_ERRORS as error:
+    except ZIP_DAMAGE as error:
         raise BadInputError(f"is a damaged zip archive, perhaps cut short: {error}") from error
     raise BadInputError(f"is a zip archive of another kind: it holds {shown}", hint=_KNOWN)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from convbn.errors import BadInputError
 from convbn.export.files.atomic import reason
@@ -50,17 +50,11 @@ class Range:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
+class _Identity(NamedTuple):
     device: int
     inode: int
     size: int
     changed: int
-
-    @classmethod
-    def of(cls, stream: BufferedReader) -> _Identity:
-        status = os.fstat(stream.fileno())
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class DataFiles:
@@ -148,9 +142,7 @@ class DataFiles:
             stream.seek(place.offset)
             data = stream.read(place.length)
         except OSError as error:
-            raise BadInputError(
-                f"{_shown(place.location, tensor)} cannot be read: {reason(error)}"
-            ) from error
+            raise self._unreadable(place, tensor, error) from error
         if len(data) != place.length:
             raise self._ends_early(place, tensor, len(data))
         return data
@@ -171,9 +163,7 @@ class DataFiles:
                 stream.seek(place.offset + done)
                 size = stream.readinto(buffer[: place.length - done])
             except OSError as error:
-                raise self._error(
-                    f"{_shown(place.location, tensor)} cannot be read: {reason(error)}"
-                ) from error
+                raise self._unreadable(place, tensor, error) from error
             if not size:
                 raise self._ends_early(place, tensor, done)
             yield buffer[:size]
@@ -206,10 +196,14 @@ class DataFiles:
                     self._close_others()
                 self._open[location] = open_inside(self._folder, location, tensor.name)
             stream = self._open[location]
-        identity = _Identity.of(stream)
+        status = os.fstat(stream.fileno())
+        identity = _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._known.setdefault(location, identity) != identity:
             raise self._error(f"{_shown(location, tensor)} was changed while it was read")
         return stream
+
+    def _unreadable(self, place: Range, tensor: onnx.TensorProto, error: OSError) -> BadInputError:
+        return self._error(f"{_shown(place.location, tensor)} cannot be read: {reason(error)}")
 
     def _ends_early(self, place: Range, tensor: onnx.TensorProto, found: int) -> BadInputError:
         return self._error(

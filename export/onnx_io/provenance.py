@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from convbn.common.text import one_line
 from convbn.errors import NotSupportedError
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         converted: onnx.ModelProto = version_converter.convert_version(model, opset)
     except Exception as error:  # its C++ throws what it likes
-        told = " ".join(str(error).split())[:200]
-        raise NotSupportedError(f"onnx cannot bring this model into opset {opset}: {told}") from error
+        cause = f"onnx cannot bring this model into opset {opset}: {one_line(error, 200)}"
+        raise NotSupportedError(cause) from error
     kept = {entry.key: entry.value for entry in model.metadata_props}
     del converted.metadata_props[:]
     for key, value in kept.items():

@@ -7,9 +7,10 @@ image in float16 and its scales in nothing but float32. Then come the values, as
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.encoding import JsonReady
 from convbn.export.onnx_io.validate import bodies_of
 from convbn.export.precision.graphs import FLOAT, captured, opset_of
 
@@ -22,7 +23,7 @@ _DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(JsonReady):
     """A node that stays in float32.
 
     Attributes:
@@ -36,10 +37,6 @@ class Kept:
     operator: str
     reason: str
     detail: str
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

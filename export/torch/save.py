@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import first_line
 from convbn.errors import BadInputError, NotSupportedError, UsageError
 from convbn.export.files.atomic import check_target, write_atomically
 from convbn.export.onnx_io.validate import iterate_messages
@@ -19,7 +20,6 @@ from convbn.export.torch.tracing import (
     arguments_of,
     as_eval,
     dynamic_batch_of,
-    first_line,
     untraceable,
 )
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture

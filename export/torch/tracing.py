@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from convbn.common.text import root_cause
 from convbn.errors import ConvBNError, NotSupportedError, UsageError
 from convbn.fuse.frontends.torch.modules.isolation import isolated
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     Examples: TypeAlias = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
-__all__ = ["arguments_of", "as_eval", "dynamic_batch_of", "first_line", "untraceable"]
+__all__ = ["arguments_of", "as_eval", "dynamic_batch_of", "untraceable"]
 
 
 def arguments_of(examples: Examples) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
@@ -76,13 +77,5 @@ def untraceable(error: Exception, target: str) -> ConvBNError:
     """The root of a failed export in one line; errors that are ours pass."""
     if isinstance(error, ConvBNError):
         return error
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    cause = f"torch cannot export this module to {target}: {type(root).__name__}: {first_line(root)}"
+    cause = f"torch cannot export this module to {target}: {root_cause(error)}"
     return NotSupportedError(cause, hint="make its forward traceable by torch.export")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

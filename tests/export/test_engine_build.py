@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
 from convbn.export.engines.build import builder
 from convbn.export.engines.build.build import build_engine
-from convbn.export.engines.build.monitor import make_monitor
+from convbn.export.engines.build.builder import make_monitor
 from convbn.export.engines.build.network import network_summary
 from convbn.export.engines.errors import (
     BuildCancelledError,
@@ -29,7 +29,7 @@ from convbn.export.engines.errors import (
 )
 from convbn.export.engines.sidecar import read_sidecar
 from convbn.export.files.sniff import ArtifactKind, sniff
-from convbn.export.shapes import ShapeRange, parse_shapes
+from convbn.export.shapes import ShapeRange, parse_profiles
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 
@@ -133,7 +133,7 @@ def test_a_model_too_large_for_one_message_goes_through_a_file(tiny, tmp_path, m
 
 def test_dynamic_input(tiny, tmp_path):
     model = tiny.conv_bn(folded=True, batch="n")
-    shapes = parse_shapes(["x=1x3x8x8:4x3x8x8:8x3x8x8"])
+    shapes = parse_profiles(["x=1x3x8x8:4x3x8x8:8x3x8x8"])
     sidecar = build_engine(model, tmp_path / "a", backend=RTX, shapes=shapes).sidecar
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["profiles"] == [{"x": {"min": [1, 3, 8, 8], "opt": [4, 3, 8, 8], "max": [8, 3, 8, 8]}}]
@@ -153,7 +153,7 @@ def test_dynamic_input(tiny, tmp_path):
 def test_shapes_that_do_not_fit(tiny, tmp_path, names, shapes, told):
     model = tiny.conv_bn(folded=True, batch="n")
     with pytest.raises(ShapeProfileError) as error:
-        build_engine(model, tmp_path / "a", backend=RTX, shapes=parse_shapes(shapes))
+        build_engine(model, tmp_path / "a", backend=RTX, shapes=parse_profiles(shapes))
     assert told in line(error)
     assert names(tmp_path) == []
 

@@ -13,7 +13,7 @@ from convbn.errors import FileAccessError
 from convbn.export.engines.backends import caches
 from convbn.export.engines.backends.caches import CacheFile, cache_file
 from convbn.export.engines.backends.gpus import Gpu
-from convbn.export.engines.build.timing import keep_timings, use_timings
+from convbn.export.engines.build.builder import keep_timings, use_timings
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "570.1")
 

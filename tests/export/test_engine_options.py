@@ -229,7 +229,10 @@ def test_several_profiles(tiny, tmp_path):
 
 
 def test_all_classic_options_reach_the_trtexec_line(tmp_path):
-    from convbn.export.engines.command import _options
+    from convbn.export.engines.sidecar import _OPTIONS
+
+    def texts(options):
+        return [_OPTIONS[name](getattr(options, name)) for name in options.given()]
 
     options = EngineOptions(
         workspace=1 << 20,
@@ -239,7 +242,7 @@ def test_all_classic_options_reach_the_trtexec_line(tmp_path):
         strip_weights=True,
         refit=True,
     )
-    assert _options(options) == [
+    assert texts(options) == [
         "--memPoolSize=workspace:1048576B",
         "--builderOptimizationLevel=5",
         "--hardwareCompatibilityLevel=sameComputeCapability",
@@ -247,4 +250,4 @@ def test_all_classic_options_reach_the_trtexec_line(tmp_path):
         "--stripWeights",
         "--refit",
     ]
-    assert _options(EngineOptions(compute_capabilities=("current",))) == ["--useGpu"]
+    assert texts(EngineOptions(compute_capabilities=("current",))) == ["--useGpu"]

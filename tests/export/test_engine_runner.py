@@ -315,10 +315,10 @@ def test_on_a_gpu(tiny, tmp_path):
         pytest.skip("needs a GPU")
     import onnxruntime
 
-    from convbn.export.shapes import parse_shapes
+    from convbn.export.shapes import parse_profiles
 
     model = tiny.conv_bn(folded=True, batch="n")
-    shapes = parse_shapes(["x=1x3x8x8:2x3x8x8:4x3x8x8"])
+    shapes = parse_profiles(["x=1x3x8x8:2x3x8x8:4x3x8x8"])
     path = build_engine(model, tmp_path / "a.engine", shapes=shapes, tf32=False).path
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from google.protobuf.text_encoding import CUnescape
 from onnx import helper
 
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
@@ -17,7 +18,7 @@ from convbn.export.engines.triton import (
     onnx_model,
     write_repository,
 )
-from convbn.export.shapes import parse_profiles, parse_shapes
+from convbn.export.shapes import parse_profiles
 
 _TOKEN = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+-]+|[{}\[\]:,])', re.ASCII)
 
@@ -25,7 +26,7 @@ _TOKEN = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+-]+|[{}\[\]:,])', re.ASCII)
 def parse(text: str) -> dict:
     """The subset of protobuf's text format that is written: messages as dicts of lists."""
     tokens = _TOKEN.findall(text)
-    assert "".join(tokens) == re.sub(r"\s+(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)", "", text)
+    assert not _TOKEN.sub("", text).strip()
 
     def value():
         word = tokens.pop(0)
@@ -40,8 +41,7 @@ def parse(text: str) -> dict:
             tokens.pop(0)
             return found
         if word[0] == '"':
-            octal = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), word[1:-1])
-            return octal.encode("latin1").decode()
+            return CUnescape(word[1:-1]).decode()
         return int(word) if re.fullmatch(r"-?\d+", word) else word
 
     def message(end):
@@ -225,7 +225,7 @@ def test_names_that_are_no_folder(tmp_path, names, name):
 def test_shapes_of_the_command_line_and_of_the_sidecar_agree(driver, classic, tiny, tmp_path):
     driver("NVIDIA H100, 9.0, 570.1")
     model = tiny.conv_bn(folded=True, batch="n")
-    shapes = parse_shapes(["x=2x3x8x8:2x3x8x8:4x3x8x8"])
+    shapes = parse_profiles(["x=2x3x8x8:2x3x8x8:4x3x8x8"])
     described = from_sidecar(build_engine(model, tmp_path / "m", shapes=shapes).sidecar)
     assert described.max_batch == 0
     assert described.inputs[0].shape == (-1, 3, 8, 8)

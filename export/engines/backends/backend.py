@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convbn.common.text import first_line
 from convbn.export.engines.backends.gpus import Gpu
 from convbn.export.engines.backends.logs import collect, logger_of
 from convbn.export.engines.errors import BackendNotInstalledError
@@ -86,7 +87,7 @@ class Backend:
                 raise BackendNotInstalledError(cause, source=self.name, hint=self.pip)
             return module
         if broken is not None:
-            cause = f"is installed but does not import: {str(broken).splitlines()[0]}"
+            cause = f"is installed but does not import: {first_line(broken)}"
             raise BackendNotInstalledError(cause, source=self.name, hint=self.pip)
         raise BackendNotInstalledError("is not installed", source=self.name, hint=self.pip)
 

@@ -1,25 +1,67 @@
-"""The backends by name, and the choice between them."""
+"""The backends, classic TensorRT and TensorRT-RTX: how they differ, and the choice between them."""
 
 from __future__ import annotations
 
-import importlib
-
 from convbn.errors import NotSupportedError, UsageError
 from convbn.export.engines.backends.backend import Backend, BackendInfo
-from convbn.export.engines.backends.gpus import list_gpus
+from convbn.export.engines.backends.gpus import Gpu, list_gpus
 from convbn.export.engines.errors import BackendNotInstalledError, NoGpuError
 
 __all__ = ["available_backends", "backend_named", "choose_backend"]
 
+
+def _classic_serves(gpu: Gpu) -> bool:
+    return gpu.compute_capability >= (7, 5)
+
+
+def _rtx_serves(gpu: Gpu) -> bool:
+    # A default engine is for 8.0, 8.6, 8.9 and 12.0 on; Hopper and data-centre Blackwell (9 to 11) are
+    # classic TensorRT's, and Turing (7.5) is not part of the default.
+    return gpu.compute_capability[0] == 8 or gpu.compute_capability[0] >= 12
+
+
 _BACKENDS = {
-    "tensorrt": "convbn.export.engines.backends.tensorrt",
-    "tensorrt-rtx": "convbn.export.engines.backends.tensorrt_rtx",
+    backend.name: backend
+    for backend in (
+        # Versions 10.12 to 11. It times its kernels on the GPU it builds for, so it needs one.
+        Backend(
+            name="tensorrt",
+            modules=("tensorrt",),
+            pip="pip install 'convbn[tensorrt]'",
+            needs_gpu=True,
+            serves=_classic_serves,
+            cli="trtexec",
+            # The cache's file is named after the GPU.
+            gpu_only=frozenset({"timing_cache"}),
+            unhonoured={
+                "compute_capabilities": "it builds for the GPU that is here; see hardware-compatibility"
+            },
+        ),
+        # Builds without a GPU; its engines run on RTX GPUs and are finished there by a JIT.
+        Backend(
+            name="tensorrt-rtx",
+            # The second is what the first imports; where only binary wheels are allowed it comes alone.
+            modules=("tensorrt_rtx", "tensorrt_rtx_bindings"),
+            pip="pip install 'convbn[rtx]'",
+            needs_gpu=False,
+            serves=_rtx_serves,
+            cli="tensorrt_rtx",
+            unhonoured={
+                "optimization_level": "every level gives the same engine",
+                "hardware_compatibility": "name the GPUs with compute-capability",
+                "version_compatible": "it comes without the lean runtime that such an engine carries",
+                "timing_cache": "it times no kernels while it builds; the runtime cache is its counterpart",
+            },
+            # Without a driver the builder fails on them in its compiler.
+            gpu_only=frozenset({"refit", "strip_weights"}),
+        ),
+    )
 }
 
 
 def available_backends() -> list[BackendInfo]:
     """State of every backend on this machine, usable or not."""
-    return [backend_named(name).info() for name in _BACKENDS]
+    return [backend.info() for backend in _BACKENDS.values()]
 
 
 def choose_backend(name: str = "auto") -> Backend:
@@ -39,13 +81,11 @@ def choose_backend(name: str = "auto") -> Backend:
         NotSupportedError: it is installed but cannot make a builder.
     """
     if name in _BACKENDS:
-        backend = backend_named(name)
-        _require(backend)
-        return backend
+        return _usable(_BACKENDS[name])
     if name != "auto":
         raise UsageError(f"there is no backend {name!r}", hint=f"choose auto, {' or '.join(_BACKENDS)}")
     gpus = list_gpus()
-    classic, rtx = backend_named("tensorrt"), backend_named("tensorrt-rtx")
+    classic, rtx = _BACKENDS.values()
     if gpus and classic.serves(gpus[0]) and classic.info().usable:
         return classic
     if gpus and not rtx.serves(gpus[0]):
@@ -54,15 +94,14 @@ def choose_backend(name: str = "auto") -> Backend:
     if not rtx.info().installed:
         hint = f"{rtx.pip}, which needs no GPU" + (f", or {classic.pip}" if gpus else "")
         raise BackendNotInstalledError("no TensorRT is installed", hint=hint)
-    _require(rtx)
-    return rtx
+    return _usable(rtx)
 
 
-def _require(backend: Backend) -> None:
+def _usable(backend: Backend) -> Backend:
     backend.load()
     info = backend.info()
     if info.usable:
-        return
+        return backend
     if backend.needs_gpu and not list_gpus():
         hint = "use backend tensorrt-rtx, which builds without one"
         raise NoGpuError("needs an NVIDIA GPU to build, and there is none", source=backend.name, hint=hint)
@@ -71,5 +110,4 @@ def _require(backend: Backend) -> None:
 
 def backend_named(name: str) -> Backend:
     """A backend, whether or not it can be used here."""
-    backend: Backend = importlib.import_module(_BACKENDS[name]).BACKEND
-    return backend
+    return _BACKENDS[name]

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from convbn.export.engines.backends.caches import cache_file
 from convbn.export.engines.backends.gpus import list_gpus
 from convbn.export.engines.backends.registry import choose_backend
-from convbn.export.engines.build.builder import Request, build_plan
+from convbn.export.engines.build.builder import Progress, Request, build_plan
 from convbn.export.engines.build.configuration import require_honoured
-from convbn.export.engines.build.monitor import Progress
 from convbn.export.engines.build.network import network_summary
 from convbn.export.engines.build.options import EngineOptions
 from convbn.export.engines.build.source import read_source

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+from convbn.errors import FileAccessError
 from convbn.export.engines.backends.caches import CacheFile
 from convbn.export.engines.backends.logs import BuildLog, collect
 from convbn.export.engines.build.configuration import apply_options
-from convbn.export.engines.build.monitor import Progress, make_monitor
 from convbn.export.engines.build.network import Network, layer_counts, parse_network
 from convbn.export.engines.build.options import EngineOptions
 from convbn.export.engines.build.profiles import network_inputs, network_outputs, settle_profiles
 from convbn.export.engines.build.source import Source
-from convbn.export.engines.build.timing import keep_timings, use_timings
 from convbn.export.engines.errors import BuildCancelledError, BuildError
 from convbn.export.shapes import Profile, ShapeRange
 
-__all__ = ["Plan", "Request", "TensorInfo", "build_plan"]
+__all__ = [
+    "Plan",
+    "Progress",
+    "Request",
+    "TensorInfo",
+    "build_plan",
+    "keep_timings",
+    "make_monitor",
+    "use_timings",
+]
+
+# Called with the name of a phase, the steps that are done and the steps it has. False cancels.
+Progress: TypeAlias = Callable[[str, int, int], object]
 
 # How often the waiting thread looks for a Ctrl-C, seconds. Windows cannot interrupt a longer wait.
 _POLL = 0.05
@@ -190,3 +201,99 @@ def _configure(
 
 def _infos(tensors: list[Any]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(tensor.name, tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors)
+
+
+def make_monitor(trt: Any, progress: Progress | None, cancel: threading.Event) -> Any:
+    """A progress monitor that never loses an exception.
+
+    TensorRT prints and drops what a monitor raises. Here the first exception is kept in ``error``, sets
+    `cancel`, and the build ends at its next step.
+
+    Args:
+        trt: the backend's module.
+        progress: the callback, if any; called from the thread that builds.
+        cancel: set it from any thread to end the build.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a module known at run time only
+        def __init__(self) -> None:
+            super().__init__()
+            self.error: BaseException | None = None
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._report(phase_name, step + 1)
+            return not cancel.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._report(phase_name, self.steps.get(phase_name, 0))
+
+        def _report(self, phase: str, step: int) -> None:
+            if progress is None or cancel.is_set():
+                return
+            try:
+                if progress(phase, step, self.steps.get(phase, 0)) is False:
+                    cancel.set()
+            except BaseException as error:  # re-raised by the caller of the build
+                self.error = error
+                cancel.set()
+
+    return Monitor()
+
+
+def use_timings(config: Any, cache: CacheFile) -> list[str]:
+    """Give a configuration the timings that are known, or an empty cache where they do not fit.
+
+    Args:
+        config: an ``IBuilderConfig``.
+        cache: the file.
+
+    Returns:
+        Warnings.
+    """
+    try:
+        data = cache.read()
+    except FileAccessError as error:
+        return [f"The timing cache was not used: {error}."]
+    if data is not None and _use(config, data):
+        return []
+    # TensorRT holds a cache against the device and its own version; what it refuses is of no use here.
+    warnings = [] if data is None else [f"The timing cache {cache.path} does not fit and was not used."]
+    return warnings if _use(config, b"") else [*warnings, "TensorRT took no timing cache."]
+
+
+def keep_timings(config: Any, cache: CacheFile) -> list[str]:
+    """Merge the timings of a build into the file; a file that cannot be written is a warning.
+
+    Args:
+        config: of a build that is done.
+        cache: the file.
+
+    Returns:
+        Warnings.
+    """
+    own = config.get_timing_cache()
+    if own is None:
+        return ["TensorRT kept no timings."]
+
+    def merge(data: bytes | None) -> bytes:
+        if data is not None:
+            merged = config.create_timing_cache(data)
+            if merged is not None and merged.combine(own, False):
+                return bytes(merged.serialize())
+        return bytes(own.serialize())
+
+    try:
+        cache.update(merge)
+    except FileAccessError as error:
+        return [f"The timing cache was not written: {error}."]
+    return []
+
+
+def _use(config: Any, data: bytes) -> bool:
+    timings = config.create_timing_cache(data)
+    return timings is not None and bool(config.set_timing_cache(timings, False))

@@ -13,7 +13,7 @@ from convbn.export.engines.errors import UnsupportedOptionError
 
 __all__ = ["APPLIED_ELSEWHERE", "SETTERS", "apply_options", "require_honoured"]
 
-# The timing cache is a file and a merge, not a setting: see timing.py.
+# The timing cache is a file and a merge, not a setting: see builder.py.
 APPLIED_ELSEWHERE = ("timing_cache",)
 _LEVELS = {"ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
 _CODE = re.compile(r"SM(\d+)(\d)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from convbn.common.text import shape_text
 from convbn.errors import NotSupportedError
 from convbn.export.engines.errors import ShapeProfileError
 from convbn.export.shapes import Profile, ShapeRange
@@ -46,7 +47,7 @@ def settle_profiles(definition: Any, profiles: Sequence[Profile]) -> tuple[dict[
 
 def _settle(inputs: Mapping[str, Any], profile: Profile) -> dict[str, ShapeRange]:
     given = dict(profile)
-    listing = ", ".join(f"{name} ({_dims(tensor.shape)})" for name, tensor in inputs.items())
+    listing = ", ".join(f"{name} ({shape_text(tensor.shape)})" for name, tensor in inputs.items())
     if None in given:
         if len(inputs) != 1 or len(given) != 1:
             raise ShapeProfileError(f"a shape without a name needs a model with one input, not {listing}")
@@ -59,7 +60,9 @@ def _settle(inputs: Mapping[str, Any], profile: Profile) -> dict[str, ShapeRange
         cause = f"the values of input {by_value[0]!r} decide shapes, which is not built yet"
         raise NotSupportedError(cause, hint="make it a constant of the model")
     dynamic = {name: tensor for name, tensor in inputs.items() if -1 in tuple(tensor.shape)}
-    lacking = [f"{name} ({_dims(tensor.shape)})" for name, tensor in dynamic.items() if name not in given]
+    lacking = [
+        f"{name} ({shape_text(tensor.shape)})" for name, tensor in dynamic.items() if name not in given
+    ]
     if lacking:
         example = f"give each a shape like {next(iter(dynamic))}=MIN:OPT:MAX"
         raise ShapeProfileError(
@@ -73,10 +76,6 @@ def _settle(inputs: Mapping[str, Any], profile: Profile) -> dict[str, ShapeRange
             )
             if not fits:
                 raise ShapeProfileError(
-                    f"shape {_dims(dims)} does not fit input {name!r}, which is {_dims(shape)}"
+                    f"shape {shape_text(dims)} does not fit input {name!r}, which is {shape_text(shape)}"
                 )
     return {str(name): given[name] for name in dynamic}
-
-
-def _dims(shape: Any) -> str:
-    return "x".join("?" if dim == -1 else str(dim) for dim in tuple(shape)) or "scalar"

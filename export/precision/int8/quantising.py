@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import one_line
 from convbn.errors import ConvBNError
 from convbn.export.onnx_io.read import load_model, save_model
 from convbn.export.precision.errors import CalibrationError, PrecisionError
@@ -32,24 +33,7 @@ __all__ = ["activation_ranges", "left_in_float32", "quantise", "quantised_nodes"
 #: a warning goes to the root logger; it is taken away again.
 _MARK = ("onnx.quant.pre_process", "onnxruntime.quant")
 _LARGE = 1_500_000_000
-
-
-class _Reader:
-    """Hands samples to onnxruntime, which asks for a window of them at a time."""
-
-    def __init__(self, calibration: Calibration) -> None:
-        self._makers = calibration.makers
-        self._window = iter(range(len(self._makers)))
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self._window = iter(range(start_index, min(end_index, len(self._makers))))
-
-    def get_next(self) -> Feeds | None:
-        index = next(self._window, None)
-        return None if index is None else dict(self._makers[index]())
+_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
 def left_in_float32(model: onnx.ModelProto, options: PrecisionOptions) -> tuple[Kept, ...]:
@@ -113,16 +97,14 @@ def quantise(
                     weight_type=ort.QuantType.QInt8,
                     nodes_to_exclude=[node.node for node in kept],
                     use_external_data_format=model.ByteSize() > _LARGE,
-                    calibrate_method=_method(options.method),
+                    calibrate_method=ort.CalibrationMethod[_METHODS[options.method]],
                     extra_options=_extra(options),
                 )
         except ConvBNError:  # of a sample that cannot be read
             raise
         except Exception as error:  # onnxruntime's errors share no base class below Exception
-            text = " ".join(str(error).split())[:200] or type(error).__name__
-            raise CalibrationError(
-                f"onnxruntime cannot calibrate ({text})", source=calibration.origin
-            ) from error
+            cause = f"onnxruntime cannot calibrate ({one_line(error, 200)})"
+            raise CalibrationError(cause, source=calibration.origin) from error
         result = load_model(target)
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
@@ -171,23 +153,25 @@ def through_quantisation(model: onnx.ModelProto, beyond: Mapping[str, str]) -> d
 
 
 def _reader(calibration: Calibration) -> Any:
+    """Hands samples to onnxruntime, which asks for a window of them at a time."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    # The base class asks for a method that onnxruntime itself calls; a subclass here keeps its import lazy.
-    class Reader(_Reader, CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-        pass
+    makers = calibration.makers
 
-    return Reader(calibration)
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+        window = iter(range(len(makers)))
 
+        def __len__(self) -> int:
+            return len(makers)
 
-def _method(name: str) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.window = iter(range(start_index, min(end_index, len(makers))))
 
-    return {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }[name]
+        def get_next(self) -> Feeds | None:
+            index = next(self.window, None)
+            return None if index is None else dict(makers[index]())
+
+    return Reader()
 
 
 def _extra(options: PrecisionOptions) -> dict[str, Any]:

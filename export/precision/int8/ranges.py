@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from convbn.common.text import one_line
 from convbn.errors import ConvBNError
 from convbn.export.onnx_io.read import save_model
 from convbn.export.precision.casting import narrowed
@@ -89,11 +90,8 @@ def activations_out_of_range(
         except ConvBNError:  # of a sample that cannot be read
             raise
         except Exception as error:  # onnxruntime's errors share no base class below Exception
-            text = " ".join(str(error).split())[:200]
-            raise CalibrationError(
-                f"onnxruntime cannot run the model on the calibration data ({text})",
-                source=calibration.origin,
-            ) from error
+            cause = f"onnxruntime cannot run the model on the calibration data ({one_line(error, 200)})"
+            raise CalibrationError(cause, source=calibration.origin) from error
     sentences = {name: _sentence(f"tensor {name!r}", largest[name], loss[name]) for name in probes}
     return {name: sentence for name, sentence in sentences.items() if sentence}, len(probes)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from convbn.common.text import shape_text
 from convbn.errors import UsageError
 from convbn.export.precision.errors import CalibrationError
 
@@ -33,12 +34,7 @@ class InputSpec:
     shape: tuple[int | None, ...] | None
 
     def __str__(self) -> str:
-        dims = (
-            "unknown rank"
-            if self.shape is None
-            else "x".join("?" if d is None else str(d) for d in self.shape)
-        )
-        return f"{self.name} ({self.dtype.name} {dims})"
+        return f"{self.name} ({self.dtype.name} {shape_text(self.shape)})"
 
 
 @dataclass(frozen=True)
@@ -161,8 +157,8 @@ def _batched(spec: InputSpec, array: Array, source: str) -> Array:
         if spec.shape and array.ndim == len(spec.shape) - 1 and _fits(array.shape, spec.shape[1:]):
             array = array[None]
         if not _fits(array.shape, (None, *spec.shape[1:]) if spec.shape else ()):
-            shown = "x".join(map(str, array.shape)) or "scalar"
-            raise CalibrationError(f"an array of shape {shown} does not fit input {spec}", source=source)
+            cause = f"an array of shape {shape_text(array.shape)} does not fit input {spec}"
+            raise CalibrationError(cause, source=source)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CalibrationError(f"the array for {spec.name!r} holds NaN or infinity", source=source)
     return array

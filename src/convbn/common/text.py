@@ -20,6 +20,7 @@ __all__ = [
     "plural",
     "printable",
     "ratio_text",
+    "root_cause",
     "seconds_text",
     "shape_text",
 ]
@@ -65,6 +66,13 @@ def first_line(error: object, limit: int | None = None) -> str:
     """The first line of an error's message that says something, its class where none does."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:limit]
+
+
+def root_cause(error: BaseException) -> str:
+    """The error that began it, as its type and the first line of its message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def shape_text(shape: Iterable[int | None] | None, times: str = "x") -> str:
