@@ -132,6 +132,11 @@ def write_atomically(path: str | os.PathLike[str], content: Content, *, overwrit
         staged.move(target, overwrite=overwrite)
 
 
+def _prefix(target: Path) -> str:
+    # A name of 255 bytes leaves no room for a suffix, so only its start goes into the temporary name.
+    return f".{target.name[:48]}."
+
+
 class StagedFile:
     """A file under a temporary name beside its target, until it is moved into place or dropped.
 
@@ -144,9 +149,13 @@ class StagedFile:
     """
 
     def __init__(self, target: Path, shown: str | os.PathLike[str]) -> None:
-        # A name of 255 bytes leaves no room for a suffix, so only its start goes into the temporary name.
-        self.path = target.with_name(f".{target.name[:48]}.{secrets.token_hex(6)}.tmp")
+        self.path = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}.tmp")
         self._shown = shown
+
+    @staticmethod
+    def beside(target: Path) -> list[Path]:
+        """Every staged file for a target, of other processes too."""
+        return [path for path in target.parent.iterdir() if path.name.startswith(_prefix(target))]
 
     def write(self, content: Content) -> None:
         """Create the file, fill it and flush it to the disk.

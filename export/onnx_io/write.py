@@ -8,6 +8,7 @@ wrong weights.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -208,7 +209,7 @@ def _write_data(
         location = f"{target.stem}.{digest.hexdigest()[:16]}.data"
         data = target.with_name(location)
         if not data.exists():
-            undo.callback(_remove, data)
+            undo.callback(_remove_unless_read, data, target)
         # What lies there under this name has the same bytes, or is damaged.
         staged.move(check_target(data, overwrite=True), overwrite=True)
     references = {}
@@ -221,6 +222,17 @@ def _write_data(
     return references
 
 
-def _remove(path: Path) -> None:
+def _remove_unless_read(path: Path, target: Path) -> None:
+    """Remove a data file, unless another writer's model reads it: the target by now, or a staged one soon."""
     with file_access(path, "removed"):
+        if any(_mentions(model, path.name) for model in (target, *StagedFile.beside(target))):
+            return
         path.unlink(missing_ok=True)
+
+
+def _mentions(path: Path, name: str) -> bool:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(name.encode()) >= 0
+    except (FileNotFoundError, ValueError):  # it is gone by now, or empty
+        return False

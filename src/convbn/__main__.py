@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 
@@ -9,7 +11,15 @@ def main() -> int:
     """Run the command line and return its exit code."""
     from convbn.cli import main as run
 
+    # Or onnxruntime would write an identifier and an event queue into the user's home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # By default it ends the process on the spot, and leaves the temporary files of what is being written.
+    signal.signal(signal.SIGTERM, _terminated)
     return run(sys.argv[1:])
+
+
+def _terminated(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -429,3 +430,23 @@ def test_memory_does_not_follow_from_the_size(tmp_path: Path) -> None:
         [sys.executable, "-c", start, tmp_path / "m.onnx"], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 200_000
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["after-it", "before-it"])
+def test_what_another_writer_of_the_same_model_wrote_stays(tmp_path: Path, finished: bool) -> None:
+    """Both have the same weights and so the same data file; the first one fails."""
+    weight = numpy_helper.from_array(np.ones(1024, np.float32), "w")
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1024]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", ports[:1], ports[1:], [weight]
+    )
+    model, target = helper.make_model(graph), tmp_path / "out.onnx"
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(staged_model(model, target, external_data="always"))
+    second.enter_context(staged_model(model, target, external_data="always"))
+    if finished:
+        second.close()
+    assert not first.__exit__(RuntimeError, RuntimeError("not equal"), None)
+    second.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(onnx.load(target).graph.initializer[0].raw_data) == 4096
