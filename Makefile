@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench gpu-page forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +70,11 @@ bench-table: $(STAMP)  ## twelve networks on the CPU, unfused, fused by the runt
 claim: $(STAMP)  ## a ResNet and a VGG in eager PyTorch, unfused against folded, into docs/claim.md
 	$(BIN)/python tools/performance/claim.py docs/claim.md docs/bench/claim.json
 
-gpu-bench: $(STAMP)  ## everything that needs a GPU; without one, rows that say so
-	$(BIN)/python tools/performance/gpu_bench.py $(BUILD)/gpu
+gpu-bench: $(STAMP)  ## unfused against folded on a GPU, in order of worth, SECONDS=600 (again to go on)
+	$(BIN)/python tools/gpu/measure.py $(BUILD)/gpu --seconds $(or $(SECONDS),600)
+
+gpu-page: $(STAMP)  ## docs/gpu.md, its picture and the README's sentence from docs/bench/gpu-*.json
+	$(BIN)/python tools/gpu/page.py
 
 forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left in their place
 	$(BIN)/python tools/performance/forms.py

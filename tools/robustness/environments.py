@@ -52,7 +52,8 @@ PAGE = """\
 
 Written by `make environments`: each row is a fresh virtual environment with the lowest or the newest versions
 that pyproject.toml allows. In it `pip check` and `convbn doctor` pass, 24 grown models go through `inspect`, `fuse`
-and `verify`, and with PyTorch a module is folded, proved and exported to ONNX.
+and `verify`, and with PyTorch a module is folded, proved and exported to ONNX. Those called `gpu-…` have nothing of
+convbn and no onnx-graphsurgeon: the source tree rehearses the program for a GPU (`tools/gpu`) on the CPU.
 
 """
 
@@ -65,11 +66,13 @@ class Environment:
         name: of the folder.
         requirements: for pip.
         torch: whether the PyTorch part is tried as well.
+        source: the source tree is used as it lies there, and rehearses the program for a GPU.
     """
 
     name: str
     requirements: tuple[str, ...]
     torch: bool = False
+    source: bool = False
 
 
 def environments() -> list[Environment]:
@@ -82,6 +85,11 @@ def environments() -> list[Environment]:
         Environment("core-newest", core),
         Environment("torch-lowest", lowest(both), torch=True),
         Environment("torch-newest", both, torch=True),
+        # What a GPU machine without a network has: no onnx-graphsurgeon, and nothing of convbn installed.
+        *(
+            Environment(f"gpu-{version}", (f"torch=={version}", "numpy", "onnx", "onnxruntime"), source=True)
+            for version in ("2.11.0", "2.13.0")
+        ),
     ]
 
 
@@ -136,18 +144,26 @@ def tried(environment: Environment, wheel: Path, folder: Path) -> tuple[str, str
     venv.create(place, with_pip=True, clear=True)
     python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
     (place / "models").mkdir()
-    scripts = [SMOKE, *([SMOKE_TORCH] if environment.torch else [])]
-    steps = [
-        ("pip install", [python, "-m", "pip", "install", "-q", *environment.requirements]),
-        (
-            "pip install convbn",
-            [python, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", wheel],
-        ),
-        ("pip check", [python, "-m", "pip", "check"]),
-        ("doctor", [python, "-m", "convbn", "doctor"]),
-        *(("smoke", [python, "-c", script, place / "models"]) for script in scripts),
-    ]
+    install = ("pip install", [python, "-m", "pip", "install", "-q", *environment.requirements])
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"}
+    if environment.source:
+        program = [python, ROOT / "tools" / "gpu" / "measure.py", place / "out", "--rehearse"]
+        steps = [
+            install,
+            ("pip check", [python, "-m", "pip", "check"]),
+            ("rehearsal", [*program, "--most", "1"]),
+        ]
+        variables["PYTHONPATH"] = str(ROOT / "src")
+    else:
+        scripts = [SMOKE, *([SMOKE_TORCH] if environment.torch else [])]
+        convbn = [python, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", wheel]
+        steps = [
+            install,
+            ("pip install convbn", convbn),
+            ("pip check", [python, "-m", "pip", "check"]),
+            ("doctor", [python, "-m", "convbn", "doctor"]),
+            *(("smoke", [python, "-c", script, place / "models"]) for script in scripts),
+        ]
     outcome = "works"
     for name, command in steps:
         done = subprocess.run(
