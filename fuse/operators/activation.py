@@ -73,12 +73,11 @@ OPERATOR = Operator(
     RULE,
     onnx=dict.fromkeys(("LeakyRelu", "PRelu", "Relu"), from_onnx),
     aten=(
-        Aten(("relu",), from_aten, ("self", "inplace"), ("relu_",), ("ReLU",), AtenCall.shape, True),
+        Aten(("relu",), from_aten, ("self", "inplace"), ("relu_",), shape=AtenCall.shape, keeps_rank=True),
         Aten(
             ("leaky_relu",),
             from_aten,
             ("self", "negative_slope", "inplace"),
-            modules=("LeakyReLU",),
             shape=AtenCall.shape,
             keeps_rank=True,
         ),
@@ -86,7 +85,6 @@ OPERATOR = Operator(
             ("prelu", "_prelu_kernel"),
             prelu_from_aten,
             ("self", "weight"),
-            modules=("PReLU",),
             shape=AtenCall.shape,
             keeps_rank=True,
         ),

@@ -180,7 +180,7 @@ def from_onnx(call: OnnxCall) -> Op | Refusal:
 def from_aten(call: AtenCall) -> Mapped:
     """All of its forms; those without an argument ``training`` say it by their name."""
     given = call.given
-    epsilon = given["eps"] if "eps" in given else given["epsilon"]
+    epsilon = given.get("eps", given.get("epsilon", 1e-5))
     # A flag that is computed while the model runs may be either; the fold needs it to be False.
     training = given["training"] is not False if "training" in given else "with_update" in call.name
     op = BatchNorm(float(epsilon), training=training)
@@ -189,26 +189,22 @@ def from_aten(call: AtenCall) -> Mapped:
 
 RULE = Rule("batchnorm", BatchNorm, backward, forward)
 
+_NAMES = (
+    *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
+    *(
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional",
+        "_native_batch_norm_legit_no_training",
+    ),
+    *("_batch_norm_no_update", "_batch_norm_with_update", "_batch_norm_with_update_functional"),
+)
+_FUNCTIONAL = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+"""The arguments of ``torch.nn.functional.batch_norm``; ``torch.batch_norm`` takes one more."""
+
 OPERATOR = Operator(
     BatchNorm,
     RULE,
     evaluated,
     {"BatchNormalization": from_onnx},
-    (
-        Aten(
-            (
-                "batch_norm",
-                "native_batch_norm",
-                "cudnn_batch_norm",
-                "miopen_batch_norm",
-                "_native_batch_norm_legit",
-                "_native_batch_norm_legit_functional",
-                "_native_batch_norm_legit_no_training",
-                "_batch_norm_no_update",
-                "_batch_norm_with_update",
-                "_batch_norm_with_update_functional",
-            ),
-            from_aten,
-        ),
-    ),
+    (Aten(_NAMES, from_aten, _FUNCTIONAL),),
 )

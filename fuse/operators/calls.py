@@ -189,7 +189,7 @@ class Aten:
             last one with a star may also be given one by one. Empty where code that is traced without inputs is not
             looked into for it.
         functions: further names in ``torch``, ``torch.nn.functional``, ``operator`` and of methods, for the first name.
-        modules: classes of ``torch.nn`` that do nothing else, for the first name.
+        modules: classes of ``torch.nn`` that do nothing else, beside those that are called like the first name.
         shape: of the result, or of each of several equal ones, as far as it follows without running anything.
         keeps_rank: whether the result has the rank of the data, or of every tensor of a list.
         several: whether the result is a list, and ``shape`` that of each of its tensors.

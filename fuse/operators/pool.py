@@ -133,10 +133,10 @@ _WINDOW = ("self", "kernel_size", "stride", "padding")
 def _aten(kind: str, read: Callable[[AtenCall], Mapped | None], signature: tuple[str, ...]) -> Iterator[Aten]:
     """For one, two and three spatial axes."""
     for rank in (1, 2, 3):
-        name, module = f"{kind}_pool{rank}d", f"{kind.title().replace('_', '')}Pool{rank}d"
+        name = f"{kind}_pool{rank}d"
         further = (f"{name}_with_indices",) if "max" in kind else (f"_{name}",)
         names = (name, *further)
-        yield Aten(names, read, signature, (), (module,), pooled_shape, True)
+        yield Aten(names, read, signature, shape=pooled_shape, keeps_rank=True)
 
 
 RULE = Rule("pool", Pool, backward, forward, through=True)

@@ -6,7 +6,8 @@ An operator of one's own is added by :func:`register`; nothing else has to know 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import _lru_cache_wrapper, cache
+from typing import Any, ParamSpec, TypeVar, cast
 
 from convbn.errors import UsageError
 from convbn.fuse.operators import (
@@ -25,6 +26,7 @@ from convbn.fuse.operators import (
     pool,
     reshape,
     slice,
+    softmax,
     split,
     transpose,
     weighted_mean,
@@ -40,7 +42,6 @@ __all__ = [
     "MERGES",
     "OF_CONSTANTS",
     "WAYS",
-    "all_aten_rows",
     "aten_rows",
     "evaluator_of",
     "known_names",
@@ -50,7 +51,11 @@ __all__ = [
     "rule_for",
     "rules",
     "unregister",
+    "until_change",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 WAYS = ("batchnorm-forward", "batchnorm-apart", "batchnorm-to-add")
 """How a map leaves its node (:mod:`convbn.fuse.plan.ways`); backward, it is named after the rule that takes it."""
@@ -64,28 +69,52 @@ MERGES = ("merge-parallel-convs", "merge-identity", "merge-affine", "merge-avera
 CHAIN = "merge-chain"
 """Linear layers in a row (:mod:`convbn.fuse.plan.chains`)."""
 
-_OPERATORS: list[Operator] = []
+_FILES = (
+    *(
+        conv,
+        conv_transpose,
+        softmax,
+        weighted_mean,
+        linear,
+        batch_norm,
+        normalization,
+        dequantize,
+        elementwise,
+    ),
+    *(concat, split, slice, pool, pad, activation, transpose, reshape, mean, channelwise_identity),
+)
+_OPERATORS: list[Operator] = [file.OPERATOR for file in _FILES]
+"""Where several read the same call, the one that stands first answers first."""
+
+
+_answers: list[_lru_cache_wrapper[Any]] = []
+
+
+def until_change(answer: Callable[P, R]) -> Callable[P, R]:
+    """Keep what a function answers until an operator is added or taken out."""
+    _answers.append(cache(answer))
+    return cast(Callable[P, R], _answers[-1])
 
 
 def register(operator: Operator) -> None:
-    """Add an operator; where several read the same call, the one that was added first answers first.
+    """Add an operator, behind those that there are.
 
     Raises:
         UsageError: its class has a rule already, or its rule's name is taken.
     """
     if operator.rule is not None:
-        if operator.kind in _rules:
+        if any(rule.operator is operator.kind for rule in rules()):
             raise UsageError(f"the operator {operator.kind.__name__} has a rule already")
         if operator.rule.full_name in known_names():
             raise UsageError(f"there is a rule '{operator.rule.full_name}' already")
     _OPERATORS.append(operator)
-    _index()
+    _forget()
 
 
 def unregister(operator: Operator) -> None:
     """Take an operator out again."""
     _OPERATORS.remove(operator)
-    _index()
+    _forget()
 
 
 def rules() -> tuple[Rule, ...]:
@@ -101,17 +130,23 @@ def known_names() -> tuple[str, ...]:
 
 def rule_for(operator: Op) -> Rule | None:
     """The rule for an operator, if there is one."""
-    return _rules.get(type(operator))
+    return _rule(type(operator))
+
+
+@until_change
+def _rule(kind: type[Op]) -> Rule | None:
+    return next((rule for rule in rules() if rule.operator is kind), None)
 
 
 def evaluator_of(operator: Op) -> Callable[[Any, Sequence[Constant | None]], Evaluated | None] | None:
     """What computes an operator over constants, if anything does."""
-    return _evaluators.get(type(operator))
+    return next((known.evaluate for known in _OPERATORS if known.kind is type(operator)), None)
 
 
-def onnx_readers(name: str) -> Sequence[OnnxReader]:
+@until_change
+def onnx_readers(name: str) -> tuple[OnnxReader, ...]:
     """What may read an ONNX operator, by its name or its domain's and its own."""
-    return _onnx.get(name, ())
+    return tuple(operator.onnx[name] for operator in _OPERATORS if name in operator.onnx)
 
 
 def passes_maps(name: str) -> bool:
@@ -119,58 +154,13 @@ def passes_maps(name: str) -> bool:
     return any(operator.rule is not None and name in operator.onnx for operator in _OPERATORS)
 
 
-def aten_rows(name: str) -> Sequence[Aten]:
-    """What is known of an ATen operator, by its name without namespace."""
-    return _aten.get(name, ())
+@until_change
+def aten_rows(name: str | None = None) -> tuple[Aten, ...]:
+    """What is known of an ATen operator, by its name without namespace; of all of them without one."""
+    rows = (row for operator in _OPERATORS for row in operator.aten)
+    return tuple(row for row in rows if name is None or name in row.names)
 
 
-def all_aten_rows() -> Sequence[Aten]:
-    """What is known of all ATen operators."""
-    return _rows
-
-
-_rows: list[Aten] = []
-_rules: dict[type[Op], Rule] = {}
-_evaluators: dict[type[Op], Callable[[Any, Sequence[Constant | None]], Evaluated | None]] = {}
-_onnx: dict[str, list[OnnxReader]] = {}
-_aten: dict[str, list[Aten]] = {}
-
-
-def _index() -> None:
-    _rows[:] = [row for operator in _OPERATORS for row in operator.aten]
-    for table in (_rules, _evaluators, _onnx, _aten):
-        table.clear()
-    for operator in _OPERATORS:
-        if operator.rule is not None:
-            _rules[operator.kind] = operator.rule
-        if operator.evaluate is not None:
-            _evaluators[operator.kind] = operator.evaluate
-        for name, reader in operator.onnx.items():
-            _onnx.setdefault(name, []).append(reader)
-        for row in operator.aten:
-            for name in row.names:
-                _aten.setdefault(name, []).append(row)
-
-
-for _operator in (
-    conv.OPERATOR,
-    conv_transpose.OPERATOR,
-    weighted_mean.SOFTMAX,
-    weighted_mean.OPERATOR,
-    linear.OPERATOR,
-    batch_norm.OPERATOR,
-    normalization.OPERATOR,
-    dequantize.OPERATOR,
-    elementwise.OPERATOR,
-    concat.OPERATOR,
-    split.OPERATOR,
-    slice.OPERATOR,
-    pool.OPERATOR,
-    pad.OPERATOR,
-    activation.OPERATOR,
-    transpose.OPERATOR,
-    reshape.OPERATOR,
-    mean.OPERATOR,
-    channelwise_identity.OPERATOR,
-):
-    register(_operator)
+def _forget() -> None:
+    for answer in _answers:
+        answer.cache_clear()

@@ -174,7 +174,6 @@ OPERATOR = Operator(
             ("flatten",),
             from_aten,
             ("self", "start_dim", "end_dim"),
-            modules=("Flatten",),
             shape=flattened_shape,
             fresh=False,
         ),

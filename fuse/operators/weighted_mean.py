@@ -13,18 +13,12 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.operator import Operator
 from convbn.fuse.operators.rule import Moves, Rule
+from convbn.fuse.operators.softmax import Softmax
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.op import Labelled, Op
+from convbn.fuse.view.op import Op
 
-__all__ = ["OPERATOR", "SOFTMAX", "Softmax", "WeightedMean"]
-
-
-@dataclass(frozen=True, slots=True)
-class Softmax(Labelled):
-    """Weights that sum to 1 along ``axis``, counted from the back; None where that is not known."""
-
-    axis: int | None
+__all__ = ["OPERATOR", "WeightedMean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +83,6 @@ def _mixed(node: Node) -> Refusal:
     return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} mixes what lies along the map's axis")
 
 
-def softmax_from_onnx(call: OnnxCall) -> Op:
-    """Softmax; until opset 13 over its axis and all axes behind it, by default from axis 1."""
-    given, output = int(call.attributes.get("axis", -1 if call.opset >= 13 else 1)), call.outputs[0]
-    rank = None if output is None else output.rank
-    axis = given if given < 0 else None if rank is None else given - rank
-    return Softmax(call.operator, axis if axis == -1 or call.opset >= 13 else None)
-
-
 def from_onnx(call: OnnxCall) -> Op | None:
     """A MatMul with a softmax over what it sums."""
     for weights, values, axis in _SIDES if len(call.inputs) == 2 else ():
@@ -145,4 +131,3 @@ OPERATOR = Operator(
         Aten(("scaled_dot_product_attention",), attention_from_aten),
     ),
 )
-SOFTMAX = Operator(Softmax, onnx={"Softmax": softmax_from_onnx})

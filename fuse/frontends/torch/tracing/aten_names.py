@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from convbn.fuse.frontends.torch.calls.aten import EXPORTED
 from convbn.fuse.frontends.torch.calls.schema import schema_of, written_by
 from convbn.fuse.operators.calls import Aten, AtenCall, Tensors
-from convbn.fuse.operators.registry import all_aten_rows, aten_rows
+from convbn.fuse.operators.registry import aten_rows, until_change
 
 if TYPE_CHECKING:
     import torch
@@ -35,34 +35,28 @@ _RENAMED = {
 }
 
 
-@cache
-def _functions(rows: int) -> Mapping[Any, str]:
-    """ATen's names of functions, for so many rows in the registry."""
+@until_change
+def _functions() -> Mapping[Any, str]:
+    """ATen's names of functions and, by their own names, of methods."""
     import torch
     import torch.nn.functional as functional
 
     found: dict[Any, str] = {}
-    for row in all_aten_rows():
-        for name in (*row.names[:1], *row.functions):
+    for row in aten_rows():
+        first = row.names[0]
+        for name in (first, *row.functions) if row.signature else row.names:
+            known = found[name] = first if row.signature else name
             for module in (torch, functional, operator):
-                target = getattr(module, name, None)
-                if target is not None:
-                    found.setdefault(target, row.names[0])
+                found.setdefault(getattr(module, name, None), known)
     return found
-
-
-@cache
-def _methods(rows: int) -> Mapping[str, str]:
-    return {name: row.names[0] for row in all_aten_rows() for name in (*row.functions, *row.names[:1])}
 
 
 def _name(node: torch.fx.Node) -> str:
     """The name that ATen has for a function or a method; empty for what is not in the registry."""
-    rows = len(all_aten_rows())
-    if node.op == "call_function":
-        return _functions(rows).get(node.target, "")
-    method = str(node.target)
-    return _methods(rows).get(method if method.endswith("__") else method.removesuffix("_"), "")
+    target = node.target
+    if isinstance(target, str) and not target.endswith("__"):
+        target = target.removesuffix("_")
+    return _functions().get(target, "")
 
 
 def named_call(node: torch.fx.Node, tensors: Tensors = EXPORTED) -> AtenCall | None:
@@ -74,7 +68,8 @@ def named_call(node: torch.fx.Node, tensors: Tensors = EXPORTED) -> AtenCall | N
     if len(args) > len(signature):
         return None
     given = dict(zip((argument.lstrip("*") for argument in signature), args, strict=False))
-    given.update({_RENAMED.get(key, key): value for key, value in node.kwargs.items()})
+    renamed = {key: key if key in signature else _RENAMED.get(key, key) for key in node.kwargs}
+    given.update({renamed[key]: value for key, value in node.kwargs.items()})
     return AtenCall(name, given, tensors) if signature and _plain(name, given) else None
 
 
@@ -85,18 +80,24 @@ def _plain(name: str, given: Mapping[str, Any]) -> bool:
     return name != "dropout" or given.get("training", True) is False
 
 
-@cache
-def _modules(rows: int) -> Mapping[type, Aten]:
+@until_change
+def _modules() -> Mapping[type, Aten]:
+    """The classes of ``torch.nn`` that are called like an operator, but for case and underscores, and others."""
     from torch import nn
 
-    return {getattr(nn, name): row for row in all_aten_rows() for name in row.modules}
+    classes = {name.lower(): getattr(nn, name) for name in nn.modules.__all__}
+    found: dict[type, Aten] = {}
+    for row in aten_rows():
+        names = (row.names[0].replace("_", ""), *(name.lower() for name in row.modules))
+        found |= {classes[name]: row for name in names if name in classes and row.signature}
+    return found
 
 
 def call_of_module(
     part: torch.nn.Module, data: torch.fx.Node, tensors: Tensors = EXPORTED
 ) -> AtenCall | None:
     """What a module of ``torch.nn`` does to its one input, None where no reader knows it."""
-    row = _modules(len(all_aten_rows())).get(type(part))
+    row = _modules().get(type(part))
     if row is None or "forward" in vars(part):
         return None
     given = {field: getattr(part, field) for field in row.signature[1:] if hasattr(part, field)}

@@ -8,11 +8,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from convbn.errors import BadInputError
+from convbn.fuse.frontends.torch.calls.aten import read
 from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_through, schema_of, shown_by
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
 from convbn.fuse.frontends.torch.modules.copies import first_line
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
-from convbn.fuse.frontends.torch.modules.layers import layer_of, plain_forward
+from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of, plain_forward
 from convbn.fuse.frontends.torch.tracing.aten_names import (
     AUGMENTED,
     call_of_module,
@@ -20,10 +21,11 @@ from convbn.fuse.frontends.torch.tracing.aten_names import (
     named_call,
     writes_in_place,
 )
-from convbn.fuse.frontends.torch.tracing.nodes import TracedCalls
 from convbn.fuse.frontends.torch.tracing.shapes import TracedShapes, is_pointwise, is_pointwise_module
+from convbn.fuse.operators.calls import AtenCall, Mapped
 from convbn.fuse.operators.registry import aten_rows
 from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.op import Other
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +140,7 @@ def traced_graph(instrumented: Instrumented, graph: torch.fx.Graph) -> CapturedG
         elif node.op == "get_attr" and str(node.target) in state:
             names[node] = str(node.target)
     shapes = TracedShapes(parts, graph, state, names)
-    mapper = cache(TracedCalls(parts, state, shapes))
+    mapper = cache(lambda node: _mapped(parts, state, node, shapes.call(node)))
     identity = cache(lambda node: _identity(parts, node))
     writes = cache(lambda node: writes_in_place(node, parts))
     for node, name in names.items():
@@ -160,6 +162,34 @@ def traced_graph(instrumented: Instrumented, graph: torch.fx.Graph) -> CapturedG
         shape=shapes.shape,
         **instrumented.facts,
     )
+
+
+def _mapped(
+    parts: Parts, state: Mapping[str, Any], node: torch.fx.Node, call: AtenCall | None
+) -> Mapped | None:
+    """What a node computes, None where there is no operator of the view for it."""
+    found = None if call is None else read(call)
+    if node.op != "call_module":
+        return found
+    path, reads = str(node.target), tuple(node.all_input_nodes)
+    part = parts[path]
+
+    def known(*names: str) -> tuple[str | None, ...]:
+        full = (f"{path}.{name}" for name in names)
+        return tuple(name if state.get(name) is not None else None for name in full)
+
+    if node.args == reads and len(reads) == 1:  # its data and nothing else
+        layer = layer_of(part)
+        if layer is not None:
+            return Mapped(layer, (*reads, *known("weight", "bias")))
+        if is_batchnorm_like(part):
+            slots = known("weight", "bias", "running_mean", "running_var")
+            return Mapped(batchnorm_of(part), (*reads, *slots))
+        if found is not None:
+            return found
+    # A module that is not looked into reads all its parameters.
+    inside = (f"{path}.{name}" for name, _ in part.named_parameters())
+    return Mapped(Other(type(part).__name__), (*reads, *inside))
 
 
 def only_shape(node: torch.fx.Node) -> bool:
