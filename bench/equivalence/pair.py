@@ -15,6 +15,7 @@ from convbn.bench.equivalence.difference import Verdict
 from convbn.bench.equivalence.half_emulation import rounded_graph
 from convbn.bench.equivalence.reference_run import Execution, execute
 from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
+from convbn.bench.models.arguments import alike
 from convbn.bench.models.errors import ReferenceFailedError, SessionError
 from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx
 from convbn.bench.proof.prove import FoldPlan, LocalProver
@@ -187,7 +188,7 @@ def moved_by_rounding(feeds: Feeds) -> Feeds | None:
             wide = array if array.dtype.kind == "c" else array.astype(np.float64)
             moved[name] = (wide * (1 + step * signs)).astype(array.dtype)
             floats += array.size
-    return moved if floats else None
+    return alike(feeds, moved) if floats else None
 
 
 def _lower(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
@@ -210,9 +211,12 @@ def _fitted(model: Model, feeds: Feeds) -> Feeds:
     if not is_onnx(model):
         return feeds
     dtypes = {spec.name: dtype_of(spec.dtype) for spec in input_specs(model)}
-    return {
-        name: array.astype(dtypes[name])
-        if name in dtypes and is_float(array.dtype) and is_float(dtypes[name])
-        else array
-        for name, array in feeds.items()
-    }
+    return alike(
+        feeds,
+        {
+            name: array.astype(dtypes[name])
+            if name in dtypes and is_float(array.dtype) and is_float(dtypes[name])
+            else array
+            for name, array in feeds.items()
+        },
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from convbn.common.dtypes import dtype_name, dtype_of, is_float
+from convbn.common.dtypes import dtype_of, is_float
 from convbn.common.text import shape_text
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
 
@@ -26,7 +26,7 @@ __all__ = [
     "is_onnx",
     "load_graph",
     "make_inputs",
-    "specs_of_tensors",
+    "shape_example",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -34,6 +34,8 @@ Feeds: TypeAlias = Mapping[str, Array]
 
 #: Size given to an open batch axis (axis 0): the smallest that shows a mix-up between samples.
 OPEN_BATCH = 2
+#: Integers stay below it where nothing says what they index.
+_INTEGERS = 10
 
 
 @dataclass(frozen=True)
@@ -125,33 +127,6 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
     return InputSpec(value.name, dtype, shape)
 
 
-def specs_of_tensors(tensors: Sequence[Any], names: Sequence[str] | None = None) -> tuple[InputSpec, ...]:
-    """Specs of the example inputs of a PyTorch model.
-
-    Args:
-        tensors: the positional arguments of the model, each a ``torch.Tensor`` or an array.
-        names: their names; ``input_0``, ``input_1``, … without.
-
-    Returns:
-        One spec a tensor, every axis closed.
-
-    Raises:
-        NotSupportedError: an argument is not a tensor.
-    """
-    if names is None:
-        names = [f"input_{i}" for i in range(len(tensors))]
-    specs = []
-    for name, tensor in zip(names, tensors, strict=True):
-        if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
-            raise NotSupportedError(
-                f"is a {type(tensor).__name__}; positional inputs must all be tensors",
-                source=f"example input {name!r}",
-                hint="wrap the model in a module that takes tensors only",
-            )
-        specs.append(InputSpec(name, dtype_name(tensor), tuple(int(size) for size in tensor.shape)))
-    return tuple(specs)
-
-
 _MOST_ELEMENTS = 1 << 29
 """Of one input; drawn in float64 that is 4 GiB."""
 
@@ -161,6 +136,8 @@ def make_inputs(
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int,
+    limits: Mapping[str, int] | None = None,
+    vary: bool = False,
 ) -> dict[str, Array]:
     """Random values: floats standard normal, integers uniform in [0, 10), booleans fair coins.
 
@@ -168,6 +145,8 @@ def make_inputs(
         specs: the inputs.
         shapes: full shapes by input name, for axes that are open; an open axis 0 is 2 without.
         seed: of the generator; the same seed, specs and shapes give the same values.
+        limits: what integers stay below, by input name.
+        vary: give every open axis another size than it would have.
 
     Returns:
         An array by name, in the order of the specs.
@@ -182,7 +161,25 @@ def make_inputs(
         known = ", ".join(spec.name for spec in specs) or "none"
         raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are: {known}")
     rng = np.random.default_rng(seed)
-    return {spec.name: _values(spec, _closed(spec, shapes.get(spec.name)), rng) for spec in specs}
+    made = {}
+    for spec in specs:
+        shape = _closed(spec, shapes.get(spec.name))
+        if vary and spec.shape is not None:
+            shape = tuple(
+                _another(size) if open_size is None else size
+                for size, open_size in zip(shape, spec.shape, strict=True)
+            )
+        made[spec.name] = _values(spec, shape, rng, (limits or {}).get(spec.name, _INTEGERS))
+    return made
+
+
+def _another(size: int) -> int:
+    """Another size for an axis: near, and of the same steps where it looks like the side of an image."""
+    if size < 16:
+        return size + 1
+    if size % 32 == 0:
+        return size - 32 if size > 32 else 64
+    return size - 1
 
 
 def _closed(spec: InputSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -201,12 +198,23 @@ def _closed(spec: InputSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
         raise UsageError(
             f"has open axes besides the batch ({shape_text(spec.shape)})",
             source=f"input {spec.name!r}",
-            hint=f"give its shape, like --input-shape {spec.name}:1x3x224x224",
+            hint=f"give its shape, like --input-shape {shape_example(spec)}",
         )
     return tuple(OPEN_BATCH if size is None else size for size in spec.shape)
 
 
-def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def shape_example(spec: InputSpec) -> str:
+    """What ``--input-shape`` may say of an input: its fixed sizes, and likely ones for the rest."""
+    if spec.shape is None:
+        return f"{spec.name}:1x3x224x224"
+    open_size = 224 if len(spec.shape) == 4 else 16
+    sizes = [
+        size if size is not None else 1 if axis == 0 else open_size for axis, size in enumerate(spec.shape)
+    ]
+    return f"{spec.name}:{'x'.join(map(str, sizes))}"
+
+
+def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator, limit: int) -> Array:
     dtype = dtype_of(spec.dtype)
     if math.prod(shape) > _MOST_ELEMENTS:
         raise NotSupportedError(
@@ -217,7 +225,9 @@ def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -
     if is_float(dtype):
         return rng.standard_normal(shape).astype(dtype)
     if dtype.kind in "iu":
-        return rng.integers(0, 10, shape).astype(dtype)
+        return rng.integers(0, max(limit, 1), shape).astype(dtype)
+    if dtype.kind == "c":
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     if dtype.kind == "b":
         return np.asarray(rng.integers(0, 2, shape), dtype=bool)
     raise NotSupportedError(

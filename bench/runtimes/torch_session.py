@@ -7,7 +7,7 @@ matrix products while a model is timed; its outputs are compared with TF32 off a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
@@ -186,7 +186,7 @@ class TorchSession:
         import torch
         from torch.utils import _pytree as pytree
 
-        inputs = self._tensors(feeds)
+        inputs = self._arguments(feeds)
         try:
             exact = nullcontext() if self._device == "cpu" else _cuda_settings(tf32=False, benchmark=False)
             # While another thread captures, PyTorch's switches are not those that a comparison needs.
@@ -204,7 +204,7 @@ class TorchSession:
         import torch
 
         forward = self._forward
-        inputs = self._tensors(feeds)
+        inputs = self._arguments(feeds)
 
         def launch() -> object:
             with torch.inference_mode():
@@ -242,13 +242,18 @@ class TorchSession:
     ) -> None:
         self.close()
 
-    def _tensors(self, feeds: Feeds) -> list[torch.Tensor]:
+    def _arguments(self, feeds: Feeds) -> Sequence[Any]:
         import torch
 
-        tensors = [_tensor(array).to(self._device) for array in feeds.values()]
-        if "channels_last" not in self._levels:
-            return tensors
-        return [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+        from convbn.bench.models.arguments import Arguments
+
+        tensors = {name: _tensor(array).to(self._device) for name, array in feeds.items()}
+        if "channels_last" in self._levels:
+            last = torch.channels_last
+            tensors = {
+                name: t.contiguous(memory_format=last) if t.ndim == 4 else t for name, t in tensors.items()
+            }
+        return feeds.filled(tensors) if isinstance(feeds, Arguments) else list(tensors.values())
 
     def _typed(self, error: Exception) -> SessionError:
         text = one_line(error, 300)

@@ -126,10 +126,10 @@ def fuse(
     from convbn.fuse.options import FuseOptions
 
     options = options or FuseOptions()
-    examples = as_tuple(example_inputs)
     if inplace and kind_of(model) != "torch.nn.Module":
         raise UsageError("only a torch module can be folded in place", hint="leave out inplace=True")
     source = source_of(model, LoadOptions(arch=arch, trust=trust))
+    examples = as_tuple(source.model, example_inputs)
     # A file is compared with as it lies there, so its model need not be kept beside the folded one.
     folding = fold(source.model, examples, options=options, owned=source.path is not None)
     report = source.named_in(folding.report)
@@ -193,7 +193,8 @@ def inspect(
     from convbn.fuse.fold import fold
 
     source = source_of(model, LoadOptions(arch=arch, trust=trust))
-    folding = fold(source.model, as_tuple(example_inputs), options=options, owned=source.path is not None)
+    examples = as_tuple(source.model, example_inputs)
+    folding = fold(source.model, examples, options=options, owned=source.path is not None)
     return replace(
         source.named_in(folding.report),
         verify={"status": "not run", "reason": "inspect changes nothing, so there is nothing to compare"},
@@ -291,7 +292,7 @@ def bench(
     options = options or ProtocolOptions()
 
     def opener(given: Any) -> Callable[[], SourceModel]:
-        examples = as_tuple(example_inputs)
+        examples = as_tuple(given, example_inputs)
         return lambda: replace(
             source_of(runnable(given)), example_inputs=examples, input_shapes=options.input_shapes
         )

@@ -45,7 +45,7 @@ def export_onnx(
     """
     from convbn.export.torch.save import export_onnx as export
 
-    examples = as_tuple(example_inputs) or ()
+    examples = as_tuple(module, example_inputs) or ()
     model = export(module, examples, opset=opset, dynamic_batch=dynamic_batch)
     if not fold:
         return model

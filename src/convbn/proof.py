@@ -60,7 +60,7 @@ def verify(
         inputs=inputs,
         shapes=input_shapes,
         seed=seed,
-        example_inputs=as_tuple(example_inputs),
+        example_inputs=as_tuple(reference, example_inputs),
         tolerance=allowed,
         runtime=runtime,
         plan=plan,
@@ -121,8 +121,8 @@ def runnable(model: Any) -> Any:
     return model if frontend is None else frontend.runnable(model)
 
 
-def as_tuple(examples: Sequence[Any] | Any | None) -> tuple[Any, ...] | None:
-    """Example inputs as users give them: several, the only one, or none."""
-    if examples is None:
-        return None
-    return tuple(examples) if isinstance(examples, list | tuple) else (examples,)
+def as_tuple(model: Any, examples: Sequence[Any] | Any | None) -> tuple[Any, ...] | None:
+    """Example inputs as users give them: several, the only one, keywords of the model's forward, or none."""
+    from convbn.bench.models.arguments import positional
+
+    return positional(model, examples)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from convbn.bench.models.inputs import InputSpec, input_specs, make_inputs, specs_of_tensors
+from convbn.bench.models.arguments import Arguments, positional
+from convbn.bench.models.feeds import model_feeds
+from convbn.bench.models.inputs import InputSpec, input_specs, make_inputs
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
 
 
@@ -95,9 +97,63 @@ def test_a_shape_for_an_input_that_is_not_there_lists_those_that_are() -> None:
         make_inputs([InputSpec("x", "float32", (1,))], shapes={"y": (1,)}, seed=0)
 
 
-def test_examples_must_be_tensors() -> None:
-    assert specs_of_tensors((torch.zeros(1, 3, dtype=torch.bfloat16),)) == (
-        InputSpec("input_0", "bfloat16", (1, 3)),
+def test_open_axes_of_the_second_sample_have_another_size() -> None:
+    model = graph_with(tensor("x", TensorProto.FLOAT, ["n", 3, "h", "w"]))
+    feeds = model_feeds([model], shapes={"x": (1, 3, 64, 20)}, seed=0, samples=2, vary=True)
+    assert [sample["x"].shape for sample in feeds] == [(1, 3, 64, 20), (2, 3, 32, 19)]
+
+
+def test_integers_stay_below_the_size_of_the_table_that_they_index() -> None:
+    table = helper.make_tensor("table", TensorProto.FLOAT, [3, 1], [1.0, 2.0, 3.0])
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "wide"], ["y"]),
+    ]
+    inputs = [tensor("ids", TensorProto.INT32, [500])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_empty_tensor_value_info("y")], [table])
+    feeds = model_feeds([helper.make_model(graph)], shapes=None, seed=0, samples=1)
+    assert set(np.unique(feeds[0]["ids"])) == {0, 1, 2}
+
+
+def test_examples_are_used_as_they_are_first_and_their_integers_in_another_order_next() -> None:
+    examples = (
+        torch.tensor([[1.0, 5.0]]),
+        [torch.tensor([7, 3, 3]), None],
+        {"mask": torch.tensor([True, False])},
     )
-    with pytest.raises(NotSupportedError, match="dict"):
-        specs_of_tensors(({"x": torch.zeros(1)},))
+    first, second = model_feeds(
+        [torch.nn.ReLU()], shapes=None, seed=0, samples=2, example_inputs=examples, vary=True
+    )
+    assert [array.tolist() for array in first.values()] == [[[1.0, 5.0]], [7, 3, 3], [True, False]]
+    assert sorted(second["input_1"]) == [3, 3, 7]
+    assert sorted(second["input_2"]) == [False, True]
+    assert not np.array_equal(first["input_0"], second["input_0"])
+    assert isinstance(first, Arguments)
+    given = first.filled({name: torch.from_numpy(array) for name, array in first.items()})
+    assert torch.equal(given[0], examples[0])
+    assert given[1][1] is None
+    assert torch.equal(given[2]["mask"], examples[2]["mask"])
+
+
+def test_an_example_of_one_number_gives_a_shape() -> None:
+    (sample,) = model_feeds(
+        [torch.nn.ReLU()], shapes=None, seed=0, samples=1, example_inputs=(torch.zeros(2, 50),)
+    )
+    assert sample["input_0"].std() > 0.5
+
+
+class Keywords(torch.nn.Module):
+    def forward(self, x: torch.Tensor, scale: float = 2.0, *, only: int = 0) -> torch.Tensor:
+        return x * scale + only
+
+
+def test_keywords_become_positional() -> None:
+    x = torch.ones(1)
+    assert positional(Keywords(), {"x": x}) == (x,)
+    assert positional(Keywords(), {"x": x, "scale": 3.0}) == (x, 3.0)
+    assert positional(Keywords(), {"y": x}) == ({"y": x},)
+    assert positional(Keywords(), x) == (x,)
+    with pytest.raises(UsageError, match="nothing but keywords"):
+        positional(Keywords(), {"x": x, "only": 1})
+    with pytest.raises(UsageError, match="gives no 'x'"):
+        positional(Keywords(), {"scale": 1.0})
