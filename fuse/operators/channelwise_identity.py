@@ -7,24 +7,25 @@ from dataclasses import dataclass
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import axis_rule, size_along
-from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.operators.rule import Rearrangement, Rule, follow_backward, follow_forward, size_along
+from convbn.fuse.view.dataflow import Value
 from convbn.fuse.view.op import DATA, Labelled, Op
 
 __all__ = ["OPERATOR", "ChannelwiseIdentity"]
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelwiseIdentity(Labelled):
+class ChannelwiseIdentity(Labelled, Rearrangement):
     """What treats every channel alike and gives each affine map of its input back: Identity, Dropout,
     interpolation whose weights sum to 1.
     """
 
-
-def moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) -> tuple[Affine, int] | None:
-    """The same map, where both sides have the axis and are of one size along it."""
-    known = source.shape is not None and target.shape is not None and len(source.shape) > axis
-    return (affine, axis) if known and size_along(source, axis) == size_along(target, axis) else None
+    def moved(
+        self, source: Value, target: Value, affine: Affine, axis: int, *, back: bool
+    ) -> tuple[Affine, int] | None:
+        """The same map, where both sides have the axis and are of one size along it."""
+        known = source.shape is not None and target.shape is not None and len(source.shape) > axis
+        return (affine, axis) if known and size_along(source, axis) == size_along(target, axis) else None
 
 
 def from_onnx(call: OnnxCall) -> Op | None:
@@ -65,7 +66,7 @@ def upsampled_shape(call: AtenCall) -> Shape | None:
 
 OPERATOR = Operator(
     ChannelwiseIdentity,
-    axis_rule("passage", ChannelwiseIdentity, moved),
+    Rule("passage", ChannelwiseIdentity, follow_backward, follow_forward, through=True),
     onnx={"Dropout": from_onnx, "Identity": from_onnx, "Resize": resize_from_onnx},
     aten=(
         Aten(("clone",), from_aten, ("self",), shape=AtenCall.shape, keeps_rank=True),

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Evaluated, Operator
-from convbn.fuse.operators.rule import axis_rule
-from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.operators.rule import Rearrangement, Rule, follow_backward, follow_forward
+from convbn.fuse.view.dataflow import Constant, Value
 from convbn.fuse.view.op import DATA, Op
 
 __all__ = ["OPERATOR", "Mean", "reduced_shape"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mean(Op):
+class Mean(Rearrangement):
     """The mean over ``axes`` of data of rank ``rank``."""
 
     axes: tuple[int, ...]
     rank: int
     keepdims: bool
 
-
-def moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) -> tuple[Affine, int] | None:
-    """The same map along the axis that is left, or the one that it was."""
-    op = cast(Mean, node.op)
-    kept = [i for i in range(op.rank) if i not in op.axes]
-    places = list(range(op.rank)) if op.keepdims else kept
-    if source is node.outputs[0]:
-        inner = places[axis] if axis < len(places) else None
-        return None if inner is None or inner in op.axes else (affine, inner)
-    return (affine, places.index(axis)) if axis in places and axis not in op.axes else None
+    def moved(
+        self, source: Value, target: Value, affine: Affine, axis: int, *, back: bool
+    ) -> tuple[Affine, int] | None:
+        """The same map along the axis that is left, or the one that it was."""
+        kept = [i for i in range(self.rank) if i not in self.axes]
+        places = list(range(self.rank)) if self.keepdims else kept
+        if back:
+            inner = places[axis] if axis < len(places) else None
+            return None if inner is None or inner in self.axes else (affine, inner)
+        return (affine, places.index(axis)) if axis in places and axis not in self.axes else None
 
 
 def evaluated(op: Mean, known: Sequence[Constant | None]) -> Evaluated | None:
@@ -82,7 +81,7 @@ def reduced_shape(call: AtenCall) -> Shape | None:
 
 OPERATOR = Operator(
     Mean,
-    axis_rule("mean", Mean, moved),
+    Rule("mean", Mean, follow_backward, follow_forward, through=True),
     evaluated,
     {"ReduceMean": from_onnx},
     (Aten(("mean",), from_aten, ("self", "dim", "keepdim"), shape=reduced_shape),),

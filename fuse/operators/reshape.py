@@ -20,7 +20,7 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, torn
+from convbn.fuse.operators.rule import Moves, Rearrangement, Rule, follow_forward, torn
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Labelled, Op
@@ -29,8 +29,16 @@ __all__ = ["OPERATOR", "Reshape"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reshape(Labelled):
+class Reshape(Labelled, Rearrangement):
     """The same elements in the same order under another shape (Reshape, Flatten, Squeeze, Unsqueeze)."""
+
+    def moved(
+        self, source: Value, target: Value, affine: Affine, axis: int, *, back: bool
+    ) -> tuple[Affine, int] | None:
+        """The same map along an axis in the same place, where there is one."""
+        if source.shape is None or target.shape is None or axis >= len(source.shape):
+            return None
+        return _through_reshape(source.shape, target.shape, affine, axis)
 
 
 Sizes = Sequence[int | None]
@@ -96,13 +104,13 @@ def _joined(shape: Sizes, axes: tuple[int, ...], channels: int) -> Sizes | None:
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """The same map on the input, along one axis or along those that this one was made of."""
-    data, shape = node.input(DATA), output.shape
-    if data is None or data.shape is None or shape is None or axis >= len(shape):
+    data = node.input(DATA)
+    if data is None or data.shape is None or output.shape is None or axis >= len(output.shape):
         return torn(node)
-    moved = _through_reshape(shape, data.shape, affine, axis)
+    moved = _through_reshape(output.shape, data.shape, affine, axis)
     if moved is not None:
         return moves.produce(data, *moved, reader=node)
-    axes = _apart(shape, data.shape, axis) if shape[axis] == affine.channels else None
+    axes = _apart(output.shape, data.shape, axis) if output.shape[axis] == affine.channels else None
     return torn(node) if axes is None else moves.produce(data, affine, axes, reader=node)
 
 
@@ -116,15 +124,6 @@ def multi_axis(
     whole = _joined(output.shape, axes, affine.channels)
     moved = None if whole is None else _through_reshape(whole, data.shape, affine, axes[0])
     return torn(node) if moved is None else moves.produce(data, *moved, reader=node)
-
-
-def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
-    """The same map on the output."""
-    data, output = node.input(DATA), node.outputs[0]
-    if slot != DATA or data is None or data.shape is None or output.shape is None or axis >= len(data.shape):
-        return torn(node)
-    moved = _through_reshape(data.shape, output.shape, affine, axis)
-    return torn(node) if moved is None else moves.consume(output, *moved)
 
 
 def from_onnx(call: OnnxCall) -> Op:
@@ -160,7 +159,7 @@ def unsqueezed_shape(call: AtenCall) -> Shape | None:
 
 OPERATOR = Operator(
     Reshape,
-    Rule("reshape", Reshape, backward, forward, True, multi_axis),
+    Rule("reshape", Reshape, backward, follow_forward, True, multi_axis),
     onnx=dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), from_onnx),
     aten=(
         Aten(

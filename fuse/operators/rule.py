@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.refusal import Reason, Refusal
@@ -20,9 +20,11 @@ from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 __all__ = [
     "Axes",
     "Moves",
+    "Rearrangement",
     "Rule",
-    "axis_rule",
     "constant_at",
+    "follow_backward",
+    "follow_forward",
     "not_positive",
     "onto_data",
     "parameters",
@@ -170,28 +172,38 @@ def torn(node: Node) -> Refusal:
     )
 
 
-Place = Callable[[Node, Value, Value, Affine, int], tuple[Affine, int] | None]
+@dataclass(frozen=True, slots=True)
+class Rearrangement(Op):
+    """What moves elements and leaves them as they are; its data is its first input."""
+
+    def moved(
+        self, source: Value, target: Value, affine: Affine, axis: int, *, back: bool
+    ) -> tuple[Affine, int] | None:
+        """A map of ``source`` as the same map of ``target``, and its axis there; None where it is none.
+
+        Args:
+            source: the output if ``back``, else the data.
+            target: the other one.
+            affine: the map.
+            axis: of ``source``.
+            back: whether the map goes from the output to the data.
+        """
+        raise NotImplementedError
 
 
-def axis_rule(name: str, operator: type[Op], moved: Place, multi_axis: MultiAxis | None = None) -> Rule:
-    """The rule of an operator that moves elements and leaves them as they are.
+def follow_backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """The same map on the data of a rearrangement."""
+    data = node.input(DATA)
+    found = (
+        None if data is None else cast(Rearrangement, node.op).moved(output, data, affine, axis, back=True)
+    )
+    return torn(node) if data is None or found is None else moves.produce(data, *found, reader=node)
 
-    Args:
-        name: of the rule.
-        operator: whose data is its first input.
-        moved: ``(node, from, to, map, axis)``: the same map as the other side of the node sees it, in either direction;
-            None where it is none.
-        multi_axis: as for :class:`Rule`.
-    """
 
-    def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
-        data = node.input(DATA)
-        found = None if data is None else moved(node, output, data, affine, axis)
-        return torn(node) if data is None or found is None else moves.produce(data, *found, reader=node)
-
-    def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
-        data, output = node.input(DATA), node.outputs[0]
-        found = None if data is None or slot != DATA else moved(node, data, output, affine, axis)
-        return torn(node) if found is None else moves.consume(output, *found)
-
-    return Rule(name, operator, backward, forward, True, multi_axis)
+def follow_forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """The same map on the output of a rearrangement."""
+    data, output = node.input(DATA), node.outputs[0]
+    if data is None or slot != DATA:
+        return torn(node)
+    found = cast(Rearrangement, node.op).moved(data, output, affine, axis, back=False)
+    return torn(node) if found is None else moves.consume(output, *found)

@@ -8,7 +8,7 @@ from typing import cast
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, axis_rule, torn
+from convbn.fuse.operators.rule import Moves, Rearrangement, Rule, follow_backward, follow_forward, torn
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Op
@@ -17,18 +17,18 @@ __all__ = ["OPERATOR", "Transpose"]
 
 
 @dataclass(frozen=True, slots=True)
-class Transpose(Op):
+class Transpose(Rearrangement):
     """Output axis i is input axis ``order[i]``."""
 
     order: tuple[int, ...]
 
-
-def moved(node: Node, source: Value, target: Value, affine: Affine, axis: int) -> tuple[Affine, int] | None:
-    """The same map along the axis that this one came from, or goes to."""
-    order = cast(Transpose, node.op).order
-    if axis >= len(order):
-        return None
-    return affine, order[axis] if source is node.outputs[0] else order.index(axis)
+    def moved(
+        self, source: Value, target: Value, affine: Affine, axis: int, *, back: bool
+    ) -> tuple[Affine, int] | None:
+        """The same map along the axis that this one came from, or goes to."""
+        if axis >= len(self.order):
+            return None
+        return affine, self.order[axis] if back else self.order.index(axis)
 
 
 def multi_axis(
@@ -83,7 +83,7 @@ def transposed_shape(call: AtenCall) -> Shape | None:
 
 OPERATOR = Operator(
     Transpose,
-    axis_rule("transpose", Transpose, moved, multi_axis),
+    Rule("transpose", Transpose, follow_backward, follow_forward, True, multi_axis),
     onnx={"Transpose": from_onnx},
     aten=(
         Aten(("permute",), permute_from_aten, ("self", "*dims"), shape=transposed_shape, fresh=False),

@@ -13,7 +13,7 @@ from convbn.fuse.operators import reshape as reshape_file
 from convbn.fuse.operators.channelwise_identity import ChannelwiseIdentity
 from convbn.fuse.operators.mean import Mean
 from convbn.fuse.operators.reshape import Reshape
-from convbn.fuse.operators.rule import Axes
+from convbn.fuse.operators.rule import Axes, follow_forward
 from convbn.fuse.operators.transpose import Transpose
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node
@@ -121,7 +121,7 @@ def test_of_two_places_the_first_that_can_hold_the_map_is_taken() -> None:
 def test_the_batch_may_be_unknown(source: Sequence[int | None], target: Sequence[int | None]) -> None:
     """The law cannot be run without sizes; the place and the numbers are what it would be with them."""
     built, found, moves = reshape(source, target), affine(4), Moves()
-    assert reshape_file.forward(moves, built, 0, found, 1) is None
+    assert follow_forward(moves, built, 0, found, 1) is None
     ((_, onward, axis),) = moves.consumed
     assert axis == len(target) - 1
     assert (onward.scale == np.repeat(found.scale, onward.channels // 4)).all()

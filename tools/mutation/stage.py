@@ -25,7 +25,7 @@ only_mutate = [{mutated}]
 do_not_mutate = ["src/convbn/fuse/operators/calls.py", "src/convbn/fuse/operators/registry.py"]
 # Why something is refused is held by tests/fuse/test_refusals.py; its wording is not a result.
 # What reads ONNX's and PyTorch's calls is held by tests that are not run here.
-do_not_mutate_patterns = ['^\\s*return Refusal\\(', '^\\s*def \\w+\\(call: (OnnxCall|AtenCall)']
+do_not_mutate_patterns = ['^\\s*return Refusal\\(', '^\\s*def \\w+\\(call: (OnnxCall|AtenCall)', '^def _aten\\(']
 # mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
 pytest_add_cli_args_test_selection = [
     "tests/fuse", "tests/faults/test_bound.py", "--ignore=tests/fuse/torch", "-k", "not three_hundred_blocks",
