@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from convbn.common.text import shape_text
 from convbn.errors import UsageError
 
 __all__ = [
@@ -54,7 +55,7 @@ class ShapeRange:
 
     def __str__(self) -> str:
         shapes = (self.min,) if self.min == self.max else (self.min, self.opt, self.max)
-        return ":".join("x".join(map(str, shape)) for shape in shapes)
+        return ":".join(shape_text(shape) for shape in shapes)
 
 
 # The range of each dynamic input, by name; None names the only input.

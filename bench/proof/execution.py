@@ -12,6 +12,7 @@ from convbn.bench.models.errors import KernelMissingError, SessionError
 from convbn.bench.models.inputs import Array
 from convbn.bench.runtimes.onnxruntime_session import load_session
 from convbn.common.dtypes import is_float
+from convbn.common.text import one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -165,5 +166,4 @@ def _evaluated(evaluator: Any, names: list[str], feeds: Mapping[str, Array], rol
 
 
 def _text(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return f"neither onnxruntime nor onnx's reference evaluator can run the model ({text})"
+    return f"neither onnxruntime nor onnx's reference evaluator can run the model ({one_line(error, 300)})"

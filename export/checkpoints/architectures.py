@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convbn.common.text import first_line
+from convbn.common.text import named_line
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ def _imported(spec: str, package: str, name: str, given: dict[str, object]) -> o
             hint = "it lies in the current folder, which --allow-cwd lets it be imported from"
         raise BadInputError(f"there is no module {error.name!r}", source=spec, hint=hint) from error
     except Exception as error:
-        raise BadInputError(
-            f"its import fails: {type(error).__name__}: {first_line(error)}", source=spec
-        ) from error
+        raise BadInputError(f"its import fails: {named_line(error)}", source=spec) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise _unknown(spec, part, [entry for entry in dir(found) if not entry.startswith("_")])
@@ -170,11 +168,10 @@ def _library(spec: str, module: str, package: str) -> Any:
     except Exception as error:
         # Its compiled operators were built for another torch: the usual case is a CPU torch beside a
         # CUDA torchvision.
-        cause = f"{package} does not import: {type(error).__name__}: {first_line(error)}"
+        cause = f"{package} does not import: {named_line(error)}"
         hint = None
         if "torchvision::" in str(error) or "torchvision" in str(getattr(error, "name", "")):
-            told = f"{type(error).__name__}: {first_line(error)}"
-            cause = f"the installed torchvision was built for another torch ({told})"
+            cause = f"the installed torchvision was built for another torch ({named_line(error)})"
             hint = f"pip install --force-reinstall --no-deps torchvision --index-url {_wheel_index()}"
         raise NotSupportedError(cause, source=spec, hint=hint) from error
 
@@ -200,9 +197,7 @@ def _call(spec: str, build: Callable[[], object]) -> object:
     except ConvBNError:
         raise
     except Exception as error:  # the builder is foreign code, and its arguments are the user's
-        raise BadInputError(
-            f"cannot be built: {type(error).__name__}: {first_line(error)}", source=spec
-        ) from error
+        raise BadInputError(f"cannot be built: {named_line(error)}", source=spec) from error
 
 
 def _checked(spec: str, result: object) -> torch.nn.Module:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from convbn.common.text import first_line
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.onnx.capture import capture_model
@@ -50,7 +51,7 @@ def as_model(graph: gs.Graph) -> onnx.ModelProto:
             model: onnx.ModelProto = gs.export_onnx(copy, do_type_check=False)
             return model
         except Exception as error:  # it raises whatever its helpers do on a graph that is no model
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            told = first_line(error)
             raise BadInputError(f"the graph cannot be exported: {told}") from error
 
 

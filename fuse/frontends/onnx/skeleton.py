@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from convbn.common.text import first_line
+
 if TYPE_CHECKING:
     import onnx
 
@@ -68,7 +70,7 @@ def structure_problem(light: onnx.ModelProto) -> str | None:
     try:
         onnx.checker.check_model(light)
     except onnx.checker.ValidationError as error:
-        return str(error).strip().splitlines()[0].rstrip(".")
+        return first_line(error).rstrip(".")
     except UnicodeDecodeError:  # of the checker's own sentence, which quotes a name
         return "a name is not UTF-8"
     return None

@@ -14,6 +14,7 @@ __all__ = [
     "bytes_text",
     "clean",
     "first_line",
+    "named_line",
     "number",
     "one_line",
     "percent",
@@ -68,11 +69,17 @@ def first_line(error: object, limit: int | None = None) -> str:
     return next((line for line in lines if line), type(error).__name__)[:limit]
 
 
+def named_line(error: object) -> str:
+    """The class of an error and the first line of its message, if it has one."""
+    name, line = type(error).__name__, first_line(error, 200)
+    return name if line == name else f"{name}: {line}"
+
+
 def root_cause(error: BaseException) -> str:
     """The error that began it, as its type and the first line of its message."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)}"
+    return named_line(error)
 
 
 def shape_text(shape: Iterable[int | None] | None, times: str = "x") -> str:

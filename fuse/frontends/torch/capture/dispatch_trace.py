@@ -6,11 +6,11 @@ from collections import OrderedDict
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import named_line
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, written_while_running
 from convbn.fuse.frontends.torch.graph_view.constants import reshaped_in
-from convbn.fuse.frontends.torch.modules.copies import first_line
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
             return graph
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
-            f"its forward could not be captured, traced or recorded ({first_line(error)})",
+            f"its forward could not be captured, traced or recorded ({named_line(error)})",
             source=type(module).__name__,
             hint="run it on the example inputs first, or export it yourself and fold the program",
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import named_line
 from convbn.errors import BadInputError, UsageError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.capture.dispatch_trace import (
@@ -20,7 +21,7 @@ from convbn.fuse.frontends.torch.capture.program import hidden_batchnorms, progr
 from convbn.fuse.frontends.torch.edit.module import edit_module
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, build_view, innermost
 from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
-from convbn.fuse.frontends.torch.modules.copies import checked, duplicate, first_line
+from convbn.fuse.frontends.torch.modules.copies import checked, duplicate
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture, isolated
 from convbn.fuse.frontends.torch.tracing.trace import trace, traced_graph
@@ -135,7 +136,7 @@ def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Take
         # Gradients are off, so a region under no_grad is part of the main graph.
         program = torch.export.export(instrumented.module, example_inputs, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
-        return _without_export(module, example_inputs, first_line(error))
+        return _without_export(module, example_inputs, named_line(error))
     captured = program_graph(program, **instrumented.facts)
     return _Taken(instrumented, captured, _EXPORTED, tuple(hidden_batchnorms(program)))
 
@@ -157,7 +158,7 @@ def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None
         isolated(module)(*cloned_inputs(example_inputs))
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
-            f"its forward fails on the example inputs ({first_line(error)})",
+            f"its forward fails on the example inputs ({named_line(error)})",
             source=type(module).__name__,
             hint="give inputs that it takes",
         ) from error

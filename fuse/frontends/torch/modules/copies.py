@@ -6,19 +6,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import named_line
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.modules.hidden_state import held_in_attributes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["checked", "duplicate", "first_line"]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a sentence."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+__all__ = ["checked", "duplicate"]
 
 
 def checked(module: object) -> torch.nn.Module:
@@ -112,7 +107,7 @@ def duplicate(
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever an attribute of the user's class raises
         raise BadInputError(
-            f"the module cannot be copied ({first_line(error)})",
+            f"the module cannot be copied ({named_line(error)})",
             source=type(module).__name__,
             hint="remove the attribute that copy.deepcopy cannot copy",
         ) from error

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from convbn.common.text import named_line
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.aten import read
 from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_through, schema_of, shown_by
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
-from convbn.fuse.frontends.torch.modules.copies import first_line
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of, plain_forward
 from convbn.fuse.frontends.torch.tracing.aten_names import (
@@ -86,7 +86,7 @@ def trace(instrumented: Instrumented) -> torch.fx.Graph:
             return tracer.trace(module)
     except Exception as error:  # whatever the user's forward raises when run on proxies
         raise BadInputError(
-            f"its forward cannot be traced without inputs ({first_line(error)})",
+            f"its forward cannot be traced without inputs ({named_line(error)})",
             source=type(module).__name__,
             hint="give example_inputs, or export it with torch.export.export and fold the program",
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
 from convbn.commands.steps.shared import console_of, write_json
-from convbn.common.text import printable
+from convbn.common.text import printable, shape_text
 from convbn.errors import ConvBNError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _claims(sidecar: Any) -> list[tuple[str, str]]:
     ]
     for index, profile in enumerate(sidecar["profiles"]):
         spans = (
-            f"{name}={':'.join(_dims(bounds[k]) for k in ('min', 'opt', 'max'))}"
+            f"{name}={':'.join(shape_text(bounds[k]) for k in ('min', 'opt', 'max'))}"
             for name, bounds in profile.items()
         )
         rows.append((f"profile {index}", ", ".join(spans)))
@@ -98,8 +98,4 @@ def _layers(report: EngineReport, console: Console) -> None:
 
 
 def _tensor(tensor: Any) -> str:
-    return f"{tensor['name']} {tensor['dtype']} {_dims(tensor['shape'])}"
-
-
-def _dims(shape: list[int]) -> str:
-    return "x".join("?" if dim == -1 else str(dim) for dim in shape) or "scalar"
+    return f"{tensor['name']} {tensor['dtype']} {shape_text(tensor['shape'])}"
