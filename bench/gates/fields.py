@@ -58,22 +58,34 @@ class Field:
     whole: bool = False
 
 
+def _row(*keys: str) -> Callable[[Subject], Value]:
+    """A number of the row, or one of a group of it."""
+    return lambda subject: _number(subject.comparison.row, *keys)
+
+
+def _fold(*keys: str) -> Callable[[Subject], Value]:
+    return lambda subject: _number(subject.comparison.case["fold"], *keys)
+
+
+def _number(values: Any, *keys: str) -> float | None:
+    for key in keys:
+        values = None if values is None else values[key]
+    return None if values is None else float(values)
+
+
+def _folded(subject: Subject) -> Value:
+    counts = [_number(subject.comparison.case["fold"], "batchnorm", when) for when in ("before", "after")]
+    return None if counts[0] is None or counts[1] is None else counts[0] - counts[1]
+
+
 def _ratio(subject: Subject) -> Value:
-    row = subject.comparison.row
-    if row["ratio"] is None:
-        return None
-    return 1.0 if row["verdict"] == "no difference detected" else float(row["ratio"]["median"])
-
-
-def _ratio_part(key: str) -> Callable[[Subject], Value]:
-    return lambda subject: _of(subject.comparison.row["ratio"], key)
+    detected = subject.comparison.row["verdict"] != "no difference detected"
+    return _row("ratio", "median")(subject) if detected else 1.0
 
 
 def _change(subject: Subject) -> Value:
-    change = subject.change
-    if change is None or change.ratio is None:
-        return None
-    return 1.0 if change.verdict == "no difference detected" else change.ratio.median
+    undetected = subject.change is not None and subject.change.verdict == "no difference detected"
+    return 1.0 if undetected else _change_part("median")(subject)
 
 
 def _change_part(key: str) -> Callable[[Subject], Value]:
@@ -84,42 +96,23 @@ def _change_part(key: str) -> Callable[[Subject], Value]:
     return read
 
 
-def _latency(key: str) -> Callable[[Subject], Value]:
-    return lambda subject: _of(subject.comparison.row["latency_seconds"], key)
-
-
-def _row(key: str) -> Callable[[Subject], Value]:
-    return lambda subject: _of(subject.comparison.row, key)
-
-
-def _fold(group: str, key: str) -> Callable[[Subject], Value]:
-    def read(subject: Subject) -> Value:
-        fold = subject.comparison.case["fold"]
-        return None if fold is None else _of(fold[group], key)
-
-    return read
-
-
-def _folded(subject: Subject) -> Value:
-    fold = subject.comparison.case["fold"]
-    return None if fold is None else float(fold["batchnorm"]["before"] - fold["batchnorm"]["after"])
-
-
-def _size(subject: Subject) -> Value:
+def _size(subject: Subject, row: str = "row") -> float | None:
     found = subject.comparison
-    return _bytes(found, found.row["side"])
+    name = getattr(found, row)["side"]
+    return next((_number(one, "bytes") for one in found.case["sides"] if one["name"] == name), None)
 
 
 def _size_ratio(subject: Subject) -> Value:
-    found = subject.comparison
-    size, base = _bytes(found, found.row["side"]), _bytes(found, found.baseline["side"])
-    return None if size is None or not base else size / base
+    return _quotient(_size(subject), _size(subject, "baseline"))
 
 
 def _memory_ratio(subject: Subject) -> Value:
     found = subject.comparison
-    memory, base = found.row["peak_memory_bytes"], found.baseline["peak_memory_bytes"]
-    return None if memory is None or not base else float(memory / base)
+    return _quotient(*(_number(row, "peak_memory_bytes") for row in (found.row, found.baseline)))
+
+
+def _quotient(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
 
 
 def _error(subject: Subject) -> Value:
@@ -133,28 +126,19 @@ def _verdict(subject: Subject) -> Value:
     return "same" if verdict == "no difference detected" else verdict
 
 
-def _bytes(found: Comparison, side: str) -> float | None:
-    return next((_of(one, "bytes") for one in found.case["sides"] if one["name"] == side), None)
-
-
-def _of(values: Mapping[str, Any] | None, key: str) -> float | None:
-    value = None if values is None else values[key]
-    return None if value is None else float(value)
-
-
 FIELDS: Mapping[str, Field] = {
     "ratio": Field(_ratio, "time / baseline time; 1 where no difference was detected"),
-    "ratio.median": Field(_ratio_part("median"), "the same as measured, difference or not"),
-    "ratio.low": Field(_ratio_part("low"), "lower end of its interval"),
-    "ratio.high": Field(_ratio_part("high"), "upper end of its interval"),
+    "ratio.median": Field(_row("ratio", "median"), "the same as measured, difference or not"),
+    "ratio.low": Field(_row("ratio", "low"), "lower end of its interval"),
+    "ratio.high": Field(_row("ratio", "high"), "upper end of its interval"),
     "change": Field(_change, "ratio to --baseline's result; 1 where no difference was detected"),
     "change.low": Field(_change_part("low"), "lower end of its interval"),
     "change.high": Field(_change_part("high"), "upper end of its interval"),
-    "latency.median": Field(_latency("median"), "time of an inference", "time"),
-    "latency.mean": Field(_latency("mean"), "its mean", "time"),
-    "latency.p90": Field(_latency("p90"), "its 90th percentile", "time"),
-    "latency.p95": Field(_latency("p95"), "its 95th percentile", "time"),
-    "latency.p99": Field(_latency("p99"), "its 99th percentile", "time"),
+    "latency.median": Field(_row("latency_seconds", "median"), "time of an inference", "time"),
+    "latency.mean": Field(_row("latency_seconds", "mean"), "its mean", "time"),
+    "latency.p90": Field(_row("latency_seconds", "p90"), "its 90th percentile", "time"),
+    "latency.p95": Field(_row("latency_seconds", "p95"), "its 95th percentile", "time"),
+    "latency.p99": Field(_row("latency_seconds", "p99"), "its 99th percentile", "time"),
     "throughput": Field(_row("throughput_per_second"), "samples a second"),
     "memory": Field(_row("peak_memory_bytes"), "peak memory", "size"),
     "memory.ratio": Field(_memory_ratio, "peak memory / the baseline's"),

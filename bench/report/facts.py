@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
@@ -15,12 +15,14 @@ __all__ = [
     "equality_entries",
     "fold_groups",
     "gate_lines",
+    "noise_floors",
     "option_lines",
     "sentence",
     "sentences",
     "summary_sentence",
     "title_of",
     "total_batchnorms",
+    "worst_error",
 ]
 
 
@@ -118,15 +120,35 @@ def fold_groups(fold: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
     ]
 
 
-def equality_entries(case: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each comparison of outputs in a case with what was compared where."""
-    fold = case.get("fold") or {}
-    verify = fold.get("verify") or {}
-    if verify.get("outputs"):
-        yield f"the fold itself ({clean(verify.get('runtime'))})", verify
-    for row in case["rows"]:
-        if row["equality"] is not None:
-            yield f"{clean(row['side'])} in {clean(row['runtime'])}", row["equality"]
+def equality_entries(result: Mapping[str, Any], joint: str = ", ") -> list[tuple[str, Mapping[str, Any]]]:
+    """Each comparison of outputs with what was compared where; the model first where there are several."""
+    found = []
+    for case in result["cases"]:
+        start = f"{case_label(result, case)}{joint}" if len(result["cases"]) > 1 else ""
+        fold = case.get("fold") or {}
+        verify = fold.get("verify") or {}
+        if verify.get("outputs"):
+            found.append((f"{start}the fold itself ({clean(verify.get('runtime'))})", verify))
+        for row in case["rows"]:
+            if row["equality"] is not None:
+                what = f"{clean(row['side'])} in {clean(row['runtime'])}"
+                found.append((f"{start}{what}", row["equality"]))
+    return found
+
+
+def worst_error(*equalities: Mapping[str, Any]) -> float | None:
+    """The largest relative error of any output; None where there is none."""
+    outputs = (output for equality in equalities for output in equality["outputs"])
+    return max((output["rel_error"] or 0.0 for output in outputs), default=None)
+
+
+def noise_floors(controls: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """The noise floors of each runtime, from the A/A controls by its name."""
+    floors: dict[str, list[float]] = {}
+    for runtime, control in controls:
+        if control["noise_floor"] is not None:
+            floors.setdefault(runtime, []).append(control["noise_floor"])
+    return floors
 
 
 def environment_lines(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,12 @@ from convbn.bench.report.facts import (
     equality_entries,
     fold_groups,
     gate_lines,
+    noise_floors,
     option_lines,
     sentences,
     title_of,
     total_batchnorms,
+    worst_error,
 )
 from convbn.bench.results.comparisons import case_label, comparisons, measured
 from convbn.common.text import clean, number, ratio_text, seconds_text
@@ -132,14 +134,9 @@ def _table(result: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
-    floors: dict[str, list[float]] = {}
-    notes: dict[str, None] = {}
-    for case in result["cases"]:
-        for control in case["runtimes"]:
-            if control["noise_floor"] is not None:
-                floors.setdefault(control["runtime"], []).append(control["noise_floor"])
-            if control["note"]:
-                notes[control["note"]] = None
+    controls = [control for case in result["cases"] for control in case["runtimes"]]
+    floors = noise_floors((control["runtime"], control) for control in controls)
+    notes = dict.fromkeys(control["note"] for control in controls if control["note"])
     lines = [
         f"- {_name(name)}: effects below {max(found) * 100:.1f} % are not called differences "
         "(from the baseline against itself)"
@@ -160,17 +157,11 @@ def _fold(result: Mapping[str, Any]) -> list[str]:
 
 
 def _equality(result: Mapping[str, Any]) -> list[str]:
-    several = len(result["cases"]) > 1
-    lines = []
-    for case in result["cases"]:
-        for what, equality in equality_entries(case):
-            worst = max((o["rel_error"] or 0.0 for o in equality["outputs"]), default=None)
-            where = f"{case_label(result, case)}, {what}" if several else what
-            lines.append(
-                f"- {escaped(where, 260)}: **{equality['status']}** – {escaped(equality['reason'], 300)} "
-                f"(largest relative error {number(worst)})"
-            )
-    return lines[:_MOST_LINES]
+    return [
+        f"- {escaped(where, 260)}: **{equality['status']}** – {escaped(equality['reason'], 300)} "
+        f"(largest relative error {number(worst_error(equality))})"
+        for where, equality in equality_entries(result)[:_MOST_LINES]
+    ]
 
 
 def _environment(result: Mapping[str, Any]) -> list[str]:

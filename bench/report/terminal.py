@@ -14,6 +14,7 @@ from convbn.bench.report.facts import (
     sentences,
     title_of,
     total_batchnorms,
+    worst_error,
 )
 from convbn.bench.results.comparisons import case_label, measured
 from convbn.common.tables import columns
@@ -115,17 +116,12 @@ def _fold(fold: Mapping[str, Any]) -> list[str]:
 
 
 def _outputs(result: Mapping[str, Any]) -> list[str]:
-    found = [
-        (case_label(result, case), what, entry)
-        for case in result["cases"]
-        for what, entry in equality_entries(case)
-    ]
-    if len(found) > _MOST_OPEN and all(entry["status"] == "equal" for _, _, entry in found):
-        worst = max((o["rel_error"] or 0.0 for _, _, e in found for o in e["outputs"]), default=0.0)
+    found = equality_entries(result)
+    if len(found) > _MOST_OPEN and all(entry["status"] == "equal" for _, entry in found):
+        worst = worst_error(*(entry for _, entry in found)) or 0.0
         return wrap(f"outputs: equal in all {len(found)} comparisons, largest relative error {number(worst)}")
     lines = []
-    for label, what, entry in found:
-        where = f"{label}, {what}" if len(result["cases"]) > 1 else what
+    for where, entry in found:
         lines += wrap(f"outputs of {where}: {entry['status']} – {clean(entry['reason'], 300)}")
     return lines
 

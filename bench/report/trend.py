@@ -11,11 +11,14 @@ from convbn.bench.report.page.elements import (
     definitions,
     document,
     esc,
+    group,
     more,
     scroll,
     section,
     simple_table,
     tag,
+    verdict_card,
+    verdict_cards,
 )
 from convbn.bench.results.history import History, Machine, Series
 from convbn.common.text import clean, plural, ratio_text, seconds_text
@@ -78,10 +81,7 @@ def _verdicts(machines: Sequence[Machine]) -> str:
         big, kind, told = "Nothing slower", "faster" if faster else "none", "Since the run before."
     if changes:
         told += f" {plural(len(changes), 'comparison')}, {faster} faster, {len(slower)} slower."
-    return (
-        f'<div class="verdicts" role="list" aria-label="Verdict"><div class="card verdict {kind}" role="listitem">'
-        f'<p class="mono">{esc(machines[0].label)}</p><p class="big">{escape(big)}</p><p>{escape(told)}</p></div></div>'
-    )
+    return verdict_cards([verdict_card(kind, machines[0].label, escape(big), f"<p>{escape(told)}</p>")])
 
 
 def _machine(machine: Machine, limit: int, *, lead: str | None) -> str:
@@ -94,10 +94,7 @@ def _machine(machine: Machine, limit: int, *, lead: str | None) -> str:
     bodies = []
     for runtime in dict.fromkeys(one.runtime for one in shown):
         rows = "".join(_row(one, _label(one, shown)) for one in shown if one.runtime == runtime)
-        bodies.append(
-            f'<tbody><tr class="group"><th scope="rowgroup" colspan="6"><span class="mono">{esc(runtime)}</span>'
-            f"</th></tr>{rows}</tbody>"
-        )
+        bodies.append(group(runtime, 6, rows))
     table = f'<table class="results trend">{head}{"".join(bodies)}</table>'
     runs = [(esc(run.name), esc(run.created)) for run in reversed(machine.runs[-limit:])]
     listed = (

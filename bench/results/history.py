@@ -131,8 +131,8 @@ def _series(runs: Sequence[Run]) -> list[Series]:
             key[0],
             name,
             *key[1:],
-            tuple(_ratio(table.get(key)) for table in tables),
-            tuple(_time(table.get(key)) for table in tables),
+            tuple(_point(table.get(key), "ratio", "low", "median", "high") for table in tables),
+            tuple(_point(table.get(key), "latency_seconds", "p25", "median", "p75") for table in tables),
             _last(key, runs, tables),
         )
         for key, name in names.items()
@@ -140,21 +140,13 @@ def _series(runs: Sequence[Run]) -> list[Series]:
     ]
 
 
-def _ratio(row: Mapping[str, Any] | None) -> Point | None:
-    ratio = row["ratio"] if row else None
-    return (ratio["low"], ratio["median"], ratio["high"]) if ratio else None
-
-
-def _time(row: Mapping[str, Any] | None) -> Point | None:
-    return (
-        (
-            row["latency_seconds"]["p25"],
-            row["latency_seconds"]["median"],
-            row["latency_seconds"]["p75"],
-        )
-        if row
-        else None
-    )
+def _point(row: Mapping[str, Any] | None, group: str, *keys: str) -> Point | None:
+    """Low, middle and high of a group of a row; None where it has none."""
+    values = None if row is None else row[group]
+    if values is None:
+        return None
+    low, middle, high = (values[key] for key in keys)
+    return low, middle, high
 
 
 def _last(
@@ -170,16 +162,9 @@ def _last(
 
 
 def _only(result: Mapping[str, Any], key: tuple[str, str, str]) -> dict[str, Any]:
-    cases = [
-        {
-            **case,
-            "rows": [row for row in case["rows"] if row["runtime"] == key[1] and _needed(case, row, key[2])],
-        }
-        for case in result["cases"]
-        if case["id"] == key[0]
-    ]
-    return {**result, "cases": cases}
-
-
-def _needed(case: Mapping[str, Any], row: Mapping[str, Any], side: str) -> bool:
-    return row["side"] in (side, case["sides"][0]["name"])
+    """The result with nothing but one side in one runtime of one case, and its baseline."""
+    case_id, runtime, side = key
+    case = next(case for case in result["cases"] if case["id"] == case_id)
+    needed = (side, case["sides"][0]["name"])
+    rows = [row for row in case["rows"] if row["runtime"] == runtime and row["side"] in needed]
+    return {**result, "cases": [{**case, "rows": rows}]}

@@ -15,12 +15,15 @@ __all__ = [
     "definitions",
     "document",
     "esc",
+    "group",
     "more",
     "notes",
     "scroll",
     "section",
     "simple_table",
     "tag",
+    "verdict_card",
+    "verdict_cards",
 ]
 
 NO_BREAK = "\u00a0"
@@ -77,6 +80,34 @@ def simple_table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]])
         for row in rows
     )
     return scroll(f'<table class="plain"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>', label)
+
+
+def group(title: str, columns: int, rows: str) -> str:
+    """Rows of a table below a heading of their own."""
+    return (
+        f'<tbody><tr class="group"><th scope="rowgroup" colspan="{columns}">'
+        f'<span class="mono">{esc(title)}</span></th></tr>{rows}</tbody>'
+    )
+
+
+def verdict_card(kind: str, above: str, big: str, below: str) -> str:
+    """A card with an answer in large letters.
+
+    Args:
+        kind: its CSS class.
+        above: what it is about.
+        big: the answer, HTML.
+        below: paragraphs, HTML.
+    """
+    return (
+        f'<div class="card verdict {kind}" role="listitem"><p class="mono">{esc(above)}</p>'
+        f'<p class="big">{big}</p>{below}</div>'
+    )
+
+
+def verdict_cards(cards: Iterable[str]) -> str:
+    """Cards beside each other."""
+    return f'<div class="verdicts" role="list" aria-label="Verdict">{"".join(cards)}</div>'
 
 
 def definitions(items: Iterable[tuple[str, str]]) -> str:

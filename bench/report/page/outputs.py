@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from convbn.bench.report.facts import equality_entries
+from convbn.bench.report.facts import equality_entries, worst_error
 from convbn.bench.report.page.elements import cells, esc, more, scroll, section, tag
-from convbn.bench.results.comparisons import case_label
 from convbn.common.text import number, shape_text
 
 __all__ = ["equality"]
@@ -32,11 +31,7 @@ _MOST_OUTPUTS = 20
 def equality(result: Mapping[str, Any], limit: int) -> str:
     """Every comparison; where all of several models are equal, a sentence and the rest folded away."""
     several = len(result["cases"]) > 1
-    found = [
-        (f"{case_label(result, case)}: {what}" if several else what, entry)
-        for case in result["cases"]
-        for what, entry in equality_entries(case)
-    ]
+    found = equality_entries(result, ": ")
     if not found:
         return ""
     outputs = [output for _, entry in found for output in entry["outputs"]]
@@ -52,7 +47,7 @@ def equality(result: Mapping[str, Any], limit: int) -> str:
     table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     content = scroll(table, "Comparisons of outputs") + more(len(found), limit)
     if several and all(entry["status"] == "equal" for _, entry in found):
-        worst = max((o["rel_error"] or 0.0 for _, e in found for o in e["outputs"]), default=0.0)
+        worst = worst_error(*(entry for _, entry in found)) or 0.0
         told = f"in all {len(found)} comparisons; the largest relative error is {number(worst)}."
         content = (
             f'<p class="answer">{tag("equal")} {escape(told)}</p>'

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from convbn.bench.report.facts import sentence, summary_sentence
+from convbn.bench.report.facts import noise_floors, sentence, summary_sentence
 from convbn.bench.report.page import marks
 from convbn.bench.report.page.elements import (
     NO_BREAK,
     cells,
     definitions,
     esc,
+    group,
     more,
     notes,
     scroll,
     section,
     tag,
+    verdict_card,
+    verdict_cards,
 )
 from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
 from convbn.common.text import percent, ratio_text, seconds_text
@@ -35,10 +39,7 @@ def verdicts(result: Mapping[str, Any], limit: int) -> str:
     else:
         totals = summaries(result)
         found, cards = list(comparisons(result))[: len(totals)], [_total_card(one) for one in totals[:limit]]
-    return (
-        f'<div class="verdicts" role="list" aria-label="Verdict">{"".join(cards)}</div>'
-        f"{more(len(found), limit)}"
-    )
+    return f"{verdict_cards(cards)}{more(len(found), limit)}"
 
 
 def _card(one: Comparison) -> str:
@@ -61,10 +62,8 @@ def _total_card(one: Summary) -> str:
 
 def _verdict_card(kind: str, runtime: str, big: str, told: str, note: str | None) -> str:
     extra = f'<p class="note">{esc(note, 400)}.</p>' if note else ""
-    return (
-        f'<div class="card verdict {kind}" role="listitem"><p class="mono">{esc(runtime)}</p>'
-        f'<p class="big">{big}</p><p>{escape(told).replace(" %", NO_BREAK + "%")}</p>{extra}</div>'
-    )
+    below = f"<p>{escape(told).replace(' %', NO_BREAK + '%')}</p>{extra}"
+    return verdict_card(kind, runtime, big, below)
 
 
 def _big(ratio: Mapping[str, Any], verdict: str) -> str:
@@ -153,10 +152,7 @@ def _runtime(
         rows.append(
             f'<tr class="scale"><td colspan="3"></td><td class="plot">{labels}</td><td colspan="2"></td></tr>'
         )
-    return (
-        f'<tbody><tr class="group"><th scope="rowgroup" colspan="6"><span class="mono">{esc(runtime)}</span>'
-        f"</th></tr>{''.join(rows)}</tbody>"
-    )
+    return group(runtime, 6, "".join(rows))
 
 
 def _side(one: Comparison) -> str:
@@ -194,14 +190,8 @@ def _total_row(total: Summary, name: str, axis: marks.Axis) -> str:
 
 def _notes(found: Sequence[Comparison]) -> str:
     lines = []
-    noise: dict[str, list[float]] = {}
-    moving: dict[str, int] = {}
-    for one in found:
-        if one.control["noise_floor"] is not None:
-            noise.setdefault(one.row["runtime"], []).append(one.control["noise_floor"])
-        if one.row["warm"] is False or one.baseline["warm"] is False:
-            moving[one.row["runtime"]] = moving.get(one.row["runtime"], 0) + 1
-    for runtime, floors in noise.items():
+    moving = Counter(one.row["runtime"] for one in found if False in (one.row["warm"], one.baseline["warm"]))
+    for runtime, floors in noise_floors((one.row["runtime"], one.control) for one in found).items():
         low, high = f"{min(floors) * 100:.1f}", f"{max(floors) * 100:.1f}"
         span = f"±{low} %" if low == high else f"from ±{low} to ±{high} %"
         lines.append(f"<code>{esc(runtime)}</code>: noise floor {span} (the baseline against itself).")
