@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convbn.bench.cases.variants import loaded_onnx
 from convbn.bench.runtimes.base import Variant
@@ -15,7 +15,10 @@ from convbn.errors import ConvBNError, NotSupportedError
 from convbn.export.loading.source_model import SourceModel
 from convbn.export.precision.precisions import AS_IS, PRECISIONS
 
-__all__ = ["converted", "with_engines"]
+if TYPE_CHECKING:
+    from convbn.export.precision.int8.samples import Calibration
+
+__all__ = ["converted", "random_calibration", "with_engines"]
 
 #: Samples that int8 ranges are found on; random ones say little about a trained model, however many.
 _CALIBRATION_SAMPLES = 4
@@ -92,22 +95,29 @@ def _converted_onnx(model: Any, precision: str, source: SourceModel, seed: int) 
 
     loaded = loaded_onnx(model)
     needed = PRECISIONS[precision].calibration == "required"
-    calibration = _random_calibration(loaded, source, seed) if needed else None
+    origin, samples = "seeded random inputs", _CALIBRATION_SAMPLES
+    calibration = random_calibration(loaded, source, origin, seed=seed, samples=samples) if needed else None
     return convert(loaded, precision, calibration=calibration).model
 
 
-def _random_calibration(model: Any, source: SourceModel, seed: int) -> Any:
-    from convbn.bench.models.feeds import model_feeds
-    from convbn.export.precision.int8.calibration import Calibration
+def random_calibration(
+    model: Any, source: SourceModel, origin: str, *, seed: int, samples: int
+) -> Calibration:
+    """Random inputs in the place of calibration data.
 
-    feeds = model_feeds(
-        [model],
-        shapes=source.input_shapes,
-        seed=seed,
-        samples=_CALIBRATION_SAMPLES,
-        example_inputs=source.example_inputs,
-    )
-    return Calibration("seeded random inputs", [partial(dict, sample) for sample in feeds])
+    Args:
+        model: what is fed, an ONNX model.
+        source: where the shapes of its inputs are.
+        origin: what records call the data.
+        seed: of the inputs.
+        samples: how many.
+    """
+    from convbn.bench.models.feeds import model_feeds
+    from convbn.export.precision.int8.samples import Calibration
+
+    shapes, examples = source.input_shapes, source.example_inputs
+    feeds = model_feeds([model], shapes=shapes, seed=seed, samples=samples, example_inputs=examples)
+    return Calibration(origin, [partial(dict, sample) for sample in feeds])
 
 
 def _converted_module(variant: Variant, precision: str) -> Any:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from convbn.export.engines.backends.gpus import nvidia_smi
 
 __all__ = ["describe_environment", "library_versions"]
 
 _LIBRARIES = ("convbn", "numpy", "onnx", "nvidia-ml-py")
 #: Variables that overrule what a library is told about float32.
 _OVERRIDES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-_NVIDIA_SMI_SECONDS = 5.0
 
 
 def describe_environment() -> dict[str, Any]:
@@ -69,12 +69,4 @@ def _cores() -> int | None:
 
 def _gpus() -> list[dict[str, str]]:
     fields = ("name", "driver_version", "memory.total", "clocks.sm", "temperature.gpu", "mig.mode.current")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+    return [dict(zip(fields, row, strict=True)) for row in nvidia_smi(*fields)]

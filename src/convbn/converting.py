@@ -65,6 +65,7 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
         CheckFailedError: the outputs differ by more than the tolerance, or prove nothing.
         ConvBNError: see :func:`convbn.export.precision.convert.convert`.
     """
+    from convbn.bench.cases.forms import random_calibration
     from convbn.export.precision.convert import convert
     from convbn.export.precision.int8.calibration import calibration_from
     from convbn.export.precision.precisions import precision_named
@@ -76,7 +77,8 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
     data = given
     row = precision_named(wanted.precision)
     if data is None and row is not None and row.calibration == "random":
-        data = _random_input(model, wanted.seed, original)
+        origin = f"random input, seed {wanted.seed}"
+        data = random_calibration(model, original, origin, seed=wanted.seed, samples=1)
     result = convert(model, wanted.precision, calibration=data, options=wanted.options)
     if not result.changed:
         return result
@@ -84,16 +86,6 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
     if wanted.verify:
         outcome = _compared(result.model, wanted, original, given)
     return replace(result, record={**result.record, "verify": outcome})
-
-
-def _random_input(model: onnx.ModelProto, seed: int, original: SourceModel) -> Calibration:
-    from convbn.bench.models.feeds import model_feeds
-    from convbn.export.precision.int8.samples import Calibration
-
-    feeds = model_feeds(
-        (model,), shapes=original.input_shapes, seed=seed, samples=1, example_inputs=original.example_inputs
-    )
-    return Calibration(f"random input, seed {seed}", [lambda: feeds[0]])
 
 
 def _compared(

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Gpu", "list_gpus"]
+__all__ = ["Gpu", "list_gpus", "nvidia_smi"]
+
+_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def list_gpus() -> list[Gpu]:
     if visible is not None and visible.strip() in ("", "-1"):
         return []
     program = shutil.which("nvidia-smi")
-    gpus = _from_nvidia_smi(program) if program else _from_torch()
+    gpus = _from_nvidia_smi() if program else _from_torch()
     # A list of plain numbers selects; names of devices and MIG slices are left to the driver.
     wanted = [entry.strip() for entry in (visible or "").split(",")]
     if program and all(entry.isdecimal() for entry in wanted):
@@ -47,20 +49,30 @@ def list_gpus() -> list[Gpu]:
     return gpus
 
 
-def _from_nvidia_smi(program: str) -> list[Gpu]:
-    query = "--query-gpu=name,compute_cap,driver_version"
+def nvidia_smi(*fields: str) -> list[tuple[str, ...]]:
+    """What the driver says of each GPU.
+
+    Args:
+        fields: as ``nvidia-smi --help-query-gpu`` lists them.
+
+    Returns:
+        Their values, a row a GPU; nothing without a driver, or where it hangs.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(
-            [program, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []  # installed without a driver, or the driver hangs: no GPU to build on
+        return []
+    rows = (tuple(cell.strip() for cell in line.split(",")) for line in answer.stdout.splitlines())
+    return [row for row in rows if len(row) == len(fields)]
+
+
+def _from_nvidia_smi() -> list[Gpu]:
     gpus = []
-    for line in answer.stdout.splitlines():
-        fields = [part.strip() for part in line.split(",")]
-        major, dot, minor = fields[1].partition(".") if len(fields) == 3 else ("", "", "")
+    for name, capability, driver in nvidia_smi("name", "compute_cap", "driver_version"):
+        major, dot, minor = capability.partition(".")
         if dot and major.isdecimal() and minor.isdecimal():
-            gpus.append(Gpu(fields[0], (int(major), int(minor)), fields[2]))
+            gpus.append(Gpu(name, (int(major), int(minor)), driver))
     return gpus
 
 

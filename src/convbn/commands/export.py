@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         from convbn.export.torch.save import save_program
 
         save_program(model, source.example_inputs or (), options.output, overwrite=options.force)
-        console.say(f"written: {printable(options.output)}")
+        console.written(options.output)
     elif kind == ".onnx":
         _write_onnx(model, source, report, conversion, options, console)
     else:
@@ -173,7 +173,7 @@ def _write_onnx(
 
         described = onnx_model(model, max_batch=_largest_batch(options))
     save_model(model, options.output, overwrite=options.force)
-    console.say(f"written: {printable(options.output)}")
+    console.written(options.output)
     if described is not None:
 
         def write(path: Path) -> None:

@@ -17,7 +17,6 @@ from convbn.commands.steps.shared import (
     refuse_warnings,
     write_json,
 )
-from convbn.common.text import printable
 from convbn.errors import UsageError
 from convbn.export.loading.open import open_source
 from convbn.export.loading.source_model import SourceModel
@@ -47,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         report = _made(source, kind, options, console)
     console.report(report)
-    console.say(f"written: {printable(options.output)}")
+    console.written(options.output)
     write_json(options.json, report.to_dict())
     return 0
 

@@ -23,5 +23,5 @@ def run(options: argparse.Namespace) -> int:
     console = Console(quiet=options.quiet)
     for name, reason in history.left_out:
         console.say(f"left out: {printable(name)}: {printable(reason)}")
-    console.say(f"written: {printable(options.output)}")
+    console.written(options.output)
     return 0

@@ -41,6 +41,10 @@ class Console:
         if not self.quiet:
             self.out.write(text + "\n")
 
+    def written(self, path: object) -> None:
+        """A file has been written."""
+        self.say(f"written: {printable(path)}")
+
     def title(self, text: str) -> None:
         """A line that stands out on a terminal."""
         self.say(f"\x1b[1m{text}\x1b[0m" if self._bold else text)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.bench.cases.variants import SELF_FUSED
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.shared import write_json, write_text
-from convbn.common.text import printable
+from convbn.commands.steps.shared import check_reports, write_json, write_text
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
 
 if TYPE_CHECKING:
     from convbn.bench.gates.judge import Gate, Outcome
 
-__all__ = ["GateFailedError", "Plan", "deliver", "finish", "judged", "plan", "require_measurements"]
+__all__ = ["GateFailedError", "GatePlan", "deliver", "finish", "judged", "plan", "require_measurements"]
 
 #: GitHub takes 1 MiB a step.
 _SUMMARY_BYTES = 1_000_000
@@ -29,14 +28,14 @@ class GateFailedError(CheckFailedError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class GatePlan:
     """What the command line asks for, checked before anything is measured."""
 
     gates: tuple[Gate, ...]
     baseline: Mapping[str, Any] | None
 
 
-def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = None) -> Plan:
+def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = None) -> GatePlan:
     """Check options and files now, so that no measurement is lost to them later.
 
     Args:
@@ -51,26 +50,16 @@ def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = No
         ConvBNError: a target exists, or the baseline cannot be used.
     """
     from convbn.bench.gates.judge import gates_from
-    from convbn.export.files.atomic import check_target
 
-    if options.json == "-" and options.markdown == "-":
-        raise UsageError("--json - and --markdown - both want stdout")
-    others = ("html", "junit", "github_benchmark", "bencher", "step_summary")
-    for name in others:
-        if getattr(options, name) == "-":
-            raise UsageError(
-                "only --json and --markdown can go to stdout", source=f"--{name.replace('_', '-')} -"
-            )
-    for name in ("json", "markdown", *others[:-1]):
-        target = getattr(options, name)
-        if target not in (None, "-"):
-            check_target(target, overwrite=options.force)
+    check_reports(options, "html", "junit", "github_benchmark", "bencher")
+    if options.step_summary == "-":
+        raise UsageError("only --json and --markdown can go to stdout", source="--step-summary -")
     if options.baseline_any_machine and options.baseline is None:
         raise UsageError("--baseline-any-machine says nothing without --baseline")
     gates = gates_from(
         options.fail_if, baseline=options.baseline is not None, allow_missing=options.allow_not_measured
     )
-    return Plan(gates, None if options.baseline is None else _baseline(options, environment))
+    return GatePlan(gates, None if options.baseline is None else _baseline(options, environment))
 
 
 def _baseline(options: argparse.Namespace, environment: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -86,7 +75,7 @@ def _baseline(options: argparse.Namespace, environment: Mapping[str, Any] | None
 
 
 def judged(
-    result: Mapping[str, Any], asked: Plan, measure_again: Callable[[Sequence[str]], Mapping[str, Any]]
+    result: Mapping[str, Any], asked: GatePlan, measure_again: Callable[[Sequence[str]], Mapping[str, Any]]
 ) -> tuple[Outcome, ...]:
     """Judge the gates; a failure that a second run could take back is measured again.
 
@@ -136,12 +125,12 @@ def deliver(
 
             make: Callable[[Mapping[str, Any]], Any] = getattr(tracking, shape)
             write_json(target, make(result), overwrite=options.force)
-            console.say(f"written: {printable(target)}")
+            console.written(target)
 
 
 def _write(path: str, text: str, options: argparse.Namespace, console: Console) -> None:
     write_text(path, text, overwrite=options.force)
-    console.say(f"written: {printable(path)}")
+    console.written(path)
 
 
 def _append_summary(path: Path, result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from convbn.fuse.report import Report
 
 __all__ = [
+    "check_reports",
     "console_of",
     "fuse_options",
     "load_options",
@@ -144,6 +145,30 @@ def output_kind(path: str, kinds: tuple[str, ...]) -> str:
             f"cannot write a '{suffix}' file", source=path, hint=f"OUT may be {', '.join(kinds)}"
         )
     return suffix
+
+
+def check_reports(options: argparse.Namespace, *names: str) -> None:
+    """Refuse targets of reports now, so that no work is lost to them later.
+
+    Args:
+        options: with ``json``, ``markdown`` and the further ``names``, which are files.
+        names: of other reports.
+
+    Raises:
+        UsageError: two reports want stdout, or one that cannot be written there does.
+        FileAccessError: a target exists, or cannot be written.
+    """
+    from convbn.export.files.atomic import check_target
+
+    if options.json == "-" and options.markdown == "-":
+        raise UsageError("--json - and --markdown - both want stdout")
+    for name in ("json", "markdown", *names):
+        target = getattr(options, name)
+        if target == "-" and name in names:
+            shown = f"--{name.replace('_', '-')} -"
+            raise UsageError("only --json and --markdown can go to stdout", source=shown)
+        if target not in (None, "-"):
+            check_target(target, overwrite=options.force)
 
 
 def write_json(path: str | None, value: Mapping[str, Any], *, overwrite: bool = True) -> None:
