@@ -37,7 +37,7 @@ class Residual(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.conv1 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(width, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)

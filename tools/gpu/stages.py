@@ -67,7 +67,7 @@ def proof(results: ResultFolder, networks: Sequence[str]) -> None:
     """Each variant on the device in float32, TF32 off, against the original in float64 on the CPU."""
     runtime = "torch-cuda" if torch.cuda.is_available() else "torch-cpu"
     told = results.facts.setdefault("proof", {})
-    for name in networks:
+    for name in networks[:8]:
         if name in told or results.left() < 0:
             continue
         prepared = torch_variants(name, 2, peers=True)

@@ -6,7 +6,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,10 +90,11 @@ def _modules(name: str, peers: bool) -> tuple[tuple[Variant, ...], dict[str, Any
     assert isinstance(folded.module, nn.Module)
     before, after = original.module, folded.module
     variants, notes = [original, folded], {}
+    program = cache(partial(_program, before, made))
     further: dict[str, Callable[[], nn.Module]] = {
         "folded, no Identity": lambda: _without_identities(before, after),
-        "folded program": lambda: _program(before, made),
-        "folded program + cuDNN epilogues": lambda: _epilogues(_program(before, made), notes),
+        "folded program": program,
+        "folded program + cuDNN epilogues": lambda: _epilogues(copy.deepcopy(program()), notes),
         "torch.fx fuse": lambda: _fx_fused(before),
     }
     if name in REPARAMETERISABLE:
@@ -189,9 +190,9 @@ def cudnn_epilogues(module: nn.Module) -> tuple[nn.Module, int]:
 
 def _plain(node: Any) -> bool:
     """Whether it is a convolution over two axes with a bias, which one node reads."""
-    if getattr(node, "target", None) is not aten.conv2d.default or len(node.users) != 1 or node.kwargs:
+    if getattr(node, "target", None) is not aten.conv2d.default or len(node.users) != 1:
         return False
-    return len(node.args) > 2 and node.args[2] is not None
+    return _arguments(node)[2] is not None
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -200,9 +201,20 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _arguments(node: Any) -> tuple[Any, ...]:
-    given = (*node.args, *(None, None, None, [1, 1], [0, 0], [1, 1], 1)[len(node.args) :])
-    pairs = [list(value) if isinstance(value, list | tuple) else [value] * 2 for value in given[3:6]]
-    return (*given[:3], *(pair * 2 if len(pair) == 1 else pair for pair in pairs), given[6])
+    """Input, weight, bias, stride, padding, dilation and groups of a convolution; a fold writes its bias by name."""
+    usual = {
+        "input": None,
+        "weight": None,
+        "bias": None,
+        "stride": 1,
+        "padding": 0,
+        "dilation": 1,
+        "groups": 1,
+    }
+    given = usual | dict(zip(usual, node.args, strict=False)) | node.kwargs
+    pairs = (given[name] for name in ("stride", "padding", "dilation"))
+    two = ([value] * 2 if isinstance(value, int) else list(value) * (2 // len(value)) for value in pairs)
+    return (given["input"], given["weight"], given["bias"], *two, given["groups"])
 
 
 def _conv_relu(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
