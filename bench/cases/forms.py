@@ -64,7 +64,13 @@ def with_engines(
     from convbn.bench.runtimes.registry import form_of, load_library
     from convbn.export.engines.run.load import EngineFile
 
-    wanted = {name.partition("@")[0] for name in runtimes or () if form_of(name) == "engine"}
+    wanted = set[str]()
+    for name in runtimes or ():
+        if form_of(name) == "engine":
+            backend, _, levels = name.partition("@")
+            wanted.add(backend)
+            if "tf32" in levels.split("+"):
+                wanted.add(f"{backend}@tf32")
     engines, seconds = dict(variant.engines), dict(variant.build_seconds)
     for name in sorted(wanted - set(engines)):
         start = time.perf_counter()
@@ -78,7 +84,7 @@ def with_engines(
     return replace(variant, engines=engines, build_seconds=seconds)
 
 
-def _engine(model: Any, backend: str, source: SourceModel, folder: Path) -> Path:
+def _engine(model: Any, name: str, source: SourceModel, folder: Path) -> Path:
     from convbn.export.engines.build.build import build_engine
     from convbn.export.shapes import ShapeRange
 
@@ -86,7 +92,8 @@ def _engine(model: Any, backend: str, source: SourceModel, folder: Path) -> Path
     shapes: dict[str | None, ShapeRange] = {
         name: ShapeRange(shape, shape, shape) for name, shape in (source.input_shapes or {}).items()
     }
-    build_engine(model, path, backend=backend, shapes=shapes or None)
+    backend, _, tf32 = name.partition("@")
+    build_engine(model, path, backend=backend, tf32=bool(tf32), shapes=shapes or None)
     return path
 
 

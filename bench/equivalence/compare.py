@@ -18,12 +18,15 @@ from convbn.bench.proof.verdict import Proof
 from convbn.bench.results.environment import library_versions
 from convbn.common.encoding import JsonReady
 from convbn.errors import UsageError
+from convbn.export.engines.run.load import EngineFile
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-    Model: TypeAlias = onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram
+    Model: TypeAlias = (
+        onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram | EngineFile
+    )
 
 __all__ = ["Equality", "compare"]
 
@@ -96,7 +99,7 @@ def compare(
 
     Args:
         reference: ONNX model, path of an ONNX file, PyTorch module or exported program.
-        candidate: likewise; the two may be of different kinds.
+        candidate: likewise, or an engine; the two may be of different kinds.
         inputs: arrays by name, one mapping a sample; a PyTorch model takes them in this order.
             Random without.
         shapes: full shapes by input name, for models with open axes.
@@ -119,10 +122,13 @@ def compare(
         UsageError: shapes are missing or do not fit, or there is nothing to make inputs from.
         NotSupportedError: onnxruntime or torch is missing.
     """
+    models = [model for model in (reference, candidate) if not isinstance(model, EngineFile)]
+    if inputs is None and not models:
+        raise UsageError("nothing says what to feed an engine", hint="name its ONNX model")
 
     def drawn(*, vary: bool) -> list[Feeds]:
         return model_feeds(
-            (reference, candidate),
+            models,
             shapes=shapes,
             seed=seed,
             samples=samples,
@@ -167,7 +173,7 @@ def compare(
                     expected.names,
                     expected.outputs,
                     actual.outputs,
-                    computed_in=(coarsest_float(reference), expected.computed_in, actual.computed_in),
+                    computed_in=(_coarsest(reference), expected.computed_in, actual.computed_in),
                     inputs_differ=inputs_differ(feeds),
                     tolerance=tolerance,
                     moved=moved,
@@ -190,3 +196,8 @@ def compare(
         tolerance,
         proof,
     )
+
+
+def _coarsest(model: Model) -> str | None:
+    """The coarsest float type of a model; an engine tells of its session alone."""
+    return None if isinstance(model, EngineFile) else coarsest_float(model)

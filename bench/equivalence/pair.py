@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    Model: TypeAlias = onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram
+    from convbn.export.engines.run.load import EngineFile
+
+    Model: TypeAlias = (
+        onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram | EngineFile
+    )
 
 __all__ = ["FoldedPair", "Pair", "moved_by_rounding"]
 

@@ -17,12 +17,15 @@ from convbn.bench.models.errors import KernelMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds, is_onnx
 from convbn.bench.runtimes.base import Variant
 from convbn.bench.runtimes.registry import open_session
+from convbn.export.engines.run.load import EngineFile, read_header
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-    Model: TypeAlias = onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram
+    Model: TypeAlias = (
+        onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram | EngineFile
+    )
 
 __all__ = ["Execution", "execute"]
 
@@ -44,7 +47,8 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
     """Run a model on the CPU as it stands, or in another runtime.
 
     Args:
-        model: ONNX model, path of an ONNX file, PyTorch module or exported program.
+        model: ONNX model, path of an ONNX file, PyTorch module, exported program, or an engine, which runs in its
+            TensorRT on a GPU.
         role: what errors call it.
         feeds: arrays by input name, one mapping a sample.
         runtime: its name (:mod:`convbn.bench.runtimes.registry`); no other takes its place.
@@ -56,7 +60,10 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
         SessionError: the model cannot be run.
         NotSupportedError: onnxruntime or torch is missing.
     """
-    if is_onnx(model):
+    if isinstance(model, EngineFile):
+        name = read_header(model.path).runs_in
+        side = Variant(role, engines={name: model})
+    elif is_onnx(model):
         name, side = "onnxruntime-cpu@off", Variant(role, onnx=model)
     else:
         module = cast("torch.nn.Module | torch.export.ExportedProgram", model)

@@ -50,7 +50,8 @@ class Variant:
         onnx: the ONNX model, or the path of its file.
         module: the PyTorch module or exported program.
         example_inputs: positional inputs of ``module``.
-        engines: files of TensorRT engines, by the name of the runtime that runs them; or why there is none.
+        engines: files of TensorRT engines, by the name of the runtime that runs them, those built with TF32 by
+            ``NAME@tf32``; or why there is none.
         build_seconds: what building each of these took, if they were built just now.
         path: the file it came from, where ``onnx`` is not that file's path itself.
         sha256: of that file.

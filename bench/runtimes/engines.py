@@ -12,13 +12,13 @@ __all__ = ["RUNTIMES"]
 def _load(backend: str) -> None:
     from convbn.bench.runtimes import engine_session
 
-    engine_session.load_library("cuda", backend)
+    engine_session.load_library(backend)
 
 
 def _open(backend: str, model: Variant, options: SessionOptions, levels: Levels) -> Session:
     from convbn.bench.runtimes import engine_session
 
-    return engine_session.open_session(model, options, "cuda", backend, "".join(levels) or None)
+    return engine_session.open_session(model, options, backend, levels)
 
 
 RUNTIMES = tuple(
@@ -30,7 +30,7 @@ RUNTIMES = tuple(
         "default), or every kernel is launched",
         load=partial(_load, backend),
         open=partial(_open, backend),
-        levels=(("graph", "enqueue"),),
+        levels=(("graph", "enqueue"), ("tf32",)),
         folds=f"{product} folds BatchNorm into convolutions itself when it builds an engine",
         packages=(package,),
     )

@@ -39,12 +39,20 @@ def open_source(path: str, options: LoadOptions, *, light: bool = False, hashed:
     return open_checkpoint(path, kind, options)
 
 
-def open_model_or_engine(path: str, options: LoadOptions, trust_engine: bool) -> SourceModel:
-    """:func:`open_source` for whatever can be measured, engines among it."""
-    if path.startswith(HUB) or sniff(path) is not ArtifactKind.ENGINE:
-        return open_source(path, options)
-    from convbn.export.engines.run.load import EngineFile, read_header
+def open_model_or_engine(
+    path: str, options: LoadOptions, trust_engine: bool, *, light: bool = False, hashed: bool = True
+) -> SourceModel:
+    """:func:`open_source` for whatever can be compared and measured, engines among it.
 
+    Raises:
+        UntrustedEngineError: it is an engine, and `trust_engine` is false.
+        ConvBNError: see :func:`open_source`.
+    """
+    if path.startswith(HUB) or sniff(path) is not ArtifactKind.ENGINE:
+        return open_source(path, options, light=light, hashed=hashed)
+    from convbn.export.engines.run.load import EngineFile, read_header, require_trust
+
+    require_trust(path, trust_engine)
     file = EngineFile(Path(path), trust_engine)
     return SourceModel(None, path=path, engines={read_header(path).runs_in: file})
 

@@ -91,6 +91,8 @@ class SourceModel:
     @property
     def runnable(self) -> Any:
         """What it is compared by: an ONNX file as it lies there, whatever becomes of the model in memory."""
+        if self.engines:
+            return next(iter(self.engines.values()))
         return self.path if self.path is not None and self.kind == "onnx" else self.model
 
     def needed_inputs(self) -> tuple[Any, ...]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from convbn.bench.measure.options import ProtocolOptions as BenchOptions
     from convbn.export.engines.build.options import EngineOptions
     from convbn.export.engines.run.inspect import inspect_engine
+    from convbn.export.engines.run.load import EngineFile
     from convbn.export.engines.run.runner import EngineRunner
     from convbn.exporting import build_engine, export_onnx
     from convbn.fuse.frontends.torch.modules.custom_batchnorms import register_batchnorm
@@ -52,6 +53,7 @@ __all__ = [
     "BenchOptions",
     "CheckFailedError",
     "ConvBNError",
+    "EngineFile",
     "EngineOptions",
     "EngineRunner",
     "FileAccessError",
@@ -77,6 +79,7 @@ _LAZY = {
     "BenchGrid": ("convbn.bench.cases.study", "Grid"),
     "BenchOptions": ("convbn.bench.measure.options", "ProtocolOptions"),
     "EngineOptions": ("convbn.export.engines.build.options", "EngineOptions"),
+    "EngineFile": ("convbn.export.engines.run.load", "EngineFile"),
     "EngineRunner": ("convbn.export.engines.run.runner", "EngineRunner"),
     "FuseOptions": ("convbn.fuse.options", "FuseOptions"),
     "FuseResult": ("convbn.api", "FuseResult"),

@@ -146,6 +146,9 @@ def parser() -> argparse.ArgumentParser:
         help="of B: allow the error that this precision brings (docs/precision.md)",
     )
     verify.add_argument("--tolerance", type=float, metavar="X", help="allow a relative error of X instead")
+    verify.add_argument(
+        "--trust-engine", action="store_true", help="run an engine given, which runs its code"
+    )
     verify.add_argument("--runtime", metavar="NAME", help="run both in this one (docs/benchmarks.md)")
 
     export = verb(

@@ -33,7 +33,7 @@ def verify(
 
     Args:
         reference: an ONNX model or path, graphsurgeon graph, module or exported program.
-        candidate: likewise, of the same or another kind.
+        candidate: likewise, of the same or another kind; or an engine, ``convbn.EngineFile(path, trust=True)``.
         example_inputs: positional inputs of a module; their shapes are used, not their values.
         input_shapes: full shapes by input name, for models with open dimensions.
         inputs: arrays by name, one mapping a sample; seeded random ones without.

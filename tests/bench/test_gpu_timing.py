@@ -4,8 +4,10 @@ benchmark, whose calls to TensorRT are held against the installed bindings."""
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 from support import tensorrt_calls
 
+from convbn.bench.cases.forms import with_engines
 from convbn.bench.models.errors import RuntimeMissingError, SessionError
+from convbn.bench.runtimes import engine_session
 from convbn.bench.runtimes.base import SessionOptions, Variant
 from convbn.bench.runtimes.engine_session import open_session
 from convbn.bench.runtimes.gpu.stream import GpuStream, gpu_facts
@@ -22,6 +26,8 @@ from convbn.export.engines.errors import CaptureError, UntrustedEngineError
 from convbn.export.engines.run import cuda
 from convbn.export.engines.run.cuda import CudaDevice
 from convbn.export.engines.run.load import EngineFile
+from convbn.export.engines.sidecar import read_sidecar
+from convbn.export.loading.source_model import SourceModel
 
 
 def test_the_device_is_named_with_its_place(cuda_stub: ctypes.CDLL) -> None:
@@ -108,13 +114,15 @@ def engine_side(cuda_stub: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.Monk
     assert cuda_stub.stub_contexts() == 0
 
 
-def opened(side: Variant, level: str | None = None) -> Any:
-    return open_session(side, SessionOptions(), "cuda", "tensorrt-rtx", level)
+def opened(model: Variant, *levels: str) -> Any:
+    return open_session(model, SessionOptions(), "tensorrt-rtx", levels)
 
 
-@pytest.mark.parametrize("level", [None, "enqueue"])
-def test_an_engine_gets_its_inputs_and_gives_its_outputs(engine_side: Opener, level: str | None) -> None:
-    with opened(engine_side(), level) as session:
+@pytest.mark.parametrize("levels", [(), ("enqueue",)])
+def test_an_engine_gets_its_inputs_and_gives_its_outputs(
+    engine_side: Opener, levels: tuple[str, ...]
+) -> None:
+    with opened(engine_side(), *levels) as session:
         values = np.arange(6).reshape(3, 2)  # of another type than the engine takes
         (doubled,) = session.run({"x": values, "unused": values})
         assert session.output_names == ("y",)
@@ -127,7 +135,8 @@ def test_an_engine_gets_its_inputs_and_gives_its_outputs(engine_side: Opener, le
         assert prepared.device_times is not None
         assert prepared.device_times(3) == pytest.approx([40e-6] * 3)
         assert prepared.device is not None
-        assert prepared.device.mode == (level or "graph")
+        assert prepared.device.mode == ("enqueue" if levels else "graph")
+        assert prepared.device.tf32 is None  # nothing says how it was built
 
 
 def test_device_memory_of_an_engine_is_allocated_once(engine_side: Opener, cuda_stub: ctypes.CDLL) -> None:
@@ -183,24 +192,62 @@ def test_an_engine_of_the_other_tensorrt_is_not_measured_under_its_name(
 ) -> None:
     side = engine_side(name="tensorrt")
     with pytest.raises(SessionError, match=r"is an engine of tensorrt-rtx, not of tensorrt"):
-        open_session(side, SessionOptions(), "cuda", "tensorrt", None)
+        open_session(side, SessionOptions(), "tensorrt", ())
+
+
+def described(file: EngineFile, tf32: bool) -> EngineFile:
+    """The engine with a sidecar that says how it was built."""
+    digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
+    sidecar = {"schema_version": "1", "engine": {"sha256": digest}, "tf32": tf32}
+    Path(f"{file.path}.json").write_text(json.dumps(sidecar))
+    return file
 
 
 @pytest.mark.parametrize(("tf32", "coarsest"), [(True, "float16"), (False, None), (None, "float16")])
 def test_an_engine_is_held_to_what_it_was_built_to_round_to(
     engine_side: Opener, tf32: bool | None, coarsest: str | None
 ) -> None:
-    import hashlib
-
     side = engine_side()
     file = side.engines["tensorrt-rtx"]
     assert isinstance(file, EngineFile)
     if tf32 is not None:
-        sidecar = {
-            "schema_version": "1",
-            "engine": {"sha256": hashlib.sha256(file.path.read_bytes()).hexdigest()},
-            "tf32": tf32,
-        }
-        Path(f"{file.path}.json").write_text(json.dumps(sidecar))
+        described(file, tf32)
     with opened(side) as session:
         assert session.compute_dtype == coarsest
+        prepared = session.prepare({"x": np.ones((2, 2))})
+        assert prepared.device is not None
+        assert prepared.device.tf32 is tf32
+
+
+def test_tf32_is_timed_and_float32_is_proven(engine_side: Opener, tmp_path: Path) -> None:
+    side = engine_side()
+    exact = side.engines["tensorrt-rtx"]
+    assert isinstance(exact, EngineFile)
+    (tmp_path / "tf32").mkdir()
+    coarse = EngineFile(tensorrt_calls.engine_file(tmp_path / "tf32", b"vtrt"), trust=True)
+    engines = {"tensorrt-rtx": described(exact, False), "tensorrt-rtx@tf32": described(coarse, True)}
+    with opened(replace(side, engines=engines), "enqueue", "tf32") as session:
+        assert session.compute_dtype is None
+        assert session.run({"x": np.ones((2, 2))})[0][0, 0] == 2
+        prepared = session.prepare({"x": np.ones((2, 2))})
+        assert (prepared.device.mode, prepared.device.tf32) == ("enqueue", True)
+    with pytest.raises(
+        NotSupportedError, match=r"tensorrt-rtx@tf32 needs an engine built for it; convbn export"
+    ):
+        opened(side, "tf32")
+
+
+def test_engines_of_a_benchmark_are_built_with_tf32_only_where_a_level_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    monkeypatch.setattr(engine_session, "require_gpu", lambda **where: None)
+    model = Variant("mine", onnx=tensorrt_calls.tiny_model())
+    source = SourceModel(model.onnx, input_shapes={"x": (2, 2)})
+    found = with_engines(model, ["tensorrt-rtx", "tensorrt-rtx@enqueue+tf32"], source, tmp_path).engines
+    built = {name: file for name, file in found.items() if isinstance(file, EngineFile)}
+    assert {name: read_sidecar(file.path)["tf32"] for name, file in built.items()} == {
+        "tensorrt-rtx": False,
+        "tensorrt-rtx@tf32": True,
+    }
+    assert all(file.trust for file in built.values())

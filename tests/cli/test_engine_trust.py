@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def test_nothing_is_handed_over_without_trust(
     "arguments",
     [
         ["inspect", E],
+        ["verify", M, E],
         ["bench", M, E, "--runtime", "tensorrt-rtx", "--blocks", "2", "--budget", "1", "--no-memory"],
     ],
     ids=" ".join,
@@ -105,6 +107,19 @@ def test_with_trust_it_is(handed_over: list[int], arguments: list[str]) -> None:
     assert handed_over
 
 
+def test_an_engine_is_held_against_its_model(
+    handed_over: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["verify", M, E, "--trust-engine", "--json", "r.json"]) == 0
+    assert json.loads(Path("r.json").read_text())["runtime"] == "onnxruntime-cpu@off against tensorrt-rtx"
+    model = onnx.load(M)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(3), "two"))
+    onnx.save(model, "other.onnx")
+    assert main(["verify", "other.onnx", E, "--trust-engine"]) == 1
+    assert main(["verify", E, E, "--trust-engine"]) == 2
+    assert "engine" in capsys.readouterr().err
+
+
 def test_the_binary_wheel_alone_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only binary wheels are allowed, ``tensorrt_rtx`` is missing, and what it imports is there."""
     from convbn.export.engines.backends.registry import backend_named
@@ -112,5 +127,5 @@ def test_the_binary_wheel_alone_will_do(monkeypatch: pytest.MonkeyPatch) -> None
     bindings = pytest.importorskip("tensorrt_rtx_bindings")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(engine_session, "require_gpu", lambda **where: None)
-    engine_session.load_library("cuda", "tensorrt-rtx")
+    engine_session.load_library("tensorrt-rtx")
     assert backend_named("tensorrt-rtx").load() is bindings

@@ -17,6 +17,7 @@ PUBLIC = {
     "CheckFailedError",
     "ConvBNError",
     "EngineOptions",
+    "EngineFile",
     "EngineRunner",
     "FileAccessError",
     "FuseOptions",

@@ -45,7 +45,7 @@ class EngineRunner:
         backend: name of the TensorRT that runs the engine.
         inputs: names, types and shapes; -1 is dynamic.
         outputs: likewise.
-        tf32: whether float32 layers may round their inputs to TF32; true where no sidecar says how the engine
+        tf32: whether float32 layers may round their inputs to TF32; None where no sidecar says how the engine
             was built.
         device: the GPU, with the stream that the work is put on.
 
@@ -71,7 +71,7 @@ class EngineRunner:
         if not 0 <= profile < count:
             raise UsageError(f"there is no profile {profile}", source=path, hint=f"the engine has {count}")
         self.backend = loaded.backend.name
-        self.tf32 = loaded.sidecar is None or bool(loaded.sidecar["tf32"])
+        self.tf32: bool | None = None if loaded.sidecar is None else bool(loaded.sidecar["tf32"])
         self.inputs, self.outputs = _tensors(loaded, self._path)
         self._cache: Any = None
         self._kept = None if runtime_cache is None else _cache_file(loaded, runtime_cache, self._path)

@@ -6,7 +6,7 @@ import argparse
 
 from convbn.commands.steps.shared import console_of, load_options, write_json
 from convbn.common.text import printable
-from convbn.export.loading.open import open_source
+from convbn.export.loading.open import open_model_or_engine
 
 __all__ = ["run"]
 
@@ -18,8 +18,10 @@ def run(options: argparse.Namespace) -> int:
     console = console_of(options)
     with console.phase("reading"):
         how = load_options(options)
-        reference = open_source(options.reference, how, light=True, hashed=False)
-        candidate = open_source(options.candidate, how, light=True, hashed=False)
+        reference, candidate = (
+            open_model_or_engine(path, how, options.trust_engine, light=True, hashed=False)
+            for path in (options.reference, options.candidate)
+        )
     with console.phase("comparing"):
         answer = verify(
             reference.runnable,
