@@ -1,4 +1,4 @@
-"""Reshaping: a map along one axis stays one as long as that axis is not torn apart.
+"""Reshaping: a map along one axis stays one as long as that axis is not axis_not_proven apart.
 
 With P elements in front of the axis, C along it and S behind it, the output has an axis in the same place (P in front)
 if its size D and what lies behind it, R, fill the same block: ``C·S = D·R``. Then every channel covers ``S/R`` entries
@@ -20,7 +20,7 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rearrangement, Rule, follow_forward, torn
+from convbn.fuse.operators.rule import Moves, Rearrangement, Rule, axis_not_proven, follow_forward
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Labelled, Op
@@ -106,12 +106,12 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     """The same map on the input, along one axis or along those that this one was made of."""
     data = node.input(DATA)
     if data is None or data.shape is None or output.shape is None or axis >= len(output.shape):
-        return torn(node)
+        return axis_not_proven(node)
     moved = _through_reshape(output.shape, data.shape, affine, axis)
     if moved is not None:
         return moves.produce(data, *moved, reader=node)
     axes = _apart(output.shape, data.shape, axis) if output.shape[axis] == affine.channels else None
-    return torn(node) if axes is None else moves.produce(data, affine, axes, reader=node)
+    return axis_not_proven(node) if axes is None else moves.produce(data, affine, axes, reader=node)
 
 
 def multi_axis(
@@ -120,10 +120,10 @@ def multi_axis(
     """The same map on the input, along the axis that these were made of."""
     data = node.input(DATA)
     if data is None or data.shape is None or output.shape is None:
-        return torn(node)
+        return axis_not_proven(node)
     whole = _joined(output.shape, axes, affine.channels)
     moved = None if whole is None else _through_reshape(whole, data.shape, affine, axes[0])
-    return torn(node) if moved is None else moves.produce(data, *moved, reader=node)
+    return axis_not_proven(node) if moved is None else moves.produce(data, *moved, reader=node)
 
 
 def from_onnx(call: OnnxCall) -> Op:

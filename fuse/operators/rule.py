@@ -22,6 +22,7 @@ __all__ = [
     "Moves",
     "Rearrangement",
     "Rule",
+    "axis_not_proven",
     "constant_at",
     "follow_backward",
     "follow_forward",
@@ -29,7 +30,6 @@ __all__ = [
     "onto_data",
     "parameters",
     "size_along",
-    "torn",
     "wrong_axis",
     "wrong_channels",
 ]
@@ -164,7 +164,7 @@ def size_along(value: Value | None, axis: int) -> int | None:
     return shape[axis] if axis < len(shape) else None
 
 
-def torn(node: Node) -> Refusal:
+def axis_not_proven(node: Node) -> Refusal:
     """The refusal where a map is not one along an axis on the other side of the node."""
     return Refusal(
         Reason.AXIS_NOT_PROVEN,
@@ -197,13 +197,15 @@ def follow_backward(moves: Moves, node: Node, output: Value, affine: Affine, axi
     found = (
         None if data is None else cast(Rearrangement, node.op).moved(output, data, affine, axis, back=True)
     )
-    return torn(node) if data is None or found is None else moves.produce(data, *found, reader=node)
+    return (
+        axis_not_proven(node) if data is None or found is None else moves.produce(data, *found, reader=node)
+    )
 
 
 def follow_forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
     """The same map on the output of a rearrangement."""
     data, output = node.input(DATA), node.outputs[0]
     if data is None or slot != DATA:
-        return torn(node)
+        return axis_not_proven(node)
     found = cast(Rearrangement, node.op).moved(data, output, affine, axis, back=False)
-    return torn(node) if found is None else moves.consume(output, *found)
+    return axis_not_proven(node) if found is None else moves.consume(output, *found)

@@ -8,7 +8,14 @@ from typing import cast
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rearrangement, Rule, follow_backward, follow_forward, torn
+from convbn.fuse.operators.rule import (
+    Moves,
+    Rearrangement,
+    Rule,
+    axis_not_proven,
+    follow_backward,
+    follow_forward,
+)
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Op
@@ -37,7 +44,7 @@ def multi_axis(
     """The same map on the input, along the axes that these come from."""
     data, order = node.input(DATA), cast(Transpose, node.op).order
     if data is None or data.shape is None or output.shape is None or max(axes) >= len(order):
-        return torn(node)
+        return axis_not_proven(node)
     return moves.produce(data, affine, tuple(order[axis] for axis in axes), reader=node)
 
 

@@ -47,7 +47,8 @@ def _functions() -> Mapping[Any, str]:
         for name in (first, *row.functions) if row.signature else row.names:
             known = found[name] = first if row.signature else name
             for module in (torch, functional, operator):
-                found.setdefault(getattr(module, name, None), known)
+                if hasattr(module, name):
+                    found.setdefault(getattr(module, name), known)
     return found
 
 
