@@ -78,4 +78,9 @@ def untraceable(error: Exception, target: str) -> ConvBNError:
     if isinstance(error, ConvBNError):
         return error
     cause = f"torch cannot export this module to {target}: {root_cause(error)}"
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(root, ModuleNotFoundError) and root.name:
+        return NotSupportedError(cause, hint=f"pip install {root.name.partition('.')[0]}")
     return NotSupportedError(cause, hint="make its forward traceable by torch.export")

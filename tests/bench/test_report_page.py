@@ -164,10 +164,11 @@ def test_a_gpu_that_was_throttled_is_named() -> None:
     after = reading | {"sm_clock_mhz": 1410, "throttle_reasons": ["sw power cap"]}
     gpu = {"device": "NVIDIA H100", "mode": "graph", "l2": "flushed", "before": reading, "after": after}
     result["cases"][0]["rows"][1]["gpu"] = gpu
-    result["cases"][0]["rows"][2]["gpu"] = gpu | {"before": None, "after": None}
+    result["cases"][0]["rows"][2]["gpu"] = gpu | {"before": None, "after": None, "tf32": True}
     page = html.render(result)
     assert "NVIDIA H100, graph, L2 flushed; before 1980 MHz, 61 °C, 312.5 W; after 1410 MHz" in page
     assert "throttled: sw power cap" in page
+    assert "NVIDIA H100, graph, L2 flushed; TF32." in page
 
 
 def test_a_grid_names_its_conditions() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from convbn.bench.measure.verdicts import TimedSession, _gpu_facts
 from convbn.bench.results.environment import library_versions
 from convbn.bench.runtimes import torch_cuda, torch_session
 from convbn.bench.runtimes.base import Device, Prepared, SessionOptions
@@ -91,6 +92,9 @@ def test_outputs_are_compared_without_tf32_and_timed_as_the_level_says(
         assert set(seen[1:]) == {(timed, timed)}
         assert prepared.device is not None
         assert prepared.device.tf32 is timed
+        facts = _gpu_facts(TimedSession(prepared, 0.0))
+        assert facts is not None
+        assert facts.to_dict()["tf32"] is timed  # as the row says it
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
