@@ -1,6 +1,6 @@
 """The report of a fold: one value, the same for every frontend, written as versioned JSON.
 
-The published schema is ``fuse/fuse-report.schema.json``; ``tests/fuse/test_report.py`` holds the two
+The published schema is ``fuse/fuse-report.schema.json``; ``tests/cli/test_fuse_command.py`` holds the two
 against each other.
 """
 

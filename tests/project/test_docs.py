@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from structure.examples import BLOCK, filled
+from structure.imports import modules
 
 from convbn.bench.runtimes.registry import RUNTIMES
 from convbn.fuse.operators.registry import known_names
@@ -59,6 +60,23 @@ def test_worked_examples_are_those_of_the_tests() -> None:
     """`make architecture` brings them up to date."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     examples = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/project/test_examples_*.py")}
-    assert {path for _, path, *_ in BLOCK.findall(text)} <= examples
+    assert {path for _, path, *_ in BLOCK.findall(text)} == examples
     assert text.count("```python") == len(BLOCK.findall(text)) > 0
     assert filled(text) == text
+
+
+def test_files_that_are_spoken_of_are_there() -> None:
+    """In documents between backticks, in the product's files anywhere."""
+    path = r"(?:fuse|export|bench|src|tests|tools|docs|examples)/[\w./-]*\w\.\w+"
+    spoken = [
+        (document, name)
+        for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for name in re.findall(rf"`({path})`", document.read_text())
+    ]
+    spoken += [
+        (file, name)
+        for file in modules().values()
+        for name in re.findall(rf"(?<![\w/.]){path}", file.read_text())
+    ]
+    assert len(spoken) > 50
+    assert [f"{place}: {name}" for place, name in spoken if not (ROOT / name).exists()] == []

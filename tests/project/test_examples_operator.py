@@ -29,6 +29,7 @@ from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 
 
 # The operator's file: its class, its rule, its readers. Caffe calls it Scale.
+# [kind]
 @dataclass(frozen=True, slots=True)
 class ScaleShift(Op):
     """``y[n, c] = g[c]·x[n, c] + b[c]``. Slots: data, g ``[C]``, b ``[C]``."""
@@ -38,6 +39,8 @@ class ScaleShift(Op):
         return 1
 
 
+# [/kind]
+# [rule]
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``g' = s·g``, ``b' = s·b + t``."""
     if (refusal := wrong_axis(node, axis)) is not None:
@@ -51,6 +54,7 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     return refusal if refusal is not None else moves.set(node, BIAS, round_vector(shift, gain.dtype))
 
 
+# [/rule]
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
     """``g·(s·x + t) + b = (s·g)·x + (g·t + b)``."""
     constants = parameters(moves, node)
@@ -64,6 +68,7 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     return refusal if refusal is not None else moves.set(node, BIAS, round_vector(shift, gain.dtype))
 
 
+# [readers]
 def from_onnx(call: OnnxCall) -> Op | None:
     return ScaleShift() if len(call.inputs) == 3 else None
 
@@ -79,6 +84,7 @@ READERS = Operator(
     aten=(Aten(("example::scale_shift",), from_aten),),
 )
 OPERATOR = Operator(ScaleShift, RULE, onnx=READERS.onnx, aten=READERS.aten)
+# [/readers]
 # End of the operator's file.
 
 

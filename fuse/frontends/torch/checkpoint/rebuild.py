@@ -38,7 +38,7 @@ def structure_of(original: torch.nn.Module, folded: torch.nn.Module) -> dict[str
         folded: what the fold made of it.
 
     Returns:
-        JSON by ``fuse/fused-structure.schema.json``; the same for the same two modules.
+        JSON by ``fuse/fused-checkpoint.schema.json``; the same for the same two modules.
 
     Raises:
         NotSupportedError: the difference is of a kind that cannot be repeated from a description, or the
