@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: check  ## lint, types and the tests of up to ten seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4
 
 slow: $(STAMP)  ## the tests that take longer: crowds of mutants, kills, large files, engines
 	$(BIN)/python -m pytest -m slow

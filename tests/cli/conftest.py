@@ -54,7 +54,7 @@ def convbn(tmp_path: Path) -> Run:
             text=True,
             cwd=tmp_path,
             env={**os.environ, **environment},
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

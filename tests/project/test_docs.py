@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from structure.data_path import BEGIN
 from structure.examples import BLOCK, filled
 from structure.imports import modules
 
@@ -66,17 +67,17 @@ def test_worked_examples_are_those_of_the_tests() -> None:
 
 
 def test_files_that_are_spoken_of_are_there() -> None:
-    """In documents between backticks, in the product's files anywhere."""
+    """In documents between backticks, in product files anywhere; what `make architecture` measures is left out."""
     path = r"(?:fuse|export|bench|src|tests|tools|docs|examples)/[\w./-]*\w\.\w+"
     spoken = [
         (document, name)
         for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-        for name in re.findall(rf"`({path})`", document.read_text())
+        for name in re.findall(rf"`({path})`", document.read_text().partition(BEGIN)[0])
     ]
     spoken += [
         (file, name)
         for file in modules().values()
         for name in re.findall(rf"(?<![\w/.]){path}", file.read_text())
     ]
-    assert len(spoken) > 50
+    assert len(spoken) > 20
     assert [f"{place}: {name}" for place, name in spoken if not (ROOT / name).exists()] == []

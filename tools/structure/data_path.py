@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -36,6 +36,7 @@ MODELS = {
 }
 """Package and class of what is the model."""
 
+PROOF = ("src/convbn/proof.py", "verified")
 KINDS = {"onnx": "An ONNX file", "module": "A PyTorch module"}
 BEGIN, END = "<!-- data path: begin -->", "<!-- data path: end -->"
 
@@ -47,14 +48,12 @@ class Walk:
     Attributes:
         root: of the checkout.
         path: the model's file.
-        steps: the file of each function as it was entered, each way from one to another once.
-        functions: each file with its functions, in the order in which the model came to them.
+        steps: file and name of each function as it was entered, each way from one to another once.
     """
 
     root: Path
     path: str
-    steps: list[str] = field(default_factory=list)
-    functions: dict[str, dict[str, None]] = field(default_factory=dict)
+    steps: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._ways: set[tuple[object, object]] = set()
@@ -80,8 +79,7 @@ class Walk:
             way = (self._stack[-1] if self._stack else None, here)
             if way not in self._ways:
                 self._ways.add(way)
-                self.steps.append(place)
-                self.functions.setdefault(place, {})[code.co_qualname] = None
+                self.steps.append(here)
             self._stack.append(here)
 
     def _place(self, code: CodeType) -> str | None:
@@ -121,15 +119,21 @@ def _parts(value: Any) -> Iterable[Any]:
     return [*getattr(value, "__dict__", {}).values(), *(getattr(value, slot, None) for slot in slots)]
 
 
-def returns(steps: list[str]) -> int:
-    """How many steps lead into a file that had been left."""
+def returns(files: Sequence[str]) -> int:
+    """How many steps from file to file lead into one that had been left."""
     left: set[str] = set()
     count = 0
-    for before, step in zip(["", *steps], steps, strict=False):
-        if step != before:
-            count += step in left
+    for before, file in zip(["", *files], files, strict=False):
+        if file != before:
+            count += file in left
             left.add(before)
     return count
+
+
+def parts(steps: Sequence[tuple[str, str]]) -> dict[str, Sequence[tuple[str, str]]]:
+    """The fold, and what comes from the first step into the proof on."""
+    proof = steps.index(PROOF) if PROOF in steps else len(steps)
+    return {"The fold": steps[:proof], "The proof": steps[proof:]}
 
 
 def walked(kind: str, root: Path) -> Walk:
@@ -183,30 +187,33 @@ def _write_onnx(path: str) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
-def measured(kind: str, root: Path) -> dict[str, Any]:
-    """The walk of one kind in a process of its own, which imports the convbn of ``root``."""
+def measured(kind: str, root: Path) -> list[tuple[str, str]]:
+    """The steps of one kind in a process of its own, which imports the convbn of ``root``."""
     variables = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--walk", kind, "--root", str(root)]
     output = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
+    return [(file, name) for file, name in json.loads(output.splitlines()[-1])]
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
+def page(found: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """The section of docs/architecture.md."""
     lines: list[str] = []
-    for kind, walk in found.items():
-        count = sum(map(len, walk["functions"].values()))
-        lines += [
-            f"**{KINDS[kind]}** passes {count} functions in {len(walk['functions'])} files and returns to a file "
-            f"that it had left {returns(walk['steps'])} times:",
-            "",
-            *(
-                f"{number}. `{file}`: {', '.join(f'`{name}`' for name in names)}"
-                for number, (file, names) in enumerate(walk["functions"].items(), 1)
-            ),
-            "",
-        ]
+    for kind, steps in found.items():
+        lines += [f"### {KINDS[kind]}", ""]
+        for part, taken in parts(steps).items():
+            functions: dict[str, dict[str, None]] = {}
+            for file, name in taken:
+                functions.setdefault(file, {})[name] = None
+            count = sum(map(len, functions.values()))
+            lines += [
+                f"{part}: {count} functions in {len(functions)} files, {returns([file for file, _ in taken])} returns.",
+                "",
+                *(
+                    f"{number}. `{file}`: {', '.join(f'`{name}`' for name in names)}"
+                    for number, (file, names) in enumerate(functions.items(), 1)
+                ),
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -223,9 +230,7 @@ def main() -> int:
     options = parser.parse_args()
     root = options.root.resolve()
     if options.walk:
-        walk = walked(options.walk, root)
-        functions = {file: list(names) for file, names in walk.functions.items()}
-        print(json.dumps({"functions": functions, "steps": walk.steps}))
+        print(json.dumps(walked(options.walk, root).steps))
         return 0
     text = page({kind: measured(kind, root) for kind in KINDS})
     if options.write is None:
