@@ -115,9 +115,8 @@ def add_into(total: Weights, into: Form, weight: Weights, form: Form, factor: fl
     for axis, size in enumerate(kernel):
         first = (into.window.begin[axis] - form.window.begin[axis]) // into.window.dilations[axis]
         taps.append(slice(first, first + size))
-    diagonal = np.arange(joined)
     values = np.broadcast_to(weight, form.shape).reshape(into.groups, joined, per_group, inputs, *kernel)
     every = slice(None)
-    index: tuple[Any, ...] = (every, diagonal, every, diagonal, every, *taps)
-    # Two index arrays apart from each other put their common axis first.
-    seen[index] += factor * values.swapaxes(0, 1)
+    for group in range(joined):
+        index: tuple[Any, ...] = (every, group, every, group, every, *taps)
+        seen[index] += values[:, group] if factor == 1 else factor * values[:, group]

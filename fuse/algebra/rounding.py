@@ -226,13 +226,14 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
     limits = _limits(dtype)
     if limits is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the {what} is stored as {dtype}, not as a float")
-    if not np.isfinite(exact).all():
-        return Refusal(Reason.BAD_STATISTICS, f"the folded {what} holds Inf or NaN")
-    too_large = np.abs(exact) > limits.largest * (1 + limits.unit_roundoff / 2)
-    if too_large.any():
+    bound = limits.largest * (1 + limits.unit_roundoff / 2)
+    # Two passes that answer at once where all is well; of NaN both are.
+    if not (exact.max(initial=0) <= bound and exact.min(initial=0) >= -bound):
+        if not np.isfinite(exact).all():
+            return Refusal(Reason.BAD_STATISTICS, f"the folded {what} holds Inf or NaN")
         return Refusal(
             Reason.OUT_OF_RANGE,
-            f"{_of(too_large)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
+            f"{_of(np.abs(exact) > bound)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
         )
     return Constant(exact.shape, lambda: stored_as(exact, dtype), exact=lambda: exact, dtype=dtype)
 

@@ -10,8 +10,10 @@ come from may have been overwritten.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -34,7 +36,7 @@ from convbn.fuse.plan.branches import (
 )
 from convbn.fuse.plan.cost import pays
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.view.dataflow import Constant, Node
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace
 from convbn.fuse.view.op import WEIGHT
 from convbn.fuse.view.view import View
@@ -72,32 +74,82 @@ def merge_branches(view: View, options: FuseOptions, affine_of: AffineOf) -> Ite
         progress = False
         gone: set[int] = set()
         for node in [node for node in view.nodes if is_sum(node) and not is_inner(node)]:
-            while id(node) not in gone and (merge := _in_tree(view, node, options, affine_of)) is not None:
+            branches = _Branches(view, node, options, affine_of)
+            while id(node) not in gone and (merge := branches.merge()) is not None:
                 gone.update(map(id, merge.gone))
                 progress = True
                 yield merge
 
 
-def _in_tree(view: View, root: Node, options: FuseOptions, affine_of: AffineOf) -> Merge | None:
-    """The first merge of two leaves of a sum, applied to the view."""
-    leaves = list(leaves_of(root))
-    convs = [branch for leaf in leaves if (branch := conv_branch(leaf)) is not None]
-    for index, host in enumerate(convs):
-        later = (branch for branch in convs[index + 1 :] if branch.source is host.source)
-        others = (
-            branch
-            for leaf in leaves
-            if leaf is not host.leaf and (branch := branch_beside(leaf, host, affine_of)) is not None
-        )
-        for other in (*later, *others):
-            if not options.allows(other.rule):
-                continue
-            merge = _merge(view, host, other)
-            if merge is None and other.node is not None and isinstance(other.node.op, Conv):
-                merge = _merge(view, other, host)
-            if merge is not None:
-                return merge
-    return None
+class _Branches:
+    """The leaves of one sum, from left to right, kept true from merge to merge: a sum may have thousands."""
+
+    def __init__(self, view: View, root: Node, options: FuseOptions, affine_of: AffineOf) -> None:
+        self._view = view
+        self._root = root
+        self._options = options
+        self._affine_of = cache(affine_of)
+        self._leaves = dict(enumerate(leaves_of(root)))
+        self._places = {(id(leaf.parent), leaf.slot): i for i, leaf in self._leaves.items()}
+        self._convs = {i: conv for i, leaf in self._leaves.items() if (conv := conv_branch(leaf)) is not None}
+        self._beside: defaultdict[int, dict[int, None]] = defaultdict(dict)
+        for i in self._leaves:
+            for value in self._may_read(i):
+                self._beside[id(value)][i] = None
+
+    def _may_read(self, index: int) -> list[Value | None]:
+        """What a leaf may be a branch of."""
+        if index in self._convs:
+            return [self._convs[index].source]
+        value = self._leaves[index].value
+        return [value] if value.producer is None else [value, *value.producer.inputs]
+
+    def merge(self) -> Merge | None:
+        """The first merge of two of them, applied to the view."""
+        for index, host in self._convs.items():
+            for other_index, other in self._others(index, host):
+                if not self._options.allows(other.rule):
+                    continue
+                merge = _merge(self._view, host, other)
+                kept, gone = index, other_index
+                if merge is None and other_index in self._convs:
+                    merge = _merge(self._view, other, host)
+                    kept, gone = gone, kept
+                if merge is not None:
+                    self._follow(kept, gone)
+                    return merge
+        return None
+
+    def _others(self, index: int, host: Branch) -> Iterator[tuple[int, Branch]]:
+        """What reads the same: convolutions behind ``host`` in the sum, then leaves of other kinds."""
+        beside = self._beside[id(host.source)]
+        yield from ((i, self._convs[i]) for i in beside if i > index and i in self._convs)
+        for i in beside:
+            if i not in self._convs:
+                branch = branch_beside(self._leaves[i], host, self._affine_of)
+                if branch is not None:
+                    yield i, branch
+
+    def _follow(self, kept: int, gone: int) -> None:
+        """The parent of the leaf that is gone has given way to its other operand."""
+        for value in self._may_read(gone):
+            self._beside[id(value)].pop(gone, None)
+        self._convs.pop(gone, None)
+        leaf = self._leaves.pop(gone)
+        sibling = self._places.get((id(leaf.parent), 1 - leaf.slot))
+        if leaf.parent is not self._root and sibling is not None:
+            (outer,) = leaf.parent.outputs[0].readers
+            sign = -leaf.sign if leaf.slot == 1 and _subtracts(leaf.parent) else leaf.sign
+            moved = Leaf(outer.node, outer.slot, self._leaves[sibling].value, sign)
+            self._leaves[sibling] = moved
+            self._places[id(outer.node), outer.slot] = sibling
+        for index in (kept, sibling):
+            if index is not None and index in self._convs:
+                branch = conv_branch(self._leaves[index])
+                if branch is None:
+                    del self._convs[index]
+                else:
+                    self._convs[index] = branch
 
 
 def _merge(view: View, host: Branch, other: Branch) -> Merge | None:
@@ -140,10 +192,12 @@ def _signs(host: Leaf, other: Leaf) -> tuple[float, float] | None:
     other operand is the host, which then takes over its own sign, too.
     """
     if host.parent is other.parent:
-        minus = isinstance(host.parent.op, Elementwise) and host.parent.op.operation is Arithmetic.SUBTRACT
-        signs = (1.0, -1.0 if minus else 1.0)
+        signs = (1.0, -1.0 if _subtracts(host.parent) else 1.0)
         return signs[host.slot], signs[other.slot]
-    op = other.parent.op
-    if isinstance(op, Elementwise) and op.operation is Arithmetic.SUBTRACT and other.slot == 0:
+    if _subtracts(other.parent) and other.slot == 0:
         return None
     return 1.0, host.sign * other.sign
+
+
+def _subtracts(node: Node) -> bool:
+    return isinstance(node.op, Elementwise) and node.op.operation is Arithmetic.SUBTRACT
