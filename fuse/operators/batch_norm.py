@@ -12,8 +12,9 @@ It matters where the BatchNorm cannot go anywhere itself: behind a graph input o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from convbn.fuse.algebra.affine import Affine, from_batchnorm
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.operator import Evaluated, Operator
-from convbn.fuse.operators.rule import Moves, Rule, wrong_axis, wrong_channels
+from convbn.fuse.operators.rule import Moves, Pending, Rule, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import DATA, Op
@@ -60,11 +61,14 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if isinstance(constants, Refusal):
         return constants
     gamma, beta, _, _ = constants
-    if (refusal := moves.set(node, GAMMA, round_scaled(gamma, affine.scale, axes=(0,)))) is not None:
+    scaled = Pending(gamma.shape, lambda: round_scaled(gamma, affine.scale, axes=(0,)))
+    if (refusal := moves.set(node, GAMMA, scaled)) is not None:
         return refusal
-    return moves.set(
-        node, BETA, round_vector(affine.scale * beta.exact() + affine.shift, beta.dtype, "shift β")
-    )
+
+    def shifted() -> Constant | Refusal:
+        return round_vector(affine.scale * beta.exact() + affine.shift, beta.dtype, "shift β")
+
+    return moves.set(node, BETA, Pending(beta.shape, shifted))
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -75,34 +79,46 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     constants = _constants(moves, node, affine)
     if isinstance(constants, Refusal):
         return constants
+    numbers = cache(lambda: _behind(node, constants, affine))
+
+    def of(slot: int) -> Callable[[], Constant | Refusal]:
+        return lambda: made if isinstance(made := numbers(), Refusal) else made[slot - 1]
+
+    for slot, constant in enumerate(constants, start=1):
+        if (refusal := moves.set(node, slot, Pending(constant.shape, of(slot)))) is not None:
+            return refusal
+    return None
+
+
+def _behind(
+    node: Node, constants: tuple[Constant, Constant, Constant, Constant], affine: Affine
+) -> tuple[Constant, Constant, Constant, Constant] | Refusal:
+    """γ', β', μ' and σ'² of a BatchNorm with a map in front of it."""
     gamma, beta, mean, variance = constants
-    own = from_batchnorm(gamma.exact(), beta.exact(), mean.exact(), variance.exact(), op.epsilon)
+    epsilon = cast(BatchNorm, node.op).epsilon
+    own = from_batchnorm(gamma.exact(), beta.exact(), mean.exact(), variance.exact(), epsilon)
     if isinstance(own, Refusal):
         return own
     whole = own.after(affine)
     # Where s is 0 the data is a constant and its statistics do not matter.
     divisor = np.where(affine.scale == 0, 1.0, affine.scale)
-    spread = (variance.exact() + op.epsilon) / divisor**2
+    spread = (variance.exact() + epsilon) / divisor**2
     new_mean = round_vector((mean.exact() - affine.shift) / divisor, mean.dtype, "mean μ")
     if isinstance(new_mean, Refusal):
         return new_mean
-    new_variance = round_vector(np.maximum(spread - op.epsilon, 0), variance.dtype, "variance σ²")
+    new_variance = round_vector(np.maximum(spread - epsilon, 0), variance.dtype, "variance σ²")
     if isinstance(new_variance, Refusal):
         return new_variance
     # As stored, not as computed: γ' and β' are made for exactly these numbers.
     stored_mean, stored_variance = Constant.of(new_mean.array()), Constant.of(new_variance.array())
-    stored_spread = stored_variance.exact() + op.epsilon
+    stored_spread = stored_variance.exact() + epsilon
     if not (stored_spread > 0).all():
         return Refusal(Reason.OUT_OF_RANGE, f"the variance of {node.label} would vanish")
-    for target, constant in (
-        (GAMMA, round_vector(whole.scale * np.sqrt(stored_spread), gamma.dtype, "scale γ")),
-        (BETA, round_vector(whole.shift + whole.scale * stored_mean.exact(), beta.dtype, "shift β")),
-        (MEAN, stored_mean),
-        (VARIANCE, stored_variance),
-    ):
-        if (refusal := moves.set(node, target, constant)) is not None:
-            return refusal
-    return None
+    new_gamma = round_vector(whole.scale * np.sqrt(stored_spread), gamma.dtype, "scale γ")
+    if isinstance(new_gamma, Refusal):
+        return new_gamma
+    new_beta = round_vector(whole.shift + whole.scale * stored_mean.exact(), beta.dtype, "shift β")
+    return new_beta if isinstance(new_beta, Refusal) else (new_gamma, new_beta, stored_mean, stored_variance)
 
 
 def _constants(
@@ -123,8 +139,8 @@ def _constants(
     for constant in (gamma, beta, mean, variance):
         if constant is not None and constant.shape != (affine.channels,):
             return wrong_channels(node, int(np.prod(constant.shape)), affine.channels)
-    one = Constant.of(np.ones(mean.shape, mean.dtype))
-    return gamma or one, beta or Constant.of(np.zeros(mean.shape, mean.dtype)), mean, variance
+    gamma = gamma or Constant.of(np.ones(mean.shape, mean.dtype))
+    return gamma, beta or Constant.of(np.zeros(mean.shape, mean.dtype)), mean, variance
 
 
 def evaluated(op: BatchNorm, known: Sequence[Constant | None]) -> Evaluated | None:

@@ -19,7 +19,7 @@ from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, window
 from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
+from convbn.fuse.operators.rule import Moves, Pending, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op, Window
@@ -76,12 +76,17 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     weight, bias = constants
     if weight.shape[0] != affine.channels:
         return wrong_channels(node, weight.shape[0], affine.channels)
-    shifted = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
     if not affine.is_shift:
         scale = affine.scale.reshape(affine.channels, *[1] * (len(weight.shape) - 1))
-        if (refusal := moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0,)))) is not None:
+        scaled = Pending(weight.shape, lambda: round_scaled(weight, scale, axes=(0,)))
+        if (refusal := moves.set(node, WEIGHT, scaled)) is not None:
             return refusal
-    return moves.set(node, BIAS, round_vector(shifted, weight.dtype))
+
+    def shifted() -> Constant | Refusal:
+        total = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
+        return round_vector(total, weight.dtype)
+
+    return moves.set(node, BIAS, Pending(weight.shape[:1], shifted))
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -103,15 +108,19 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
                 Reason.SHIFT_INTO_PADDING,
                 f"{node.label} puts zeros around its data, where the shift would lack",
             )
-        exact = weight.exact().reshape(seen_as).sum(axis=tuple(range(3, len(seen_as))))
-        added = (exact * affine.shift.reshape(op.groups, 1, per_group)).sum(axis=-1).ravel()
-        total = added if bias is None else bias.exact() + added
-        if (refusal := moves.set(node, BIAS, round_vector(total, weight.dtype))) is not None:
+
+        def shifted() -> Constant | Refusal:
+            exact = weight.exact().reshape(seen_as).sum(axis=tuple(range(3, len(seen_as))))
+            added = (exact * affine.shift.reshape(op.groups, 1, per_group)).sum(axis=-1).ravel()
+            return round_vector(added if bias is None else bias.exact() + added, weight.dtype)
+
+        if (refusal := moves.set(node, BIAS, Pending((outputs,), shifted))) is not None:
             return refusal
     if affine.is_shift:
         return None
     scale = affine.scale.reshape(op.groups, 1, per_group, *[1] * len(kernel))
-    return moves.set(node, WEIGHT, round_scaled(weight, scale, axes=(0, 2), seen_as=seen_as))
+    scaled = Pending(weight.shape, lambda: round_scaled(weight, scale, axes=(0, 2), seen_as=seen_as))
+    return moves.set(node, WEIGHT, scaled)
 
 
 def from_onnx(call: OnnxCall) -> Op:

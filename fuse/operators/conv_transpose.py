@@ -22,9 +22,9 @@ from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.conv import conv_parameters
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, wrong_axis, wrong_channels
+from convbn.fuse.operators.rule import Moves, Pending, Rule, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 
 __all__ = ["OPERATOR", "ConvTranspose"]
@@ -58,14 +58,18 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     inputs, outputs, *kernel = weight.shape
     if groups * outputs != affine.channels:
         return wrong_channels(node, groups * outputs, affine.channels)
-    shifted = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
     if not affine.is_shift:
         scale = affine.scale.reshape(groups, 1, outputs, *[1] * len(kernel))
         grouped = (groups, inputs // groups, outputs, *kernel)
-        scaled = round_scaled(weight, scale, axes=(0, 2), seen_as=grouped)
+        scaled = Pending(weight.shape, lambda: round_scaled(weight, scale, axes=(0, 2), seen_as=grouped))
         if (refusal := moves.set(node, WEIGHT, scaled)) is not None:
             return refusal
-    return moves.set(node, BIAS, round_vector(shifted, weight.dtype))
+
+    def shifted() -> Constant | Refusal:
+        total = affine.shift if bias is None else affine.scale * bias.exact() + affine.shift
+        return round_vector(total, weight.dtype)
+
+    return moves.set(node, BIAS, Pending((affine.channels,), shifted))
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

@@ -23,7 +23,7 @@ from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
+from convbn.fuse.operators.rule import Moves, Pending, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
@@ -87,22 +87,25 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     input_axis = 1 - op.output_axis
     if weight.shape[input_axis] != affine.channels:
         return wrong_channels(node, weight.shape[input_axis], affine.channels, "input")
-    added: NDArray[np.float64] | None = None
-    if not affine.is_scale:
+
+    def added() -> NDArray[np.float64]:
         matrix = weight.exact()
-        added = op.data_factor * (affine.shift @ (matrix if input_axis == 0 else matrix.T))
+        return op.data_factor * (affine.shift @ (matrix if input_axis == 0 else matrix.T))
+
     if not affine.is_shift:
         refusal = _scale(moves, node, weight, affine.scale, input_axis)
         if refusal is not None:
             return refusal
-    if added is None:
+    if affine.is_scale:
         return None
     if BIAS in node.locks and bias is None:
-        return moves.consume(node.outputs[0], Affine.shift_by(added), axis)
-    row = _row(node, bias, added.size)
+        return moves.consume(node.outputs[0], Affine.shift_by(added()), axis)
+    outputs = weight.shape[op.output_axis]
+    row = _row(node, bias, outputs)
     if isinstance(row, Refusal):
         return row
-    return moves.set(node, BIAS, round_vector(row + added / op.bias_factor, weight.dtype))
+    total = Pending((outputs,), lambda: round_vector(row + added() / op.bias_factor, weight.dtype))
+    return moves.set(node, BIAS, total)
 
 
 def _checked(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
@@ -132,7 +135,8 @@ def _scale(
 ) -> Refusal | None:
     shape = [1, 1]
     shape[axis] = scale.size
-    return moves.set(node, WEIGHT, round_scaled(weight, scale.reshape(shape), axes=(axis,)))
+    scaled = Pending(weight.shape, lambda: round_scaled(weight, scale.reshape(shape), axes=(axis,)))
+    return moves.set(node, WEIGHT, scaled)
 
 
 def gemm_from_onnx(call: OnnxCall) -> Op | None:

@@ -20,6 +20,7 @@ from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op
 __all__ = [
     "Axes",
     "Moves",
+    "Pending",
     "Rearrangement",
     "Rule",
     "axis_not_proven",
@@ -35,6 +36,19 @@ __all__ = [
 ]
 
 
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A constant whose numbers wait until it is known that the map can go this way at all.
+
+    Attributes:
+        shape: of the constant.
+        compute: gives it, or why there is none.
+    """
+
+    shape: tuple[int, ...]
+    compute: Callable[[], Constant | Refusal]
+
+
 class Moves(Protocol):
     """What a rule may ask for; all of it is undone together if the fold fails in the end."""
 
@@ -42,7 +56,7 @@ class Moves(Protocol):
         """The constant at a slot as this fold has it so far."""
         ...
 
-    def set(self, node: Node, slot: int, constant: Constant | Refusal) -> Refusal | None:
+    def set(self, node: Node, slot: int, constant: Constant | Pending | Refusal) -> Refusal | None:
         """Give the node a constant; a refusal passes through."""
         ...
 

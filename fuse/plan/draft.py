@@ -6,26 +6,33 @@ has succeeded as a whole; what a failed way set is taken back before the next wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.registry import rule_for
-from convbn.fuse.operators.rule import Axes, Rule, constant_at
+from convbn.fuse.operators.rule import Axes, Pending, Rule, constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Edit, SetConstant
 from convbn.fuse.view.view import View
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "UnfitError"]
 
 _STEPS = 400
 """Operators one map may pass; a longer way is refused rather than searched."""
 
 _DEPTH = 60
 """Operators that may wait for each other's answer; each takes up to six frames of Python's stack of 1,000."""
+
+
+class UnfitError(Exception):
+    """Numbers that were waited with turn out to be none that can be stored."""
 
 
 class Draft:
@@ -36,15 +43,21 @@ class Draft:
         options: which rules may be used.
         mover: the node whose map moves. It will be gone, so nothing may pass through it or be left to it.
         footprint: takes up every node that the attempt looks at.
+        eager: compute numbers at once. Without, they wait until somebody reads them: most attempts fail for
+            what the view alone shows. They may then raise :class:`UnfitError`, where an eager attempt could have
+            gone another way.
     """
 
-    def __init__(self, view: View, options: FuseOptions, mover: Node, footprint: Footprint) -> None:
+    def __init__(
+        self, view: View, options: FuseOptions, mover: Node, footprint: Footprint, *, eager: bool = True
+    ) -> None:
         self._view = view
         self._options = options
         self._mover = mover
         self._footprint = footprint
         self._scope = mover.scope
-        self._set: dict[tuple[int, int], tuple[Node, Constant]] = {}
+        self._set: dict[tuple[int, int], tuple[Node, Constant | Pending]] = {}
+        self._eager = eager
         self._moving: dict[int, Value] = {}
         self._steps = 0
         self._depth = 0
@@ -53,7 +66,19 @@ class Draft:
     @property
     def edits(self) -> tuple[SetConstant, ...]:
         """The constants to set, in the order in which they were first touched."""
-        return tuple(SetConstant(node, slot, constant) for (_, slot), (node, constant) in self._set.items())
+        return tuple(
+            SetConstant(node, slot, self._computed(node, slot)) for (_, slot), (node, _) in self._set.items()
+        )
+
+    def _computed(self, node: Node, slot: int) -> Constant:
+        constant = self._set[id(node), slot][1]
+        if isinstance(constant, Pending):
+            made = constant.compute()
+            if isinstance(made, Refusal):
+                raise UnfitError
+            self._set[id(node), slot] = (node, made)
+            return made
+        return constant
 
     @property
     def moved(self) -> tuple[str, ...]:
@@ -67,14 +92,18 @@ class Draft:
 
     def constant(self, node: Node, slot: int) -> Constant | Refusal | None:
         """The constant at a slot as this attempt has it so far."""
-        known = self._set.get((id(node), slot))
-        return known[1] if known is not None else constant_at(node, slot, _SLOTS.get(slot, "constant"))
+        if (id(node), slot) in self._set:
+            return self._computed(node, slot)
+        return constant_at(node, slot, _SLOTS.get(slot, "constant"))
 
-    def set(self, node: Node, slot: int, constant: Constant | Refusal) -> Refusal | None:
+    def set(self, node: Node, slot: int, constant: Constant | Pending | Refusal) -> Refusal | None:
         """Note a constant, if the frontend can set it."""
+        if isinstance(constant, Pending) and self._eager:
+            constant = constant.compute()
         if isinstance(constant, Refusal):
             return constant
-        edit: Edit = SetConstant(node, slot, constant)
+        known = Constant(constant.shape, _unread) if isinstance(constant, Pending) else constant
+        edit: Edit = SetConstant(node, slot, known)
         refusal = self._view.check(edit)
         if refusal is None:
             self._set[id(node), slot] = (node, constant)
@@ -164,19 +193,16 @@ class Draft:
         others = [r for r in value.readers if r.node is not reader]
         if not others:
             return None
-        names = sorted({r.node.label for r in others})
-        listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        cause = f"the output of {producer.label} is also read by {listed}, which must not see it changed"
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
         # statistics bound that for a shift alone (the planner sees to it); signs and a scale alone have no such cost.
         bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.keeps_size)
         inverse = affine.inverse() if self._view.pure and bounded else None
         if inverse is None or not isinstance(axis, int):
-            return Refusal(Reason.SEVERAL_READERS, cause)
+            return Refusal(Reason.SEVERAL_READERS, _also_read(producer, others))
         for other in others:
             refusal = self._forward(other.node, other.slot, inverse, axis)
             if refusal is not None:
-                return Refusal(Reason.SEVERAL_READERS, f"{cause}: {refusal.detail}")
+                return Refusal(Reason.SEVERAL_READERS, f"{_also_read(producer, others)}: {refusal.detail}")
         return None
 
     def _forward(self, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -219,3 +245,13 @@ class Draft:
 
 
 _SLOTS = {1: "weight", 2: "bias"}
+
+
+def _unread() -> NDArray[Any]:
+    raise AssertionError("whether an edit can be made depends on the shape of its constant alone")
+
+
+def _also_read(producer: Node, others: Sequence[Reader]) -> str:
+    names = sorted({reader.node.label for reader in others})
+    listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"the output of {producer.label} is also read by {listed}, which must not see it changed"

@@ -8,6 +8,7 @@ neighbours. Each success may open a way for a map that had none, so it goes on u
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import cast
 
@@ -19,6 +20,7 @@ from convbn.fuse.plan import ways
 from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.chains import merge_chains
+from convbn.fuse.plan.draft import UnfitError
 from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merger import merge_branches
@@ -61,10 +63,10 @@ def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, 
     """Try every map once; whether any went."""
     before = len(plan.edits)
     for node in (node for node in _maps(view) if not attempts.in_vain(node, thorough=thorough)):
-        footprint = _beside(node)
-        outcome = _fold(view, node, options, footprint, thorough=thorough)
+        attempt = ways.Attempt(view, node, options, _beside(node))
+        outcome = _fold(attempt, thorough=thorough)
         if isinstance(outcome, Refusal):
-            attempts.note(view, node, outcome, footprint, thorough=thorough)
+            attempts.note(view, node, outcome, attempt.seen, thorough=thorough)
             continue
         batchnorm = isinstance(node.op, BatchNorm)  # asked now: an edit may make it an addition
         for edit in outcome.edits:
@@ -107,10 +109,16 @@ def _beside(node: Node) -> Footprint:
     return {id(found): found for found in (node, *sources) if found is not None}
 
 
-def _fold(
-    view: View, node: Node, options: FuseOptions, seen: Footprint, *, thorough: bool
-) -> ways.Fold | Refusal:
-    """The edits that make ``node`` disappear, or why there are none."""
+def _fold(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
+    """The edits that make a map disappear, or why there are none."""
+    try:
+        return _tried(attempt, thorough=thorough)
+    except UnfitError:
+        return _tried(replace(attempt, eager=True), thorough=thorough)
+
+
+def _tried(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
+    view, node, options = attempt.view, attempt.node, attempt.options
     if isinstance(node.op, BatchNorm) and node.outputs[0].constant is not None:
         return evaluate(view, node, options)
     found = affine_of(node)
@@ -125,15 +133,15 @@ def _fold(
             Reason.SEVERAL_READERS,
             f"it changes nothing, but what is written in place behind it must not be written to '{source.name}'",
         )
-    outcome = ways.backward(view, node, source, affine, axis, options, seen)
+    outcome = ways.backward(attempt, source, affine, axis)
     if isinstance(outcome, ways.Fold) or not view.pure or outcome.reason is Reason.SKIPPED:
         return outcome
-    onward = ways.forward(view, node, affine, axis, options, seen)
+    onward = ways.forward(attempt, affine, axis)
     if isinstance(onward, ways.Fold):
         return onward
     if thorough and isinstance(node.op, BatchNorm):
         for way in (ways.apart, ways.to_add):
-            last = way(view, node, source, affine, axis, options, seen)
+            last = way(attempt, source, affine, axis)
             if last is not None:
                 return last
     return Refusal(outcome.reason, f"backward, {outcome.detail}; forward, {onward.detail}")

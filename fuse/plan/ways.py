@@ -32,7 +32,7 @@ from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace
 from convbn.fuse.view.view import View
 
-__all__ = ["Fold", "apart", "backward", "forward", "to_add"]
+__all__ = ["Attempt", "Fold", "apart", "backward", "forward", "to_add"]
 
 _FARTHEST_SHIFT = 16.0
 """Standard deviations that a shift may move a stream by: more would cost it digits."""
@@ -51,44 +51,70 @@ class Fold:
     moved: tuple[str, ...] = ()
 
 
-def backward(
-    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
-) -> Fold | Refusal:
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What every way of one map starts from.
+
+    Attributes:
+        view: not changed.
+        node: the map.
+        options: which rules may be used.
+        seen: takes up every node that is looked at.
+        eager: see :class:`convbn.fuse.plan.draft.Draft`.
+    """
+
+    view: View
+    node: Node
+    options: FuseOptions
+    seen: Footprint
+    eager: bool = False
+
+    def draft(self) -> Draft:
+        """A new one."""
+        return Draft(self.view, self.options, self.node, self.seen, eager=self.eager)
+
+    def finished(self, draft: Draft, rule: str) -> Fold | Refusal:
+        """The edits of a way that works, with the node itself taken out."""
+        edit = Bypass(self.node, data_slot(self.node))
+        refusal = self.view.check(edit)
+        if refusal is not None:
+            return refusal
+        return Fold(draft.into, rule, (*draft.edits, edit), draft.moved)
+
+
+def backward(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | Refusal:
     """Way 1: what produces the input takes the map."""
-    draft = Draft(view, options, node, seen)
-    refusal = draft.produce(source, affine, axis, reader=node)
-    return refusal if refusal is not None else _done(view, node, draft, draft.rule or "batchnorm-backward")
+    draft = attempt.draft()
+    refusal = draft.produce(source, affine, axis, reader=attempt.node)
+    return refusal if refusal is not None else attempt.finished(draft, draft.rule or "batchnorm-backward")
 
 
-def forward(
-    view: View, node: Node, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
-) -> Fold | Refusal:
+def forward(attempt: Attempt, affine: Affine, axis: int) -> Fold | Refusal:
     """Way 2: everything that reads the output takes the map."""
-    if not options.allows(WAYS[0]):
+    if not attempt.options.allows(WAYS[0]):
         return Refusal(Reason.SKIPPED, f"the rule {WAYS[0]} is switched off")
-    draft = Draft(view, options, node, seen)
-    refusal = draft.consume(node.outputs[0], affine, axis)
-    return refusal if refusal is not None else _done(view, node, draft, WAYS[0])
+    draft = attempt.draft()
+    refusal = draft.consume(attempt.node.outputs[0], affine, axis)
+    return refusal if refusal is not None else attempt.finished(draft, WAYS[0])
 
 
-def apart(
-    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
-) -> Fold | None:
+def apart(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | None:
     """Way 3: shift and scale part; None where they cannot."""
+    node = attempt.node
     magnitude = np.abs(affine.scale)
     inverse = Affine.scale_by(magnitude).inverse()
-    if inverse is None or not options.allows(WAYS[1]):
+    if inverse is None or not attempt.options.allows(WAYS[1]):
         return None
     shift = affine.shift * inverse.scale
     parts = [(Affine.scale_by(affine.scale), Affine.shift_by(affine.shift))]
     if _near(node, shift):
         parts.insert(0, (Affine(np.sign(affine.scale), shift), Affine.scale_by(magnitude)))
     for back, onward in parts:
-        draft = Draft(view, options, node, seen)
+        draft = attempt.draft()
         refusal = draft.consume(node.outputs[0], onward, axis)
         if refusal is None:
             refusal = draft.produce(source, back, axis, reader=node)
-        if refusal is None and isinstance(done := _done(view, node, draft, WAYS[1]), Fold):
+        if refusal is None and isinstance(done := attempt.finished(draft, WAYS[1]), Fold):
             return done
     return None
 
@@ -101,14 +127,13 @@ def _near(node: Node, shift: np.ndarray) -> bool:
     return bool((np.abs(shift) <= _FARTHEST_SHIFT * size).all())
 
 
-def to_add(
-    view: View, node: Node, source: Value, affine: Affine, axis: int, options: FuseOptions, seen: Footprint
-) -> Fold | None:
+def to_add(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | None:
     """Way 4: the scale goes, the shift stays as an addition in the node's place; None where it cannot."""
+    node = attempt.node
     rank = source.rank
-    if rank is None or rank > _LARGEST_RANK_OF_AN_ADDITION or not options.allows(WAYS[2]):
+    if rank is None or rank > _LARGEST_RANK_OF_AN_ADDITION or not attempt.options.allows(WAYS[2]):
         return None
-    draft = Draft(view, options, node, seen)
+    draft = attempt.draft()
     if draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node) is not None:
         return None
     # A BatchNorm's own parameters may be of another type than its data (float32 beside float16).
@@ -120,15 +145,6 @@ def to_add(
     if isinstance(constant, Refusal):
         return None
     edit = Replace(node, Elementwise(Arithmetic.ADD), (source, constant))
-    if view.check(edit) is not None:
+    if attempt.view.check(edit) is not None:
         return None
     return Fold(draft.into, WAYS[2], (*draft.edits, edit), draft.moved)
-
-
-def _done(view: View, node: Node, draft: Draft, rule: str) -> Fold | Refusal:
-    """The finished attempt with the node itself taken out."""
-    edit = Bypass(node, data_slot(node))
-    refusal = view.check(edit)
-    if refusal is not None:
-        return refusal
-    return Fold(draft.into, rule, (*draft.edits, edit), draft.moved)

@@ -21,7 +21,7 @@ from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.reshape import Reshape
-from convbn.fuse.operators.rule import Axes, constant_at
+from convbn.fuse.operators.rule import Axes, Pending, constant_at
 from convbn.fuse.operators.transpose import Transpose
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
@@ -50,7 +50,10 @@ class Moves:
     def constant(self, node: Node, slot: int) -> Constant | Refusal | None:
         return self.constants.get(slot) or constant_at(node, slot, "constant")
 
-    def set(self, node: Node, slot: int, constant: Constant | Refusal) -> Refusal | None:
+    def set(self, node: Node, slot: int, constant: Constant | Pending | Refusal) -> Refusal | None:
+        if isinstance(constant, Pending):
+            shape, constant = constant.shape, constant.compute()
+            assert isinstance(constant, Refusal) or constant.shape == shape
         if isinstance(constant, Refusal):
             return constant
         if slot in self.refused:
