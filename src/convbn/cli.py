@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -49,7 +48,6 @@ class _Help(argparse.HelpFormatter):
         super().add_usage(usage or " ".join(["%(prog)s [options]", *words]), actions, groups, prefix)
 
 
-@cache
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
