@@ -6,24 +6,29 @@ before anything is read (see :mod:`convbn.export.files.contained` for the names)
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convbn.errors import BadInputError
 from convbn.export.files.atomic import reason
 from convbn.export.files.contained import open_inside
+from convbn.export.onnx_io.encoding import Buffer, Weight
 from convbn.export.onnx_io.validate import check_length, declared_bytes, iterate_tensors
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DataFiles", "Range", "embed_external_data", "is_external", "location_of"]
+__all__ = ["DataFiles", "Range", "StoredWeights", "embed_external_data", "is_external", "location_of"]
 
 PIECE = 1 << 20
 """Bytes that are read at a time where a tensor is only passed on."""
@@ -258,3 +263,43 @@ def _shown(location: str, tensor: onnx.TensorProto) -> str:
     if location.startswith("\0"):
         return f"tensor {tensor.name!r} of the model file"
     return f"external data {location!r} of tensor {tensor.name!r}"
+
+
+class StoredWeights:
+    """Finds the bytes of external tensors, one tensor at a time.
+
+    Args:
+        files: of the model that came in.
+        computed: what computes a tensor's values, by the location that stands for them.
+    """
+
+    def __init__(
+        self, files: DataFiles, computed: Mapping[str, Callable[[], NDArray[Any]]] | None = None
+    ) -> None:
+        self._files = files
+        self._computed = computed or {}
+
+    def of(self, tensor: onnx.TensorProto) -> Weight:
+        """The raw bytes of an external tensor, little-endian.
+
+        Raises:
+            BadInputError: they do not lie where the tensor says, now or when they are read.
+        """
+        compute = self._computed.get(location_of(tensor))
+        if compute is None:
+            return Weight(self._files.range_of(tensor).length, lambda: self._files.pieces(tensor))
+        import onnx
+
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        return Weight(math.prod(tensor.dims) * dtype.itemsize, lambda: _bytes_of(compute()))
+
+    def key(self, tensor: onnx.TensorProto) -> object:
+        """What is equal for two tensors that share all of their bytes."""
+        location = location_of(tensor)
+        return location if location in self._computed else self._files.range_of(tensor)
+
+
+def _bytes_of(values: NDArray[Any]) -> Iterator[Buffer]:
+    little = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
+    # bfloat16 is no type that a memoryview knows; its bytes are.
+    yield little.reshape(-1).view(np.uint8).data

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
-    "bodies_of",
     "check_embedded",
     "check_length",
     "declared_bytes",
     "iterate_messages",
-    "iterate_nodes",
     "iterate_tensors",
 ]
 
@@ -75,23 +73,6 @@ def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     from onnx import TensorProto
 
     return (message for message in iterate_messages(model) if type(message) is TensorProto)
-
-
-def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node of control flow holds."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def iterate_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the bodies in it, at any depth."""
-    waiting = [graph]
-    while waiting:
-        for node in waiting.pop().node:
-            yield node
-            waiting.extend(bodies_of(node))
 
 
 def _require_text(texts: Iterable[object]) -> None:

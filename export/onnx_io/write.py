@@ -33,7 +33,7 @@ from convbn.export.onnx_io.encoding import (
 if TYPE_CHECKING:
     import onnx
 
-    from convbn.export.onnx_io.weights import StoredWeights
+    from convbn.export.onnx_io.external_data import StoredWeights
 
 __all__ = ["EXTERNAL_DATA", "ExternalData", "save_model", "staged_model"]
 
@@ -168,9 +168,9 @@ def _moved(model: onnx.ModelProto, weights: StoredWeights | None) -> Iterator[_M
 
 def _moved_from_bodies(model: onnx.ModelProto) -> Iterator[_Moved]:
     """Large initializers of bodies, where these alone would come near what protobuf can hold."""
-    from convbn.export.onnx_io.validate import bodies_of, iterate_nodes
+    from convbn.fuse.frontends.onnx.graphs import graphs_below
 
-    bodies = (body for node in iterate_nodes(model.graph) for body in bodies_of(node))
+    bodies = [graph for graph, holder in graphs_below(model.graph) if holder is not None]
     tensors = [tensor for body in bodies for tensor in body.initializer]
     found = [(tensor, weight) for tensor in tensors if (weight := large_raw_data(tensor)) is not None]
     if total_bytes(weight for _, weight in found) > PROTOBUF_LIMIT // 2:

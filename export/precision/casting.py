@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convbn.export.onnx_io.validate import bodies_of
-from convbn.export.precision.graphs import FLOAT, Names, captured, rename_in_bodies
+from convbn.export.precision.graphs import FLOAT, captured, names_of, rename_in_bodies
 from convbn.export.precision.selection import Selection
+from convbn.fuse.frontends.onnx.graphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +64,7 @@ class _Caster:
     def run(self, selection: Selection) -> int:
         graph = self.model.graph
         self.code = CODES[self.low]
-        self.names = Names(self.model)
+        self.names = names_of(self.model)
         io_code = FLOAT if self.keep_io_types else self.code
         inputs = {value.name for value in graph.input}
         self.weights = {t.name: t for t in graph.initializer if t.data_type == FLOAT and t.name not in inputs}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from convbn.export.onnx_io.validate import bodies_of, iterate_nodes
+from convbn.fuse.frontends.onnx.graphs import Names, bodies_of, nodes_below
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = [
     "FLOAT",
-    "Names",
     "captured",
     "element_types",
+    "names_of",
     "opset_of",
     "prepared",
     "rename_in_bodies",
@@ -26,23 +26,13 @@ FLOAT = 1
 _SMALL = 1024
 
 
-class Names:
-    """Names that a model does not use yet."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self._taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-        for node in iterate_nodes(graph):
-            self._taken.update((node.name, *node.input, *node.output))
-
-    def fresh(self, wanted: str) -> str:
-        """``wanted``, with a number behind it where that is taken."""
-        name, number = wanted, 1
-        while name in self._taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._taken.add(name)
-        return name
+def names_of(model: onnx.ModelProto) -> Names:
+    """The names that a model uses, and new ones beside them."""
+    graph = model.graph
+    taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    for node in nodes_below(graph.node):
+        taken.update((node.name, *node.input, *node.output))
+    return Names(taken)
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -75,7 +65,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     annotations = [value for value in graph.value_info if value.name not in stored]
     del graph.value_info[:]
     graph.value_info.extend(annotations)
-    names, seen = Names(result), set()
+    names, seen = names_of(result), set()
     for node in graph.node:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.output[0]}")

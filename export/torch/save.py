@@ -22,6 +22,7 @@ from convbn.export.torch.tracing import (
     dynamic_batch_of,
     untraceable,
 )
+from convbn.fuse.frontends.onnx.graphs import delete
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture
 
 if TYPE_CHECKING:
@@ -124,9 +125,7 @@ def _mend_biases(model: onnx.ModelProto) -> None:
         if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in zeros:
             del node.input[2]
     used = {name for node in model.graph.node for name in node.input}
-    for index in range(len(model.graph.initializer) - 1, -1, -1):
-        if model.graph.initializer[index].name in zeros - used:
-            del model.graph.initializer[index]
+    delete(model.graph.initializer, zeros - used)
 
 
 def export_program(

@@ -100,7 +100,7 @@ def staged_fold(opened: OpenModel, folding: Folding, target: Written) -> Iterato
         The path of the complete model; it gets the target's name when the block ends, and does not stay if
         the block raises.
     """
-    from convbn.export.onnx_io.weights import StoredWeights
+    from convbn.export.onnx_io.external_data import StoredWeights
     from convbn.export.onnx_io.write import staged_model
 
     with staged_model(

@@ -20,9 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from convbn.errors import BadInputError, FileAccessError, UsageError
 from convbn.export.files.atomic import sha256_file
 from convbn.export.onnx_io import write as onnx_saving
-from convbn.export.onnx_io.external_data import PIECE, is_external
+from convbn.export.onnx_io.external_data import PIECE, StoredWeights, is_external
 from convbn.export.onnx_io.read import load_model, open_model
-from convbn.export.onnx_io.weights import StoredWeights
 from convbn.export.onnx_io.write import save_model, staged_model
 
 

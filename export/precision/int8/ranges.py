@@ -13,7 +13,7 @@ from convbn.errors import ConvBNError
 from convbn.export.onnx_io.read import save_model
 from convbn.export.precision.casting import narrowed
 from convbn.export.precision.errors import CalibrationError
-from convbn.export.precision.graphs import FLOAT, Names
+from convbn.export.precision.graphs import FLOAT, names_of
 
 if TYPE_CHECKING:
     import onnx
@@ -105,7 +105,7 @@ def _with_probes(
 
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    names, graph = Names(probed), probed.graph
+    names, graph = names_of(probed), probed.graph
     made = [name for node in model.graph.node for name in node.output]
     tensors = [n for n in (*(v.name for v in model.graph.input), *made) if types.get(n) == FLOAT]
     probes: dict[str, tuple[str, str]] = {}

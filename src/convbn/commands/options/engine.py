@@ -12,19 +12,17 @@ if TYPE_CHECKING:
 
 __all__ = ["engine_options", "refuse_engine_options"]
 
-# Destination in the namespace to what it looks like on the command line, with the value that means "not given".
-_FOR_ENGINES = {
-    "backend": ("--backend", "auto"),
-    "no_tf32": ("--no-tf32", False),
-    "workspace": ("--workspace", None),
-    "optimization_level": ("--optimization-level", None),
-    "compute_capability": ("--compute-capability", []),
-    "hardware_compatibility": ("--hardware-compatibility", None),
-    "version_compatible": ("--version-compatible", False),
-    "strip_weights": ("--strip-weights", False),
-    "refit": ("--refit", False),
-    "timing_cache": ("--timing-cache", None),
-}
+_FOR_ENGINES = (
+    *(
+        "backend",
+        "no_tf32",
+        "workspace",
+        "optimization_level",
+        "compute_capability",
+        "hardware_compatibility",
+    ),
+    *("version_compatible", "strip_weights", "refit", "timing_cache"),
+)
 
 
 def engine_options(options: argparse.Namespace) -> EngineOptions:
@@ -55,9 +53,9 @@ def refuse_engine_options(options: argparse.Namespace) -> None:
     Raises:
         UsageError: one of the options for engines is given.
     """
-    for name, (shown, default) in _FOR_ENGINES.items():
-        if getattr(options, name) != default:
-            raise UsageError(f"{shown} is for engines", source=options.output)
+    for name in _FOR_ENGINES:
+        if getattr(options, name) not in (None, False, [], "auto"):
+            raise UsageError(f"--{name.replace('_', '-')} is for engines", source=options.output)
     if options.shapes and not options.triton:
         raise UsageError(
             "--shapes is for engines, and for the batch of a --triton model", source=options.output
