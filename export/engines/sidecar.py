@@ -14,11 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from convbn.common.encoding import encoded
 from convbn.common.text import shape_text
 from convbn.errors import BadInputError, FileAccessError
 from convbn.export.engines.backends.backend import Backend
-from convbn.export.engines.backends.gpus import Gpu
-from convbn.export.engines.build.builder import Plan, Request, TensorInfo
+from convbn.export.engines.build.builder import Plan, Request
 from convbn.export.engines.errors import EngineMismatchError
 from convbn.export.files.atomic import check_target, file_access, sha256_file, write_atomically
 
@@ -149,63 +149,33 @@ def tool_versions() -> dict[str, str | None]:
     return found
 
 
-def describe(
-    plan: Plan,
-    request: Request,
-    backend: Backend,
-    *,
-    backend_version: str,
-    gpu: Gpu | None,
-    engine: str,
-    precision: str,
-    before: Mapping[str, int] | None,
-    fold_summary: Mapping[str, object] | None,
-    conversion: Mapping[str, object] | None,
-    build_seconds: float,
-    warnings: list[str],
-) -> dict[str, object]:
-    """The sidecar's content but for the engine's own hash, see ``engine-sidecar.schema.json``."""
+def describe(plan: Plan, request: Request, backend: Backend, engine: str) -> dict[str, object]:
+    """What a build says of an engine; ``engine-sidecar.schema.json`` asks for more.
+
+    Args:
+        plan: what was built.
+        request: from what.
+        backend: by which.
+        engine: path of the engine.
+    """
     source = request.source
     return {
         "schema_version": SCHEMA_VERSION,
         "tools": tool_versions(),
-        "backend": {"name": backend.name, "version": backend_version},
-        "device": "built without a GPU" if gpu is None else _gpu(gpu),
         "onnx": {
             "sha256": source.sha256,
             "bytes": source.size,
             "file": source.shown if source.has_file else None,
         },
-        "precision": precision,
         "tf32": request.tf32,
-        "profiles": [
-            {name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in profile.items()}
-            for profile in plan.profiles
-        ],
+        "profiles": encoded(plan.profiles),
         "options": request.options.to_dict(),
-        "inputs": [_tensor(info) for info in plan.inputs],
-        "outputs": [_tensor(info) for info in plan.outputs],
+        "inputs": encoded(plan.inputs),
+        "outputs": encoded(plan.outputs),
         "flags": list(plan.flags),
         "layers": dict(plan.layers),
-        "scale_layers": {
-            "before": None if before is None else before.get("SCALE", 0),
-            "after": plan.layers["SCALE"],
-        },
-        "fold_summary": None if fold_summary is None else dict(fold_summary),
-        "conversion": None if conversion is None else dict(conversion),
-        "build_seconds": round(build_seconds, 3),
-        "warnings": warnings,
         "command": _command(plan, request, backend, engine),
     }
-
-
-def _gpu(gpu: Gpu) -> dict[str, str | None]:
-    major, minor = gpu.compute_capability
-    return {"name": gpu.name, "compute_capability": f"{major}.{minor}", "driver": gpu.driver}
-
-
-def _tensor(info: TensorInfo) -> dict[str, object]:
-    return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
 
 _COMPATIBILITY = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}

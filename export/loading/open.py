@@ -73,7 +73,7 @@ def source_of(model: Any, options: LoadOptions | None = None) -> SourceModel:
 
 
 def _open_onnx(path: str, options: LoadOptions, *, light: bool, hashed: bool) -> SourceModel:
-    from convbn.export.onnx_io.read import OpenModel, open_model, read_model
+    from convbn.export.onnx_io.read import open_model, read_model
 
     if options.arch is not None:
         raise UsageError("--arch is for checkpoints, and this is an ONNX file", source=path)
@@ -81,7 +81,7 @@ def _open_onnx(path: str, options: LoadOptions, *, light: bool, hashed: bool) ->
     inputs = [v.name for v in loaded.model.graph.input]
     stored = {t.name for t in loaded.model.graph.initializer}
     shapes = _named_shapes(options, [name for name in inputs if name not in stored])
-    opened = loaded if isinstance(loaded, OpenModel) else None
+    opened = loaded if light else None
     return SourceModel(
         loaded.model, input_shapes=shapes or None, path=path, sha256=loaded.sha256, opened=opened
     )

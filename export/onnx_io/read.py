@@ -27,30 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROTOBUF_LIMIT",
-    "LoadedModel",
     "OpenModel",
     "load_model",
     "open_model",
     "read_model",
     "save_model",
 ]
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model and what is known of the file it came from.
-
-    Attributes:
-        model: the model; its external data is embedded where that was asked for.
-        sha256: of the model file itself; external data is not covered.
-        size: of the model file, bytes.
-        external: whether the file keeps weights in other files.
-    """
-
-    model: onnx.ModelProto
-    sha256: str
-    size: int
-    external: bool
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ def load_model(path: str | os.PathLike[str], *, external_data: bool = True) -> o
     return read_model(path, external_data=external_data).model
 
 
-def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> LoadedModel:
+def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> OpenModel:
     """Load an ONNX model, weights and all, and hash its file.
 
     Args:
@@ -91,7 +73,7 @@ def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> L
             model's folder, reached without links. When false such tensors stay references.
 
     Returns:
-        The model, whose tensors hold as many bytes as their shapes need.
+        The model, whose tensors hold as many bytes as their shapes need; its files are closed.
 
     Raises:
         FileAccessError: the file cannot be read.
@@ -108,7 +90,7 @@ def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> L
             (tensor for tensor in outside if external_data or location_of(tensor) == files.own_location),
             files,
         )
-    return LoadedModel(opened.model, opened.sha256 or "", opened.size, opened.external)
+    return opened
 
 
 def open_model(path: str | os.PathLike[str], *, external_data: bool = True, hashed: bool = True) -> OpenModel:

@@ -27,9 +27,17 @@ class Gpu:
     compute_capability: tuple[int, int]
     driver: str | None = None
 
+    @property
+    def capability(self) -> str:
+        """``8.9``."""
+        return ".".join(map(str, self.compute_capability))
+
     def __str__(self) -> str:
-        major, minor = self.compute_capability
-        return f"{self.name} (compute capability {major}.{minor})"
+        return f"{self.name} (compute capability {self.capability})"
+
+    def to_dict(self) -> dict[str, str | None]:
+        """JSON-ready."""
+        return {"name": self.name, "compute_capability": self.capability, "driver": self.driver}
 
 
 def list_gpus() -> list[Gpu]:

@@ -136,22 +136,21 @@ def build_engine(
         warnings.append("TensorRT-RTX documents int8 for weights alone; fp16 may be the faster engine.")
     if gpu is not None and not chosen.serves(gpu):
         warnings.append(f"Engines of {chosen.name} do not run on the GPU here, {gpu}.")
-    sidecar = describe(
-        plan,
-        request,
-        chosen,
-        backend_version=str(trt.__version__),
-        gpu=gpu,
-        engine=os.fspath(out),
-        precision=precision,
-        before=before,
-        fold_summary=fold_summary,
-        conversion=conversion,
-        build_seconds=seconds,
-        warnings=warnings,
-    )
-    digest = hashlib.sha256(plan.data).hexdigest()
-    sidecar["engine"] = {"sha256": digest, "bytes": len(plan.data)}
+    digest, version = hashlib.sha256(plan.data).hexdigest(), str(trt.__version__)
+    sidecar = describe(plan, request, chosen, os.fspath(out)) | {
+        "engine": {"sha256": digest, "bytes": len(plan.data)},
+        "backend": {"name": chosen.name, "version": version},
+        "device": "built without a GPU" if gpu is None else gpu.to_dict(),
+        "precision": precision,
+        "scale_layers": {
+            "before": None if before is None else before.get("SCALE", 0),
+            "after": plan.layers["SCALE"],
+        },
+        "fold_summary": None if fold_summary is None else dict(fold_summary),
+        "conversion": None if conversion is None else dict(conversion),
+        "build_seconds": round(seconds, 3),
+        "warnings": warnings,
+    }
     write_engine(plan.data, sidecar, out, overwrite=overwrite)
     return EngineArtifact(
         path=Path(out),
@@ -159,6 +158,6 @@ def build_engine(
         sha256=digest,
         size=len(plan.data),
         backend=chosen.name,
-        backend_version=str(trt.__version__),
+        backend_version=version,
         sidecar=sidecar,
     )

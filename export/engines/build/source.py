@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convbn.export.onnx_io.encoding import encode_model, pieces_of, total_bytes
-from convbn.export.onnx_io.read import PROTOBUF_LIMIT, LoadedModel, read_model
+from convbn.export.onnx_io.read import PROTOBUF_LIMIT, OpenModel, read_model
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +51,7 @@ def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
         BadInputError: it is no ONNX model, or its external data is not in order.
     """
     path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-    loaded: LoadedModel | None = None
+    loaded: OpenModel | None = None
     if path is not None:
         loaded = read_model(path)
         proto = loaded.model
@@ -60,7 +60,7 @@ def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
     parts = encode_model(proto)
     data = b"".join(pieces_of(parts)) if total_bytes(parts) <= PROTOBUF_LIMIT else None
     if loaded is not None and path is not None:
-        return Source(proto, data, loaded.sha256, loaded.size, path, True)
+        return Source(proto, data, loaded.sha256 or "", loaded.size, path, True)
     digest = hashlib.sha256()
     for piece in pieces_of(parts):
         digest.update(piece)
