@@ -64,10 +64,10 @@ OF_CONSTANTS = "batchnorm-of-constants"
 """A BatchNorm over constants is one (:mod:`convbn.fuse.plan.evaluation`)."""
 
 MERGES = ("merge-parallel-convs", "merge-identity", "merge-affine", "merge-average-pool")
-"""By what a convolution takes in beside it (:mod:`convbn.fuse.plan.branches`)."""
+"""By what a convolution takes in beside it (:mod:`convbn.fuse.plan.merging.branches`)."""
 
 CHAIN = "merge-chain"
-"""Linear layers in a row (:mod:`convbn.fuse.plan.chains`)."""
+"""Linear layers in a row (:mod:`convbn.fuse.plan.merging.chains`)."""
 
 _FILES = (
     *(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convbn.fuse.algebra.kernels import Form
-from convbn.fuse.plan.cost import chain_pays, multiply_adds, pays
+from convbn.fuse.plan.merging.cost import chain_pays, multiply_adds, pays
 from convbn.fuse.view.op import Window
 
 

@@ -18,7 +18,7 @@ from convbn.fuse.fold import Folding, fold
 from convbn.fuse.frontends.onnx.reader import read_view
 from convbn.fuse.operators.registry import MERGES
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.cost import multiply_adds, pays
+from convbn.fuse.plan.merging.cost import multiply_adds, pays
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.op import Window

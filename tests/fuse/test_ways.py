@@ -16,7 +16,7 @@ from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.branches import conv_layer
+from convbn.fuse.plan.merging.branches import conv_layer
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.plan.ways import _near
 from convbn.fuse.refusal import Reason, Refusal

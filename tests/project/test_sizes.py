@@ -28,7 +28,6 @@ LONG_FILES = {
 
 FULL_FOLDERS = {
     "fuse/frontends/onnx",
-    "fuse/plan",
 }
 """Those that still have to be divided."""
 

@@ -1,8 +1,8 @@
 """Sums of linear branches over one value become one convolution.
 
-Of two branches of one sum (:mod:`convbn.fuse.plan.branches`) a convolution takes in the other one's numbers
+Of two branches of one sum (:mod:`convbn.fuse.plan.merging.branches`) a convolution takes in the other one's numbers
 (:mod:`convbn.fuse.algebra.kernels`), and the operator that added the other one goes. That is done to pairs until no
-pair is left that pays (:mod:`convbn.fuse.plan.cost`).
+pair is left that pays (:mod:`convbn.fuse.plan.merging.cost`).
 
 The numbers are computed while planning, from the model as it still is: once edits are made, the initializers that they
 come from may have been overwritten.
@@ -24,7 +24,7 @@ from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.rule import constant_at
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.branches import (
+from convbn.fuse.plan.merging.branches import (
     AffineOf,
     Branch,
     Leaf,
@@ -34,7 +34,7 @@ from convbn.fuse.plan.branches import (
     is_sum,
     leaves_of,
 )
-from convbn.fuse.plan.cost import pays
+from convbn.fuse.plan.merging.cost import pays
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace

@@ -14,9 +14,9 @@ from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.registry import CHAIN
 from convbn.fuse.operators.rule import constant_at
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.branches import conv_layer
-from convbn.fuse.plan.cost import chain_pays
-from convbn.fuse.plan.merger import Merge
+from convbn.fuse.plan.merging.branches import conv_layer
+from convbn.fuse.plan.merging.cost import chain_pays
+from convbn.fuse.plan.merging.merger import Merge
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant

@@ -21,7 +21,7 @@ from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.pool import Pool
 from convbn.fuse.operators.registry import MERGES
-from convbn.fuse.plan.cost import multiply_adds
+from convbn.fuse.plan.merging.cost import multiply_adds
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, DATA, WEIGHT
