@@ -160,8 +160,11 @@ def _trial(results: ResultFolder, trial: Trial, options: argparse.Namespace) -> 
             result = measure([case], _protocol(options))
         except Exception as error:  # the device may break in the middle of anything
             broken = NotSupportedError(f"{type(error).__name__}: {str(error)[:300]}")
-            result = measure([replace(case, failure=broken)], _protocol(options))
             _tell(results, trial.key, error)
+            try:
+                result = measure([replace(case, failure=broken)], _protocol(options))
+            except Exception:  # not the trial, but what every trial needs: a later run may try it again
+                return
     result = replace(
         result,
         title="On the GPU: unfused against folded",
