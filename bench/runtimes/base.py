@@ -120,17 +120,15 @@ class Prepared:
 
 
 class Session(Protocol):
-    """A loaded model. Use it as a context manager: leaving it gives back what it changed and holds."""
+    """A loaded model. Use it as a context manager: leaving it gives back what it changed and holds.
 
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs in order; those of a PyTorch model are known after the first run."""
-        ...
+    Attributes:
+        output_names: names of the outputs in order; those of a PyTorch model are known after the first run.
+        compute_dtype: the coarsest float type the runtime may round to where the model does not ask for it.
+    """
 
-    @property
-    def compute_dtype(self) -> str | None:
-        """The coarsest float type the runtime may round to where the model does not ask for it."""
-        ...
+    output_names: tuple[str, ...]
+    compute_dtype: str | None
 
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference.
@@ -164,11 +162,13 @@ class Session(Protocol):
         """Give back what the session changed and holds; a second call does nothing."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from convbn.bench.models.errors import ModelFormMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds
-from convbn.bench.runtimes.base import Levels, Prepared, SessionOptions, Variant
+from convbn.bench.runtimes.base import Levels, Prepared, Session, SessionOptions, Variant
 from convbn.bench.runtimes.gpu.nvml import GpuMode
 from convbn.bench.runtimes.gpu.stream import GpuStream
 from convbn.errors import ConvBNError
@@ -86,7 +85,7 @@ def _file(model: Variant, name: str) -> EngineFile:
     return file
 
 
-class EngineSession:
+class EngineSession(Session):
     """An engine with its inputs and outputs in device memory of its own.
 
     Args:
@@ -121,14 +120,6 @@ class EngineSession:
         """Free the engine and its memory."""
         self._gpu.close()
         self._held.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _typed(self, feeds: Feeds) -> dict[str, Any]:
         """The inputs that the engine has, in its types."""

@@ -15,11 +15,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from convbn.bench.models.errors import KernelMissingError, SessionError
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant, onnx_source
+from convbn.bench.runtimes.base import (
+    Levels,
+    Prepared,
+    Runtime,
+    Session,
+    SessionOptions,
+    Variant,
+    onnx_source,
+)
 from convbn.bench.runtimes.onnxruntime_providers import PROVIDERS, import_onnxruntime, require_provider
 from convbn.common.dtypes import dtype_of
 from convbn.common.text import one_line
@@ -164,7 +171,7 @@ RUNTIMES = (
 )
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """A model in onnxruntime. Outputs stay on the device while it is timed.
 
     Args:
@@ -242,14 +249,6 @@ class OnnxRuntimeSession:
         if self._gpu is not None:
             self._gpu.close()
             self._gpu = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _values(self, feeds: Feeds, device: str) -> dict[str, Any]:
         return {

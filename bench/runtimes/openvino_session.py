@@ -7,11 +7,18 @@ by the type it chose.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from convbn.bench.models.errors import RuntimeMissingError, SessionError
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant, onnx_source
+from convbn.bench.runtimes.base import (
+    Levels,
+    Prepared,
+    Runtime,
+    Session,
+    SessionOptions,
+    Variant,
+    onnx_source,
+)
 from convbn.common.dtypes import dtype_of
 from convbn.common.text import one_line
 
@@ -85,7 +92,7 @@ RUNTIMES = (
 )
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """A compiled model with one inference request, whose outputs stay where it writes them while it is timed."""
 
     def __init__(self, compiled: Any, name: str) -> None:
@@ -111,14 +118,6 @@ class OpenVinoSession:
     def close(self) -> None:
         """Free the model."""
         self._request = self._compiled = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _place(self, feeds: Feeds) -> None:
         """Set the inputs and run once, so that the outputs have their memory."""

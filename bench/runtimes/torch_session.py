@@ -10,11 +10,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.runtimes.base import Levels, Prepared, Runtime, SessionOptions, Variant
+from convbn.bench.runtimes.base import Levels, Prepared, Runtime, Session, SessionOptions, Variant
 from convbn.common.dtypes import dtype_name, dtype_of
 from convbn.common.exclusive import exclusive
 from convbn.common.text import one_line
@@ -141,7 +140,7 @@ RUNTIMES = (
 )
 
 
-class TorchSession:
+class TorchSession(Session):
     """A module in evaluation mode under ``torch.inference_mode``.
 
     The ``training`` flags are set for as long as the session is open and then put back one by one:
@@ -233,14 +232,6 @@ class TorchSession:
             self._threads = None
         self._forward = self._module
         self._settings.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _arguments(self, feeds: Feeds) -> Sequence[Any]:
         import torch

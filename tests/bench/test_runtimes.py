@@ -5,26 +5,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from convbn.bench.cases.case import Case
-from convbn.bench.measure.options import ProtocolOptions
-from convbn.bench.measure.protocol import measure
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.runtimes.base import (
-    Levels,
-    Prepared,
-    Runtime,
-    Session,
     SessionOptions,
     Variant,
-    onnx_source,
 )
 from convbn.bench.runtimes.onnxruntime_providers import require_provider
 from convbn.bench.runtimes.registry import (
@@ -192,61 +182,9 @@ def test_levels_are_joined_and_one_of_a_group_is_enough() -> None:
     assert "onnxruntime-cuda@off runs both graphs" in str(runtime_note("onnxruntime-cuda@tf32"))
 
 
-def test_a_runtime_of_another_package_is_measured_by_its_row_alone(conv_model: ConvModel) -> None:
-    """The worked example of docs/architecture.md: onnx's own evaluator as a runtime."""
-    from onnx.reference import ReferenceEvaluator
-
-    class Evaluated:
-        compute_dtype = None
-
-        def __init__(self, model: onnx.ModelProto) -> None:
-            self._evaluator = ReferenceEvaluator(model)
-            self.output_names = tuple(self._evaluator.output_names)
-
-        def run(self, feeds: Feeds) -> list[Array]:
-            return list(self._evaluator.run(None, dict(feeds)))
-
-        def prepare(self, feeds: Feeds) -> Prepared:
-            return Prepared(lambda: self.run(feeds))
-
-        def close(self) -> None:
-            pass
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            self.close()
-
-    def opened(side: Variant, options: SessionOptions, levels: Levels) -> Session:
-        data = onnx_source(side, "the evaluator")
-        assert isinstance(data, bytes)
-        return Evaluated(onnx.load_model_from_string(data))
-
-    toy = Runtime(
-        "onnx-reference",
-        "cpu",
-        "onnx",
-        "onnx's evaluator",
-        dict,
-        opened,
-        folds="it folds",
-        packages=("onnx",),
-    )
-    register(toy)
-    try:
-        with pytest.raises(UsageError, match="already"):
-            register(toy)
-        variants = (Variant("a", onnx=conv_model()), Variant("b", onnx=conv_model()))
-        quick = ProtocolOptions(
-            block_seconds=0.001, budget_seconds=0.1, min_blocks=5, memory=False, warmup_seconds=0.01
-        )
-        case = measure([Case("a", variants, ("onnx-reference",))], quick).cases[0]
-        assert [row.status for row in case.rows] == ["measured", "measured"]
-        assert case.rows[1].equality is not None
-        assert case.runtimes[0].note == "it folds, so a time ratio near 1 is expected"
-    finally:
-        del RUNTIMES["onnx-reference"]
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(UsageError, match="already"):
+        register(RUNTIMES["torch-cpu"])
 
 
 def test_channels_last_is_a_layout_of_a_copy_and_the_same_numbers() -> None:
