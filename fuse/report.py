@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convbn.common import __version__
-from convbn.common.encoding import JsonReady
+from convbn.common.encoding import JsonReady, encoded
 from convbn.errors import Concern
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.plan import Folded, Kept, Merged
@@ -133,14 +133,11 @@ class Report:
             "input": {"kind": self.kind, "path": self.path, "sha256": self.sha256, "notes": list(self.notes)},
             "batchnorm": self.batchnorm.to_dict(),
             "nodes": self.nodes.to_dict(),
-            "folded": [
-                {"name": f.name, "into": list(f.into), "rule": f.rule, "bound": self._bound(f)}
-                for f in self.folded
-            ],
-            "kept": [{"name": k.name, "reason": str(k.reason), "detail": k.detail} for k in self.kept],
-            "merged": [{"names": list(m.names), "into": m.into, "rule": m.rule} for m in self.merged],
+            "folded": [{**encoded(one), "bound": self._bound(one)} for one in self.folded],
+            "kept": encoded(self.kept),
+            "merged": encoded(self.merged),
             "options": self.options.to_dict(),
-            "keys": [key.to_dict() for key in self.keys],
+            "keys": encoded(self.keys),
             "how": self.how,
             "verify": dict(self.verify),
             "seconds": self.seconds.to_dict(),

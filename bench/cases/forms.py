@@ -18,13 +18,13 @@ from convbn.export.precision.precisions import AS_IS, PRECISIONS
 if TYPE_CHECKING:
     from convbn.export.precision.int8.samples import Calibration
 
-__all__ = ["converted", "random_calibration", "with_engines"]
+__all__ = ["in_precision", "random_calibration", "with_engines"]
 
 #: Samples that int8 ranges are found on; random ones say little about a trained model, however many.
 _CALIBRATION_SAMPLES = 4
 
 
-def converted(variant: Variant, precision: str, source: SourceModel, seed: int) -> Variant:
+def in_precision(variant: Variant, precision: str, source: SourceModel, seed: int) -> Variant:
     """A variant in another precision: the ONNX form by convbn.export.precision, the module by its own cast.
 
     int8 ranges come from seeded random inputs: enough to measure the time, not to judge the accuracy.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from convbn.bench.cases.case import Case
-from convbn.bench.cases.forms import converted, with_engines
+from convbn.bench.cases.forms import in_precision, with_engines
 from convbn.bench.cases.variants import (
     SELF_FUSED,
     at_batch,
@@ -157,7 +157,7 @@ class Study:
 
     def _variants(self, prepared: _Prepared, precision: str, folder: Path) -> tuple[Variant, ...]:
         source = prepared.source
-        found = [converted(one, precision, source, self.seed) for one in prepared.variants]
+        found = [in_precision(one, precision, source, self.seed) for one in prepared.variants]
         found = [with_engines(one, self.runtimes, source, folder) for one in found]
         original = found[0]
         # The baseline once more, where a runtime can be told to optimise it and is told not to.

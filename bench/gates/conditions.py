@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convbn.bench.gates.fields import FIELDS, UNITS, Field, Subject, Value
+from convbn.bench.gates.fields import FIELDS, UNITS, Field, Judged, Value
 from convbn.errors import UsageError
 
 __all__ = ["Atom", "Condition", "Junction", "parse", "shown"]
@@ -52,7 +52,7 @@ class Atom:
         """What it speaks of."""
         return FIELDS[self.name]
 
-    def judge(self, subject: Subject) -> bool | None:
+    def judge(self, subject: Judged) -> bool | None:
         """Whether it holds; None if the field was not measured."""
         found = self.field.read(subject)
         return None if found is None else _OPERATORS[self.operator](found, self.value)
@@ -69,7 +69,7 @@ class Junction:
     word: str
     parts: tuple[Condition, ...]
 
-    def judge(self, subject: Subject) -> bool | None:
+    def judge(self, subject: Judged) -> bool | None:
         """Whether it holds; None if that depends on something that was not measured."""
         found = [part.judge(subject) for part in self.parts]
         decisive = self.word == "or"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from convbn.bench.results.compare import Change
 from convbn.bench.results.comparisons import Comparison
 
-__all__ = ["FIELDS", "UNITS", "Field", "Subject", "Value"]
+__all__ = ["FIELDS", "UNITS", "Field", "Judged", "Value"]
 
 Value = float | str | None
 Unit = Literal["", "time", "size", "word"]
@@ -32,7 +32,7 @@ UNITS: Mapping[Unit, Mapping[str, float]] = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class Judged:
     """What a condition is judged on: a comparison, and how it changed since the baseline result."""
 
     comparison: Comparison
@@ -51,19 +51,19 @@ class Field:
         whole: whether it is the same for every row of a case, so that it is judged once.
     """
 
-    read: Callable[[Subject], Value]
+    read: Callable[[Judged], Value]
     what: str
     unit: Unit = ""
     timed: bool = True
     whole: bool = False
 
 
-def _row(*keys: str) -> Callable[[Subject], Value]:
+def _row(*keys: str) -> Callable[[Judged], Value]:
     """A number of the row, or one of a group of it."""
     return lambda subject: _number(subject.comparison.row, *keys)
 
 
-def _fold(*keys: str) -> Callable[[Subject], Value]:
+def _fold(*keys: str) -> Callable[[Judged], Value]:
     return lambda subject: _number(subject.comparison.case["fold"], *keys)
 
 
@@ -73,40 +73,40 @@ def _number(values: Any, *keys: str) -> float | None:
     return None if values is None else float(values)
 
 
-def _folded(subject: Subject) -> Value:
+def _folded(subject: Judged) -> Value:
     counts = [_number(subject.comparison.case["fold"], "batchnorm", when) for when in ("before", "after")]
     return None if counts[0] is None or counts[1] is None else counts[0] - counts[1]
 
 
-def _ratio(subject: Subject) -> Value:
+def _ratio(subject: Judged) -> Value:
     detected = subject.comparison.row["verdict"] != "no difference detected"
     return _row("ratio", "median")(subject) if detected else 1.0
 
 
-def _change(subject: Subject) -> Value:
+def _change(subject: Judged) -> Value:
     undetected = subject.change is not None and subject.change.verdict == "no difference detected"
     return 1.0 if undetected else _change_part("median")(subject)
 
 
-def _change_part(key: str) -> Callable[[Subject], Value]:
-    def read(subject: Subject) -> Value:
+def _change_part(key: str) -> Callable[[Judged], Value]:
+    def read(subject: Judged) -> Value:
         ratio = subject.change and subject.change.ratio
         return float(getattr(ratio, key)) if ratio else None
 
     return read
 
 
-def _size(subject: Subject, row: str = "row") -> float | None:
+def _size(subject: Judged, row: str = "row") -> float | None:
     found = subject.comparison
     name = getattr(found, row)["side"]
     return next((_number(one, "bytes") for one in found.case["sides"] if one["name"] == name), None)
 
 
-def _size_ratio(subject: Subject) -> Value:
+def _size_ratio(subject: Judged) -> Value:
     return _quotient(_size(subject), _size(subject, "baseline"))
 
 
-def _memory_ratio(subject: Subject) -> Value:
+def _memory_ratio(subject: Judged) -> Value:
     found = subject.comparison
     return _quotient(*(_number(row, "peak_memory_bytes") for row in (found.row, found.baseline)))
 
@@ -115,13 +115,13 @@ def _quotient(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else value / base
 
 
-def _error(subject: Subject) -> Value:
+def _error(subject: Judged) -> Value:
     equality = subject.comparison.row["equality"]
     errors = [output["rel_error"] for output in equality["outputs"]] if equality else []
     return None if not errors or None in errors else float(max(errors))
 
 
-def _verdict(subject: Subject) -> Value:
+def _verdict(subject: Judged) -> Value:
     verdict = subject.comparison.row["verdict"]
     return "same" if verdict == "no difference detected" else verdict
 

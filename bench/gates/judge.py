@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from convbn.bench.gates.conditions import Condition, parse, shown
-from convbn.bench.gates.fields import Subject
+from convbn.bench.gates.fields import Judged
 from convbn.bench.results.compare import Change, compare
 from convbn.bench.results.comparisons import Comparison, comparisons, measured
 from convbn.common.encoding import JsonReady
 from convbn.common.text import clean
 from convbn.errors import UsageError
 
-__all__ = ["Gate", "Outcome", "confirmed", "gates_from", "judge", "unconfirmed"]
+__all__ = ["Gate", "GateOutcome", "confirmed", "gates_from", "judge", "unconfirmed"]
 
 Status = Literal["passed", "failed", "not judged", "skipped"]
 
@@ -40,7 +40,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Outcome(JsonReady):
+class GateOutcome(JsonReady):
     """What a gate said of one side in one runtime of one case; empty names where it speaks of all.
 
     Attributes:
@@ -104,7 +104,7 @@ def judge(
     *,
     baseline: Mapping[str, Any] | None = None,
     references: Collection[str] = (),
-) -> tuple[Outcome, ...]:
+) -> tuple[GateOutcome, ...]:
     """Judge gates on a result.
 
     Args:
@@ -128,7 +128,7 @@ def _judged(
     found: Sequence[Comparison],
     changes: Mapping[tuple[str, str, str], Change],
     all_changes: Sequence[Change],
-) -> Iterator[Outcome]:
+) -> Iterator[GateOutcome]:
     atoms = list(gate.condition.atoms())
     seen: set[str] = set()
     if not found:
@@ -140,7 +140,7 @@ def _judged(
             if key[0] in seen:
                 continue
             seen.add(key[0])
-        subject = Subject(one, changes.get((one.case["id"], one.row["runtime"], one.row["side"])))
+        subject = Judged(one, changes.get((one.case["id"], one.row["runtime"], one.row["side"])))
         values = {atom.name: atom.field.read(subject) for atom in atoms}
         told = ", ".join(f"{name} is {shown(name, value)}" for name, value in values.items())
         if _is_new(subject, values):
@@ -159,7 +159,7 @@ def _judged(
                 yield _outcome(gate, gone, None, "it was measured in the baseline and is not here")
 
 
-def _is_new(subject: Subject, values: Mapping[str, object]) -> bool:
+def _is_new(subject: Judged, values: Mapping[str, object]) -> bool:
     """Whether nothing is missing but an earlier measurement."""
     missing = [name for name, value in values.items() if value is None]
     unknown = subject.change is None or subject.change.verdict == "only after"
@@ -171,7 +171,7 @@ def _is_new(subject: Subject, values: Mapping[str, object]) -> bool:
     )
 
 
-def _outcome(gate: Gate, key: tuple[str, str, str], holds: bool | None, told: str) -> Outcome:
+def _outcome(gate: Gate, key: tuple[str, str, str], holds: bool | None, told: str) -> GateOutcome:
     status: Status = "failed" if holds else "passed"
     verb = "fails" if holds else "passes"
     if holds is None:
@@ -183,15 +183,15 @@ def _outcome(gate: Gate, key: tuple[str, str, str], holds: bool | None, told: st
     )
     start = f"{where}: " if where else ""
     sentence = f"{start}'{clean(gate.text, 200)}' {verb}: {told}"
-    return Outcome(gate.text, status, *key, sentence, gate.timed)
+    return GateOutcome(gate.text, status, *key, sentence, gate.timed)
 
 
-def unconfirmed(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+def unconfirmed(outcomes: Sequence[GateOutcome]) -> tuple[GateOutcome, ...]:
     """Failures that a second run has to repeat before they count."""
     return tuple(outcome for outcome in outcomes if outcome.status == "failed" and outcome.timed)
 
 
-def confirmed(first: Sequence[Outcome], second: Sequence[Outcome]) -> tuple[Outcome, ...]:
+def confirmed(first: Sequence[GateOutcome], second: Sequence[GateOutcome]) -> tuple[GateOutcome, ...]:
     """What two runs say together.
 
     Args:

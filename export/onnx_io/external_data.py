@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convbn.common.closing import Closing
 from convbn.errors import BadInputError
 from convbn.export.files.atomic import reason
 from convbn.export.files.contained import open_inside
@@ -62,7 +62,7 @@ class _Identity(NamedTuple):
     changed: int
 
 
-class DataFiles:
+class DataFiles(Closing):
     """The data files of one model: checked as a whole, then read tensor by tensor or piece by piece.
 
     What was checked is what is read: a file that was replaced or changed since is refused.
@@ -183,14 +183,6 @@ class DataFiles:
     def _close_others(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _stream(self, location: str, tensor: onnx.TensorProto) -> BufferedReader:
         if location == self.own_location and self._own is not None:

@@ -9,17 +9,17 @@ import pytest
 from support import bench_results
 
 from convbn.bench.gates.conditions import parse
-from convbn.bench.gates.fields import FIELDS, Subject
-from convbn.bench.gates.judge import Outcome, confirmed, gates_from, judge, unconfirmed
+from convbn.bench.gates.fields import FIELDS, Judged
+from convbn.bench.gates.judge import GateOutcome, confirmed, gates_from, judge, unconfirmed
 from convbn.bench.results.comparisons import comparisons
 from convbn.errors import UsageError
 
 
-def subject(result: dict[str, Any] | None = None, index: int = 0) -> Subject:
-    return Subject(list(comparisons(result or bench_results.one()))[index])
+def subject(result: dict[str, Any] | None = None, index: int = 0) -> Judged:
+    return Judged(list(comparisons(result or bench_results.one()))[index])
 
 
-def verdict(*texts: str, result: dict[str, Any] | None = None, **more: Any) -> tuple[Outcome, ...]:
+def verdict(*texts: str, result: dict[str, Any] | None = None, **more: Any) -> tuple[GateOutcome, ...]:
     options = {"baseline": False, "allow_missing": False} | {
         key: more.pop(key) for key in ("allow_missing",) if key in more
     }
@@ -212,5 +212,5 @@ def test_every_field_can_be_read_on_everything_or_is_not_known() -> None:
     for result in (bench_results.one(), bench_results.many()):
         for one in comparisons(result):
             for name, field in FIELDS.items():
-                value = field.read(Subject(one))
+                value = field.read(Judged(one))
                 assert value is None or isinstance(value, float | str), name

@@ -12,12 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from convbn.common.closing import Closing
 from convbn.common.dtypes import dtype_name, dtype_of, is_float
 from convbn.common.encoding import JsonReady, encoded
 from convbn.common.garbage import seldom_collected
 from convbn.common.progress import bar
 from convbn.common.tables import columns
-from convbn.common.text import clean, first_line, one_line, plural, printable, shape_text
+from convbn.common.text import clean, first_line, named_line, one_line, plural, printable, shape_text
 
 
 class Colour(StrEnum):
@@ -84,6 +85,30 @@ def test_number_types() -> None:
     assert is_float(dtype_of("float8_e4m3fn"))
     assert not is_float(np.dtype(np.complex64))
     assert dtype_name(np.zeros(1, np.int8)) == "int8"
+
+
+def test_what_is_held_is_closed_after_the_block_whatever_happens_in_it() -> None:
+    class Held(Closing):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    held = Held()
+    with pytest.raises(KeyError):
+        fail(held)
+    assert held.closed == 1
+
+
+def fail(held: Closing) -> None:
+    with held as same:
+        assert same is held
+        raise KeyError
+
+
+def test_an_error_in_words_begins_with_its_class() -> None:
+    assert named_line(ValueError("a\nb")) == "ValueError: a"
+    assert named_line(ValueError()) == "ValueError"
 
 
 def test_a_bar() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from convbn.common.closing import Closing
 from convbn.common.text import shape_text
 from convbn.errors import FileAccessError, NotSupportedError, UsageError
 from convbn.export.dtypes import host_type
@@ -24,7 +24,7 @@ from convbn.export.files.atomic import sha256_file
 __all__ = ["EngineRunner"]
 
 
-class EngineRunner:
+class EngineRunner(Closing):
     """Runs an engine on NumPy arrays or on PyTorch's CUDA tensors.
 
     Inputs are copied into memory of the runner's own, so that addresses stay the same and the work can be
@@ -166,14 +166,6 @@ class EngineRunner:
             # TensorRT's objects go before the hold on the context that they live in.
             self._context = self._cache = self._loaded = None
             self.device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _make_context(self, loaded: LoadedEngine, cuda_graph: bool, settled: bool, log: BuildLog) -> Any:
         trt, engine = loaded.trt, loaded.engine

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from convbn.common.dtypes import dtype_name
+from convbn.common.encoding import encoded
 from convbn.errors import BadInputError, NotSupportedError
 
 if TYPE_CHECKING:
@@ -40,8 +42,7 @@ class AddedTensor:
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor, kind: str) -> AddedTensor:
         """The description of a tensor."""
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return cls(name, kind, tuple(tensor.shape), dtype, tensor.requires_grad)
+        return cls(name, kind, tuple(tensor.shape), dtype_name(tensor), tensor.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +75,11 @@ class Structure:
                 else {"path": m.path, "becomes": "identity"}
                 for m in self.modules
             ],
-            "added": [
-                {
-                    "name": t.name,
-                    "kind": t.kind,
-                    "shape": list(t.shape),
-                    "dtype": t.dtype,
-                    "requires_grad": t.requires_grad,
-                }
-                for t in self.added
-            ],
-            "removed": list(self.removed),
+            "added": encoded(self.added),
+            "removed": encoded(self.removed),
             "attributes": {path: dict(values) for path, values in self.attributes.items()},
-            "shared": [list(group) for group in self.shared],
-            "settings": {path: dict(values) for path, values in self.settings.items()},
+            "shared": encoded(self.shared),
+            "settings": encoded(self.settings),
         }
 
     @classmethod

@@ -14,7 +14,7 @@ from convbn.commands.steps.shared import check_reports, write_json, write_text
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
 
 if TYPE_CHECKING:
-    from convbn.bench.gates.judge import Gate, Outcome
+    from convbn.bench.gates.judge import Gate, GateOutcome
 
 __all__ = ["GateFailedError", "GatePlan", "deliver", "finish", "judged", "plan", "require_measurements"]
 
@@ -76,7 +76,7 @@ def _baseline(options: argparse.Namespace, environment: Mapping[str, Any] | None
 
 def judged(
     result: Mapping[str, Any], asked: GatePlan, measure_again: Callable[[Sequence[str]], Mapping[str, Any]]
-) -> tuple[Outcome, ...]:
+) -> tuple[GateOutcome, ...]:
     """Judge the gates; a failure that a second run could take back is measured again.
 
     Args:
@@ -98,7 +98,7 @@ def judged(
 
 
 def deliver(
-    result: Mapping[str, Any], outcomes: Sequence[Outcome], options: argparse.Namespace, console: Console
+    result: Mapping[str, Any], outcomes: Sequence[GateOutcome], options: argparse.Namespace, console: Console
 ) -> None:
     """Write every report that was asked for, and the table to the console."""
     from convbn.bench.report import terminal
@@ -170,7 +170,7 @@ def _rows(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for case in result["cases"] for row in case["rows"]]
 
 
-def finish(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> int:
+def finish(result: Mapping[str, Any], outcomes: Sequence[GateOutcome]) -> int:
     """The exit code: 1 where outputs differ.
 
     Raises:
