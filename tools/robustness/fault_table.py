@@ -61,6 +61,7 @@ ROWS: dict[int, Row] = {
                 "damage_is_no_way_around_the_restricted_loader",
             ),
             *_in("export/test_engine_runner", "without_trust_nothing_is_loaded"),
+            *_in("cli/test_engine_trust", "nothing_is_handed_over_without_trust"),
             *_in("export/test_architecture_names", "import_path", "current_folder_only_when_asked"),
             *_in(
                 "export/test_hub_names",
