@@ -168,7 +168,7 @@ def _moved(model: onnx.ModelProto, weights: StoredWeights | None) -> Iterator[_M
 
 def _moved_from_bodies(model: onnx.ModelProto) -> Iterator[_Moved]:
     """Large initializers of bodies, where these alone would come near what protobuf can hold."""
-    from convbn.fuse.frontends.onnx.graphs import graphs_below
+    from convbn.fuse.frontends.onnx.model.graphs import graphs_below
 
     bodies = [graph for graph, holder in graphs_below(model.graph) if holder is not None]
     tensors = [tensor for body in bodies for tensor in body.initializer]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.export.precision.graphs import FLOAT, captured, names_of, rename_in_bodies
 from convbn.export.precision.selection import Selection
-from convbn.fuse.frontends.onnx.graphs import bodies_of
+from convbn.fuse.frontends.onnx.model.graphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.onnx.graphs import Names, bodies_of, nodes_below
+from convbn.fuse.frontends.onnx.model.graphs import Names, bodies_of, nodes_below
 
 if TYPE_CHECKING:
     import onnx

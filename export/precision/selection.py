@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.common.encoding import JsonReady
 from convbn.export.precision.graphs import FLOAT, captured, opset_of
-from convbn.fuse.frontends.onnx.graphs import bodies_of
+from convbn.fuse.frontends.onnx.model.graphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx

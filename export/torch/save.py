@@ -22,7 +22,7 @@ from convbn.export.torch.tracing import (
     dynamic_batch_of,
     untraceable,
 )
-from convbn.fuse.frontends.onnx.graphs import delete
+from convbn.fuse.frontends.onnx.model.graphs import delete
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture
 
 if TYPE_CHECKING:

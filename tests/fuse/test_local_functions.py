@@ -409,7 +409,7 @@ def test_a_bomb_beside_a_fold() -> None:
 
 
 def test_large_constants_are_not_written_out_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convbn.fuse.frontends.onnx.functions._MOST_BYTES", 10_000)
+    monkeypatch.setattr("convbn.fuse.frontends.onnx.local_functions.inline._MOST_BYTES", 10_000)
     weight = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(random(6, 6, 3, 3)))
     made = block("made")
     del made.input[1]

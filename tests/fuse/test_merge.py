@@ -15,7 +15,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, operators, ra
 
 from convbn.fuse.algebra.kernels import Form, add_into, pointwise, union
 from convbn.fuse.fold import Folding, fold
-from convbn.fuse.frontends.onnx.reader import read_view
+from convbn.fuse.frontends.onnx.reading.reader import read_view
 from convbn.fuse.operators.registry import MERGES
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.merging.cost import multiply_adds, pays

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, operators, random, relative_error, run
 
 from convbn.fuse.fold import fold
-from convbn.fuse.frontends.onnx.constants import CHAIN
+from convbn.fuse.frontends.onnx.reading.constants import CHAIN
 from convbn.fuse.operators.calls import OnnxCall
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.dataflow import Constant, Value

@@ -14,7 +14,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, operators, ra
 
 from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
-from convbn.fuse.frontends.onnx.operators import written
+from convbn.fuse.frontends.onnx.reading.operators import written
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.pad import Pad
 from convbn.fuse.refusal import Reason

@@ -14,7 +14,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
-from convbn.fuse.frontends.onnx.tensors import Stored
+from convbn.fuse.frontends.onnx.model.tensors import Stored
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 

@@ -26,11 +26,6 @@ LONG_FILES = {
 }
 """Those that still have to be divided."""
 
-FULL_FOLDERS = {
-    "fuse/frontends/onnx",
-}
-"""Those that still have to be divided."""
-
 
 def place(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -44,8 +39,7 @@ def test_no_file_is_long() -> None:
 def test_no_folder_is_full() -> None:
     held = Counter(place(path.parent) for path in modules().values() if path.name != "__init__.py")
     full = {folder for folder, count in held.items() if count > MOST}
-    assert full - set(ONE_KIND) == FULL_FOLDERS
-    assert set(ONE_KIND) <= full, "no longer needs to be listed"
+    assert full == set(ONE_KIND)
 
 
 def test_a_module_says_first_what_it_is() -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from convbn.errors import Concern
 from convbn.fuse.frontends.frontend import Applied, Capture
-from convbn.fuse.frontends.onnx.freeze import declare_new, overridable
-from convbn.fuse.frontends.onnx.freeze import freeze as freeze_initializers
-from convbn.fuse.frontends.onnx.functions import Inlined, inline_functions
-from convbn.fuse.frontends.onnx.graphs import count_nodes
-from convbn.fuse.frontends.onnx.reader import read_view
-from convbn.fuse.frontends.onnx.skeleton import infer_shapes, skeleton, structure_problem
-from convbn.fuse.frontends.onnx.tensors import Deferred, Read
+from convbn.fuse.frontends.onnx.local_functions.inline import Inlined, inline_functions
+from convbn.fuse.frontends.onnx.model.freeze import declare_new, overridable
+from convbn.fuse.frontends.onnx.model.freeze import freeze as freeze_initializers
+from convbn.fuse.frontends.onnx.model.graphs import count_nodes
+from convbn.fuse.frontends.onnx.model.skeleton import infer_shapes, skeleton, structure_problem
+from convbn.fuse.frontends.onnx.model.tensors import Deferred, Read
+from convbn.fuse.frontends.onnx.reading.reader import read_view
 from convbn.fuse.frontends.onnx.writer import write
 from convbn.fuse.view.edits import Edit
 

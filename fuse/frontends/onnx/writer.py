@@ -13,10 +13,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.onnx.graphs import Names, delete, graphs_below, nodes_below
-from convbn.fuse.frontends.onnx.operators import written
-from convbn.fuse.frontends.onnx.reader import Place, Reading, Scope
-from convbn.fuse.frontends.onnx.tensors import Deferred, Stored
+from convbn.fuse.frontends.onnx.model.graphs import Names, delete, graphs_below, nodes_below
+from convbn.fuse.frontends.onnx.model.tensors import Deferred, Stored
+from convbn.fuse.frontends.onnx.reading.operators import written
+from convbn.fuse.frontends.onnx.reading.reader import Place, Reading, Scope
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
 from convbn.fuse.view.op import BIAS, WEIGHT

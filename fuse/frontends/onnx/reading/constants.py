@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.onnx.tensors import dtype_of
+from convbn.fuse.frontends.onnx.model.tensors import dtype_of
 from convbn.fuse.operators.calls import OnnxCall
 from convbn.fuse.view.dataflow import Constant
 

@@ -1,7 +1,7 @@
 """Model-local functions that a BatchNorm stands in or beside: written out, so that the algebra sees through them.
 
-All other functions stay as they are (:mod:`convbn.fuse.frontends.onnx.calls` says which these are), and so do all of
-them where nothing is folded in the end.
+All other functions stay as they are (:mod:`convbn.fuse.frontends.onnx.local_functions.calls` says which these are), and
+so do all of them where nothing is folded in the end.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.onnx.calls import callees_first, concerned
-from convbn.fuse.frontends.onnx.graphs import graphs_below, nodes_below
-from convbn.fuse.frontends.onnx.inlining import FunctionKey, Inliner, called, key_of
+from convbn.fuse.frontends.onnx.local_functions.calls import callees_first, concerned
+from convbn.fuse.frontends.onnx.local_functions.inliner import FunctionKey, Inliner, called, key_of
+from convbn.fuse.frontends.onnx.model.graphs import graphs_below, nodes_below
 
 if TYPE_CHECKING:
     import onnx

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.onnx.graphs import bodies_of, nodes_below
-from convbn.fuse.frontends.onnx.inlining import FunctionKey, called
-from convbn.fuse.frontends.onnx.operators import in_vocabulary
+from convbn.fuse.frontends.onnx.local_functions.inliner import FunctionKey, called
+from convbn.fuse.frontends.onnx.model.graphs import bodies_of, nodes_below
+from convbn.fuse.frontends.onnx.reading.operators import in_vocabulary
 
 if TYPE_CHECKING:
     import onnx

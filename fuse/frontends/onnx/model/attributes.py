@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.onnx.tensors import Stored
+from convbn.fuse.frontends.onnx.model.tensors import Stored
 
 if TYPE_CHECKING:
     import onnx

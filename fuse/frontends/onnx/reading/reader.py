@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.onnx.attributes import attributes_of, is_standard
-from convbn.fuse.frontends.onnx.constants import CHAIN
-from convbn.fuse.frontends.onnx.graphs import named_bodies, nodes_below
-from convbn.fuse.frontends.onnx.operators import operator_of
-from convbn.fuse.frontends.onnx.tensors import Read, Stored, dtype_of
+from convbn.fuse.frontends.onnx.model.attributes import attributes_of, is_standard
+from convbn.fuse.frontends.onnx.model.graphs import named_bodies, nodes_below
+from convbn.fuse.frontends.onnx.model.tensors import Read, Stored, dtype_of
+from convbn.fuse.frontends.onnx.reading.constants import CHAIN
+from convbn.fuse.frontends.onnx.reading.operators import operator_of
 from convbn.fuse.operators.calls import OnnxCall
 from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.operators.registry import onnx_readers

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.onnx.graphs import Names, bodies_of
+from convbn.fuse.frontends.onnx.model.graphs import Names, bodies_of
 
 if TYPE_CHECKING:
     import onnx
