@@ -112,6 +112,26 @@ def test_what_was_measured_is_on_disk_before_the_next_trial_and_is_not_measured_
     assert len(read_result(tmp_path / "gpu.json")["cases"]) == 2
 
 
+def test_nothing_is_exported_for_a_runtime_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(measure, "onnx_variants", lambda *_: made.append("onnx"))
+    monkeypatch.setattr(measure, "torch_variants", lambda *_, **__: made.append("torch"))
+    monkeypatch.setattr(measure, "_on_the_cpu", lambda runtime: runtime)  # as on a machine with a GPU
+    if torch.cuda.is_available():
+        pytest.skip("shows what happens without a GPU")
+    rehearse(tmp_path, "--stages", "eager,onnxruntime,engines")
+    rows = [row for case in read_result(tmp_path / "gpu.json")["cases"] for row in case["rows"]]
+    assert made == []
+    assert {(row["side"], row["status"]) for row in rows} == {
+        ("original", "not measured"),
+        ("folded", "not measured"),
+    }
+    assert all("no CUDA GPU" in row["reason"] for row in rows if row["runtime"] == "torch-cuda")
+    assert all("onnxruntime-gpu" in row["reason"] for row in rows if row["runtime"].startswith("onnxruntime"))
+
+
 def test_no_trial_starts_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(result_folder.time, "monotonic", lambda: now[0])

@@ -30,7 +30,7 @@ from convbn.bench.cases.forms import converted, with_engines
 from convbn.bench.measure.options import ProtocolOptions
 from convbn.bench.measure.protocol import measure
 from convbn.bench.runtimes.base import Variant
-from convbn.bench.runtimes.registry import RUNTIMES, form_of
+from convbn.bench.runtimes.registry import RUNTIMES, form_of, load_library
 from convbn.errors import ConvBNError, NotSupportedError
 from gpu import stages
 from gpu.networks import NETWORKS, TINY
@@ -131,6 +131,7 @@ def _trial(results: ResultFolder, trial: Trial, options: argparse.Namespace) -> 
     prepared: Prepared | None = None
     with tempfile.TemporaryDirectory(prefix="convbn-gpu-") as folder:
         try:
+            load_library(runtime)  # nothing is exported or folded for a runtime that is not here
             torch_form = form_of(runtime) == "torch"
             prepared = (
                 torch_variants(trial.network, batch, peers=trial.peers)
