@@ -26,7 +26,7 @@ sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in 
 import torch
 
 from convbn.bench.cases.case import Case
-from convbn.bench.cases.forms import converted, with_engines
+from convbn.bench.cases.forms import in_precision, with_engines
 from convbn.bench.measure.options import ProtocolOptions
 from convbn.bench.measure.protocol import measure
 from convbn.bench.runtimes.base import Variant
@@ -139,7 +139,7 @@ def _trial(results: ResultFolder, trial: Trial, options: argparse.Namespace) -> 
                 else onnx_variants(trial.network, batch, runtime)
             )
             variants = tuple(
-                converted(variant, trial.precision, prepared.subject, 0) for variant in prepared.variants
+                in_precision(variant, trial.precision, prepared.subject, 0) for variant in prepared.variants
             )
             variants = tuple(
                 with_engines(variant, (runtime,), prepared.subject, Path(folder)) for variant in variants

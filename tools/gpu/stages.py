@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convbn.bench.cases.forms import converted
+from convbn.bench.cases.forms import in_precision
 from convbn.bench.equivalence.difference import judge
 from convbn.bench.models.feeds import model_feeds
 from convbn.bench.runtimes.base import Variant
@@ -107,7 +107,9 @@ def kernels(results: ResultFolder, networks: Sequence[str]) -> None:
             rows = {}
             for variant in prepared.variants:
                 try:
-                    rows[variant.name] = _profiled(converted(variant, precision, prepared.subject, 0), last)
+                    rows[variant.name] = _profiled(
+                        in_precision(variant, precision, prepared.subject, 0), last
+                    )
                 except Exception as error:  # whatever a variant's kernels refuse
                     rows[variant.name] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
             told[key] = rows
