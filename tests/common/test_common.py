@@ -141,3 +141,18 @@ def test_of_those_that_work_at_the_same_time_the_last_one_restores() -> None:
         assert gc.get_threshold() == (700, 11, 12)
     finally:
         gc.set_threshold(*before)
+
+
+def test_of_blocks_that_overlap_the_last_to_end_gives_the_threshold_back() -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700, 11, 12)
+        first, second = seldom_collected(), seldom_collected()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert gc.get_threshold() == (100_000, 11, 12)
+        second.__exit__(None, None, None)
+        assert gc.get_threshold() == (700, 11, 12)
+    finally:
+        gc.set_threshold(*before)
