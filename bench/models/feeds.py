@@ -103,12 +103,11 @@ def _like(array: Array, sample: int, rng: np.random.Generator, *, vary: bool) ->
 
 
 def _own_examples(models: Sequence[Model]) -> Sequence[Any] | None:
-    """The positional inputs that an exported program keeps."""
+    """The inputs that an exported program keeps; keywords come last."""
     for model in models:
         examples = getattr(model, "example_inputs", None)
-        if isinstance(examples, tuple) and len(examples) == 2 and examples[0]:
-            kept: Sequence[Any] = examples[0]
-            return kept
+        if isinstance(examples, tuple) and len(examples) == 2 and any(examples):
+            return (*examples[0], *examples[1].values())
     return None
 
 

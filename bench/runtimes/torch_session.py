@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
+from convbn.bench.models.outputs import named_outputs
 from convbn.bench.runtimes.base import Levels, Prepared, Runtime, Session, SessionOptions, Variant
-from convbn.common.dtypes import dtype_name, dtype_of
+from convbn.common.dtypes import dtype_of
 from convbn.common.exclusive import exclusive
 from convbn.common.text import one_line
 from convbn.fuse.frontends.torch.modules.isolation import isolated, random_state_kept
@@ -183,7 +184,6 @@ class TorchSession(Session):
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference (see :class:`convbn.bench.runtimes.base.Session`)."""
         import torch
-        from torch.utils import _pytree as pytree
 
         inputs = self._arguments(feeds)
         try:
@@ -193,10 +193,9 @@ class TorchSession(Session):
                 result = self._forward(*inputs)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
-        named = [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(result)[0]]
-        kept = [(key, leaf) for key, leaf in named if leaf is not None]
-        self.output_names = tuple(f"output{key}" for key, _ in kept)
-        return [_array(leaf) for _, leaf in kept]
+        named = list(named_outputs(result))
+        self.output_names = tuple(name for name, _ in named)
+        return [array for _, array in named]
 
     def prepare(self, feeds: Feeds) -> Prepared:
         """Move the inputs to the device; on CUDA times are those between two of its events."""
@@ -314,17 +313,3 @@ def _tensor(array: Array) -> torch.Tensor:
     carrier = {1: np.uint8, 2: np.int16}[array.dtype.itemsize]
     dtype: torch.dtype = getattr(torch, array.dtype.name)
     return torch.from_numpy(array.view(carrier)).view(dtype)
-
-
-def _array(leaf: Any) -> Array:
-    import numpy as np
-    import torch
-
-    if not isinstance(leaf, torch.Tensor):
-        return np.asarray(leaf)
-    tensor = leaf.detach().cpu().contiguous()
-    dtype = dtype_of(dtype_name(tensor))
-    if dtype.isbuiltin == 1:
-        return tensor.numpy()
-    carrier = {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
-    return tensor.view(carrier).numpy().view(dtype)

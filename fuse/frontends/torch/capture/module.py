@@ -123,20 +123,25 @@ class _Taken:
 
 
 def _traced(module: torch.nn.Module) -> _Taken:
-    instrumented = instrument(duplicate(module, share=True))
+    instrumented = instrument(duplicate(module, share=True), trust_shapes=False)
     return _Taken(instrumented, traced_graph(instrumented, trace(instrumented)), _TRACED, traced=True)
 
 
-def _exported(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> _Taken:
+def _exported(
+    module: torch.nn.Module, example_inputs: tuple[Any, ...], *, trust_shapes: bool = True
+) -> _Taken:
     """By torch.export; where that fails by tracing, and where that fails too from one run."""
     import torch
 
-    instrumented = instrument(duplicate(module, share=True))
+    instrumented = instrument(duplicate(module, share=True), trust_shapes=trust_shapes)
     try:
         # Gradients are off, so a region under no_grad is part of the main graph.
         program = torch.export.export(instrumented.module, example_inputs, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
+        if trust_shapes and instrumented.guessed:
+            return _exported(module, example_inputs, trust_shapes=False)
         return _without_export(module, example_inputs, named_line(error))
+    instrumented.settle_paths(program.graph)
     captured = program_graph(program, **instrumented.facts)
     return _Taken(instrumented, captured, _EXPORTED, tuple(hidden_batchnorms(program)))
 
@@ -146,7 +151,7 @@ def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], ca
     try:
         taken = _traced(module)
     except BadInputError:
-        instrumented = instrument(isolated(module))
+        instrumented = instrument(isolated(module), trust_shapes=False)
         captured = dispatch_graph(instrumented, record(instrumented.module, example_inputs))
         return _Taken(instrumented, captured, DISPATCH_TRACED.format(cause=cause))
     return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from convbn.common.dtypes import dtype_name
 from convbn.common.encoding import encoded
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["STRUCTURE_VERSION", "AddedTensor", "Plain", "Replaced", "Structure"]
 
 STRUCTURE_VERSION = "1"
+T = TypeVar("T")
 Plain: TypeAlias = bool | int | float
 _KINDS = ("parameter", "buffer")
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -27,6 +28,12 @@ class Replaced:
 
     path: str
     children: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, by the published schema."""
+        if not self.children:
+            return {"path": self.path, "becomes": "identity"}
+        return {"path": self.path, "becomes": "children", "children": list(self.children)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +74,8 @@ class Structure:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, by the published schema."""
-        return {
-            "schema_version": STRUCTURE_VERSION,
-            "modules": [
-                {"path": m.path, "becomes": "children", "children": list(m.children)}
-                if m.children
-                else {"path": m.path, "becomes": "identity"}
-                for m in self.modules
-            ],
-            "added": encoded(self.added),
-            "removed": encoded(self.removed),
-            "attributes": {path: dict(values) for path, values in self.attributes.items()},
-            "shared": encoded(self.shared),
-            "settings": encoded(self.settings),
-        }
+        own = {field.name: encoded(getattr(self, field.name)) for field in fields(self)}
+        return {"schema_version": STRUCTURE_VERSION, **own}
 
     @classmethod
     def from_dict(cls, value: object) -> Structure:
@@ -156,19 +151,19 @@ def _group(value: object) -> tuple[str, ...]:
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _malformed(where)
-    return value
+    return _of(dict, value, where)
 
 
 def _list(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _malformed(where)
-    return value
+    return _of(list, value, where)
 
 
 def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
+    return _of(str, value, where)
+
+
+def _of(kind: type[T], value: object, where: str) -> T:
+    if not isinstance(value, kind):
         raise _malformed(where)
     return value
 

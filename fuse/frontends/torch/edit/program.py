@@ -53,8 +53,7 @@ def edit_program(
     return editor.finish()
 
 
-_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
-_SUFFIXES = ("input", *_PARAMETERS)
+_SUFFIXES = ("input", "weight", "bias", "running_mean", "running_var")
 
 
 def _copied(call: ModuleCallEntry) -> ModuleCallEntry:
@@ -68,14 +67,11 @@ def _copied(call: ModuleCallEntry) -> ModuleCallEntry:
 
 class _Editor:
     def __init__(self, program: ExportedProgram, module: torch.fx.GraphModule) -> None:
-        from torch.export.graph_signature import ExportGraphSignature
-
         self._program = program
         self._module = copy.deepcopy(module)
         self._graph = self._module.graph
-        signature = program.graph_signature
-        self._inputs = list(copy.deepcopy(signature.input_specs))
-        self._signature = ExportGraphSignature(self._inputs, list(copy.deepcopy(signature.output_specs)))
+        self._signature = copy.deepcopy(program.graph_signature)
+        self._inputs: list[Any] = self._signature.input_specs
         self._calls = [_copied(call) for call in program.module_call_graph]
         self._state = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
@@ -97,7 +93,7 @@ class _Editor:
         if current is not None and self._only_for(current, node, mapped.through):
             self._replace(current, values)
             return
-        named = mapped.names[slot] in (*_PARAMETERS, None)
+        named = mapped.names[slot] in (*_SUFFIXES[1:], None)
         suffix = None if current is not None else _SUFFIXES[slot] if named else "folded"
         beside = current or self._neighbour(node, mapped, slot)
         own = self._insert(beside, suffix, values)
@@ -147,9 +143,8 @@ class _Editor:
         source = self._mapped(node).slots[slot]
         if not isinstance(source, type(node)):
             raise ValueError(f"{node.name} has no input to be bypassed to")
-        outputs = [node]
-        if isinstance(node.meta.get("val"), tuple | list):
-            outputs = [user for user in node.users if user.args[1] == 0]
+        several = isinstance(node.meta.get("val"), tuple | list)
+        outputs = [user for user in node.users if user.args[1] == 0] if several else [node]
         for output in outputs:
             output.replace_all_uses_with(source)
             self._rename(output.name, source.name)
@@ -187,7 +182,7 @@ class _Editor:
         return first
 
     def _is_float(self, node: torch.fx.Node) -> bool:
-        return self._is_state(node) and bool(self._tensor(self._spec(node).target).is_floating_point())
+        return self._is_state(node) and bool(self._tensor(self._specs[node].target).is_floating_point())
 
     def finish(self) -> ExportedProgram:
         from torch.export import ExportedProgram
@@ -215,18 +210,19 @@ class _Editor:
             raise ValueError(f"{node.name} is no node that a plan edits")
         return mapped
 
-    def _spec(self, placeholder: torch.fx.Node) -> Any:
-        return self._specs[placeholder]
-
     def _is_state(self, node: torch.fx.Node | str | float | None) -> TypeGuard[torch.fx.Node]:
         """Whether the node stands for a tensor of the program."""
         if node is None or isinstance(node, str | int | float) or node.op != "placeholder":
             return False
-        target = self._spec(node).target
+        target = self._specs[node].target
         return target in self._state or target in self._constants
 
+    def _held(self, target: str) -> dict[str, Any]:
+        """The program's own tensors of the kind that one is."""
+        return self._state if target in self._state else self._constants
+
     def _tensor(self, target: str) -> Any:
-        return self._state[target] if target in self._state else self._constants[target]
+        return self._held(target)[target]
 
     def _only_for(
         self, placeholder: torch.fx.Node, node: torch.fx.Node, through: torch.fx.Node | None
@@ -235,14 +231,13 @@ class _Editor:
         users = set(placeholder.users)
         if through in users and set(through.users) == {node}:
             users = (users - {through}) | {node}
-        target = self._spec(placeholder).target
+        target = self._specs[placeholder].target
         reads = sum(read is placeholder for read in arguments(node).values())
         return users == {node} and reads <= 1 and sum(spec.target == target for spec in self._inputs) == 1
 
     def _replace(self, placeholder: torch.fx.Node, values: NDArray[Any]) -> None:
-        target = self._spec(placeholder).target
-        new = self._like(self._tensor(target), values)
-        (self._state if target in self._state else self._constants)[target] = new
+        target = self._specs[placeholder].target
+        self._held(target)[target] = self._like(self._tensor(target), values)
         if tuple(placeholder.meta["val"].shape) != values.shape:
             placeholder.meta["val"] = placeholder.meta["val"].new_empty(values.shape)
 
@@ -254,15 +249,15 @@ class _Editor:
 
     def _insert(self, beside: torch.fx.Node, suffix: str | None, values: NDArray[Any]) -> torch.fx.Node:
         """A placeholder for a new tensor, of the kind of the one it stands beside."""
-        spec = self._spec(beside)
+        spec = self._specs[beside]
         target = spec.target if suffix is None else f"{spec.target.rpartition('.')[0]}.{suffix}".lstrip(".")
         wanted, target = target, self._fresh(target)
         old = self._tensor(spec.target)
-        (self._state if spec.target in self._state else self._constants)[target] = self._like(old, values)
+        self._held(spec.target)[target] = self._like(old, values)
         with self._graph.inserting_after(beside):
             placeholder: torch.fx.Node = self._graph.placeholder(f"{beside.name}_{suffix or 'own'}")
         placeholder.target = placeholder.name  # FX makes the name unique, and writes the target into the code
-        new_dtype = (self._state if target in self._state else self._constants)[target].dtype
+        new_dtype = self._held(target)[target].dtype
         placeholder.meta["val"] = beside.meta["val"].new_empty(values.shape, dtype=new_dtype)
         new = copy.deepcopy(spec)
         new.arg.name, new.target = placeholder.name, target
@@ -305,7 +300,7 @@ class _Editor:
             spec = self._specs[placeholder]
             if wanted in self._state or wanted in self._constants or not placeholder.users:
                 continue
-            held = self._state if spec.target in self._state else self._constants
+            held = self._held(spec.target)
             held[wanted] = held.pop(spec.target)
             spec.target = wanted
 
@@ -338,11 +333,11 @@ class _Editor:
         folders: set[str] = set()
         for placeholder in self._stale:
             if self._is_state(placeholder) and not placeholder.users:
-                target = self._spec(placeholder).target
+                target = self._specs[placeholder].target
                 gone.add(id(self._tensor(target)))
                 folders.add(target.rpartition(".")[0])
         for placeholder in self._graph.find_nodes(op="placeholder"):
-            spec = self._spec(placeholder)
+            spec = self._specs[placeholder]
             if placeholder.users or not self._is_state(placeholder):
                 continue
             folder, _, name = spec.target.rpartition(".")

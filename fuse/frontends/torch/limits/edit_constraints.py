@@ -245,6 +245,11 @@ class _EditConstraints:
         part = self._parts[path]
         if calls > 1 and path:
             return Refusal(Reason.CALLED_SEVERAL_TIMES, f"'{path}' normalises {calls} times in one run")
+        if path in self._instrumented.read:
+            return Refusal(
+                Reason.NOT_A_MODULE,
+                f"the code around '{path}' reads its '{self._instrumented.read[path]}', so it must stay there",
+            )
         data = node.input(0)
         if id(data) in self._seen:
             return Refusal(

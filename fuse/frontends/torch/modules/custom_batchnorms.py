@@ -7,8 +7,8 @@ traceable; with example inputs the proof at the end runs the user's own forward.
 
 from __future__ import annotations
 
+import copy
 import inspect
-import sys
 from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,50 @@ def layout_of(part: torch.nn.Module) -> BatchNormLayout | None:
         found = _REGISTERED.get(parent) or _KNOWN.get((parent.__module__, parent.__name__))
         if found is not None:
             return found if type(part).forward is parent.forward else None  # type: ignore[attr-defined]
-    return None
+    return _recognised(part)
+
+
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def _recognised(part: torch.nn.Module) -> BatchNormLayout | None:
+    """The layout of a frozen BatchNorm of any class, told by the names of its tensors and by what it computes.
+
+    Its own forward is run on a copy with random tensors in float64. With σ² = 0 and μ = 0 the result is
+    ``x·γ/√ε + β``, which says what ε is; then two random draws must give ``γ·(x − μ)/√(σ² + ε) + β``.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    own = {**part._parameters, **part._buffers}
+    sizes = {getattr(own.get(name), "shape", None) for name in _TENSORS}
+    shape = sizes.pop()
+    if isinstance(part, _BatchNorm) or sizes or shape is None or len(shape) != 1 or part._modules:
+        return None
+    probe = copy.deepcopy(part).double()
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(2, shape[0], 2, 3, dtype=torch.float64, generator=draws)
+
+    def given(gamma: torch.Tensor, beta: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> Any:
+        for name, tensor in zip(_TENSORS, (gamma, beta, mean, variance), strict=True):
+            held: dict[str, Any] = probe._parameters if name in probe._parameters else probe._buffers
+            held[name] = tensor
+        return type(probe).forward(probe, x)
+
+    zeros, ones = x.new_zeros(shape), x.new_ones(shape)
+    try:
+        with torch.no_grad():
+            largest = float((x / given(ones, zeros, zeros, zeros)).abs().max())
+            eps = float(f"{largest**2:.12g}")
+            for _ in range(2):
+                drawn = torch.randn(4, *shape, dtype=torch.float64, generator=draws)
+                gamma, beta, mean, variance = drawn[0], drawn[1], drawn[2], drawn[3].square()
+                wanted = torch.nn.functional.batch_norm(x, mean, variance, gamma, beta, False, 0.0, eps)
+                if not torch.allclose(given(gamma, beta, mean, variance), wanted, rtol=1e-9, atol=1e-9):
+                    return None
+    except Exception:  # whatever a forward raises that is for something else
+        return None
+    return BatchNormLayout(eps=eps)
 
 
 def read_as_batchnorm(module: torch.nn.Module) -> None:
@@ -102,8 +145,6 @@ def read_as_batchnorm(module: torch.nn.Module) -> None:
     Raises:
         UsageError: a part lacks an attribute that its class was registered with.
     """
-    if not _REGISTERED and not any(home in sys.modules for home, _ in _KNOWN):
-        return
     for path, part in module.named_modules():
         layout = layout_of(part)
         if layout is None:

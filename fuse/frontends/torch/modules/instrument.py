@@ -1,13 +1,17 @@
-"""Instrumentation of a module's copy before its dataflow is captured: trial biases and markers.
+"""Instrumentation of a module's copy before its dataflow is captured: trial biases, markers and watches.
 
 * A **trial bias** of zeros where a layer has none: if the graph reads it, the layer's forward would use
   the bias that a fold adds; no type has to be trusted.
 * A **marker** at the entry and exit of a BatchNorm, of its children and of hooked modules: an
   ``aten.alias`` that says which values a hook sees, and what a BatchNorm module does beside normalising.
+* A **watch** on a BatchNorm's tensors and numbers: whether other code reads them.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +36,7 @@ class Instrumented:
         parts, tensors: every module, parameter and buffer under each of its names.
         opaque: paths of marked modules that were called with, or gave, more than one tensor.
         called: paths of marked modules that were called.
+        read: an attribute of each BatchNorm that other code than its own forward reads, by its path.
     """
 
     module: torch.nn.Module
@@ -41,6 +46,13 @@ class Instrumented:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     opaque: set[str] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
+    read: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether a trial bias stands in a class that is not PyTorch's own."""
+        owners = (self.parts[name.rpartition(".")[0]] for name in self.trials)
+        return any(not type(owner).__module__.startswith("torch.nn.") for owner in owners)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -53,6 +65,37 @@ class Instrumented:
     def tensor_names(self) -> dict[int, str]:
         """The first name of each tensor, by its id."""
         return {id(tensor): name for name, tensor in reversed(self.tensors.items())}
+
+    def settle_paths(self, graph: torch.fx.Graph) -> None:
+        """Let the nodes of a graph name modules as they stand in ``parts``.
+
+        torch.export names a module by the way the forward has come to it: ``layers.slice(None, -1, None).0``.
+        """
+        settled: dict[str, str | None] = {path: path for path in self.parts}
+        for node in graph.nodes:
+            found = node.meta.get("nn_module_stack", {})
+            for path, _ in found.values():
+                if path not in settled:
+                    settled[path] = self._path_of(path)
+            if any(settled[path] != path for path, _ in found.values()):
+                node.meta["nn_module_stack"] = {
+                    key: (settled[path], kind)
+                    for key, (path, kind) in found.items()
+                    if settled[path] is not None
+                }
+
+    def _path_of(self, way: str) -> str | None:
+        """The path of the module that a way over attributes and slices leads to; None if it is not in the tree."""
+        part: Any = self.module
+        for step in re.findall(r"slice\([^)]*\)|[^.]+", way):
+            if step.startswith("slice("):
+                bounds = step.removeprefix("slice(").rstrip(")").split(", ")
+                part = part[slice(*(None if bound == "None" else int(bound) for bound in bounds))]
+            elif step in part._modules:
+                part = part._modules[step]
+            else:
+                return None
+        return next((path for path, other in self.parts.items() if other is part), None)
 
 
 def is_hooked(part: torch.nn.Module) -> bool:
@@ -74,19 +117,32 @@ def is_batchnorm_like(part: torch.nn.Module) -> bool:
     return isinstance(part, _BatchNorm) or "running_mean" in part._buffers
 
 
-def instrument(module: torch.nn.Module) -> Instrumented:
-    """Put trial biases and markers on ``module``, which must be a copy."""
-    hooked = frozenset(path for path, part in module.named_modules() if is_hooked(part))
-    own = {id(part) for part in module.modules() if layout_of(part) is not None}
+def instrument(module: torch.nn.Module, *, trust_shapes: bool = True) -> Instrumented:
+    """Put trial biases, markers and watches on ``module``, which must be a copy.
+
+    Args:
+        module: the copy.
+        trust_shapes: take the first axis of a weight for its outputs also in classes that are not PyTorch's own.
+    """
+    import torch
+
+    # What is scripted is compiled already: nothing can be put on it, and nothing is folded in it.
+    parts = {
+        path: part for path, part in module.named_modules() if not isinstance(part, torch.jit.ScriptModule)
+    }
+    hooked = frozenset(path for path, part in parts.items() if is_hooked(part))
+    own = {id(part) for part in parts.values() if layout_of(part) is not None}
     read_as_batchnorm(module)
-    instrumented = Instrumented(module, frozenset(_add_trials(module)), hooked)
-    norms = [part for part in module.modules() if is_batchnorm_like(part) or id(part) in own]
-    wanted = {id(part) for norm in norms for part in (norm, *norm.children())}
-    for path, part in list(module.named_modules()):
+    instrumented = Instrumented(module, frozenset(_add_trials(parts, trust_shapes=trust_shapes)), hooked)
+    norms = {path: part for path, part in parts.items() if is_batchnorm_like(part) or id(part) in own}
+    wanted = {id(part) for norm in norms.values() for part in (norm, *norm.children())}
+    for path, part in parts.items():
         part._backward_hooks.clear()  # they change no number, and cannot be captured
         part._backward_pre_hooks.clear()
         if id(part) in wanted or path in hooked:
             _mark(instrumented, path, part)
+    for path, part in norms.items():
+        _watch(instrumented, path, part)
     instrumented.parts.update(module.named_modules(remove_duplicate=False))
     for path, part in instrumented.parts.items():
         prefix = f"{path}." if path else ""
@@ -95,13 +151,13 @@ def instrument(module: torch.nn.Module) -> Instrumented:
     return instrumented
 
 
-def _add_trials(module: torch.nn.Module) -> list[str]:
+def _add_trials(parts: Mapping[str, torch.nn.Module], *, trust_shapes: bool) -> list[str]:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
     added = []
-    for path, part in module.named_modules():
+    for path, part in parts.items():
         parameters = part._parameters
         prefix = f"{path}." if path else ""
         weight, mean = parameters.get("weight"), part._buffers.get("running_mean")
@@ -110,7 +166,7 @@ def _add_trials(module: torch.nn.Module) -> list[str]:
         if isinstance(part, _ConvNd) and weight is not None:
             size = weight.shape[1] * part.groups if isinstance(part, _ConvTransposeNd) else weight.shape[0]
             parameters["bias"] = torch.nn.Parameter(weight.detach().new_zeros(size))
-        elif isinstance(part, torch.nn.Linear) and weight is not None:
+        elif weight is not None and (isinstance(part, torch.nn.Linear) or _own_layer(part, trust_shapes)):
             parameters["bias"] = torch.nn.Parameter(weight.detach().new_zeros(weight.shape[0]))
         elif isinstance(part, _BatchNorm) and mean is not None:
             parameters["bias"] = torch.nn.Parameter(torch.zeros_like(mean))
@@ -121,6 +177,79 @@ def _add_trials(module: torch.nn.Module) -> list[str]:
             continue
         added.append(f"{prefix}bias")
     return added
+
+
+def _own_layer(part: torch.nn.Module, trust_shapes: bool) -> bool:
+    """Whether a class of somebody's own has a weight, and a bias that could be there and is not."""
+    weight, own = part._parameters["weight"], not type(part).__module__.startswith("torch.nn.")
+    return trust_shapes and own and "bias" in part._parameters and weight is not None and weight.ndim > 1
+
+
+_PLAIN = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+"""What PyTorch's BatchNorms hold beside tensors."""
+
+
+class _Watched(dict[str, Any]):
+    """A module's parameters or buffers that tell when one is read as an attribute.
+
+    Args:
+        held: the tensors.
+        plain: further attributes, which are no tensors and stand in no iteration.
+        tell: is told each name.
+    """
+
+    def __init__(
+        self, held: Mapping[str, Any], plain: Mapping[str, Any], tell: Callable[[str], None]
+    ) -> None:
+        super().__init__(held)
+        self._plain = plain
+        self._tell = tell
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._plain
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+
+        if not torch.compiler.is_dynamo_compiling():  # the branch of a conditional
+            self._tell(name)
+        return self._plain[name] if name in self._plain else super().__getitem__(name)
+
+
+def _watch(instrumented: Instrumented, path: str, part: torch.nn.Module) -> None:
+    """Note what of a BatchNorm is read by other code: that would miss it where the BatchNorm is gone."""
+    import torch
+
+    inside: list[None] = []
+
+    def tell(name: str) -> None:
+        frame: Any = sys._getframe(2)
+        # Above this is nn.Module's own way to an attribute, with what a tracer has put around it.
+        while frame is not None and frame.f_code.co_name in (
+            "__getattr__",
+            "module_getattr_wrapper",
+            "method",
+        ):
+            frame = frame.f_back
+        home = "" if frame is None else frame.f_globals.get("__name__", "")
+        if not inside and not home.startswith(("torch.", "convbn.")):
+            instrumented.read.setdefault(path, name)
+
+    attributes = vars(part)
+    plain = {name: attributes.pop(name) for name in _PLAIN if name in attributes}
+    attributes["_parameters"] = _Watched(part._parameters, {}, tell)
+    attributes["_buffers"] = _Watched(part._buffers, plain, tell)
+
+    def enter(*_: Any) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            inside.append(None)
+
+    def leave(*_: Any) -> None:
+        if inside and not torch.compiler.is_dynamo_compiling():
+            inside.pop()
+
+    part.register_forward_pre_hook(enter)
+    part.register_forward_hook(leave, always_call=True)
 
 
 def _mark(instrumented: Instrumented, path: str, part: torch.nn.Module) -> None:

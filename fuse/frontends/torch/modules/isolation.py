@@ -87,9 +87,30 @@ def isolated(model: torch.nn.Module | ExportedProgram) -> torch.nn.Module:
     """
     import torch
 
-    module = model if isinstance(model, torch.nn.Module) else model.module()
+    module = model if isinstance(model, torch.nn.Module) else _positional(model)
     memo = {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
     try:
         return duplicate(module, share=True, memo=memo)
     except BadInputError:
         return module
+
+
+def _positional(program: ExportedProgram) -> torch.nn.Module:
+    """The program's module; what it takes by keyword it takes after its positional inputs, in their order."""
+    import torch
+
+    module = program.module()
+    places, keywords = program.example_inputs or ((), {})
+    if not keywords:
+        return module
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = module
+
+        def forward(self, *inputs: Any) -> Any:
+            named = zip(keywords, inputs[len(places) :], strict=True)
+            return self.program(*inputs[: len(places)], **dict(named))
+
+    return Positional()

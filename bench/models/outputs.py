@@ -1,0 +1,71 @@
+"""The outputs of a PyTorch model as arrays: tensors in any nest, in fields of objects, sparse and nested ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convbn.bench.models.arguments import array_of
+from convbn.bench.models.inputs import Array
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["named_outputs"]
+
+_PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
+
+
+def named_outputs(result: Any) -> Iterator[tuple[str, Array]]:
+    """Everything in a result that is a tensor or a number, under the way to it: ``output[0].boxes``.
+
+    Args:
+        result: of a module's forward. Objects that PyTorch knows no nest of are taken apart into their fields.
+    """
+    yield from _named(result, "output", ())
+
+
+def _named(value: Any, name: str, around: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
+        here = f"{name}{pytree.keystr(keys)}"
+        if isinstance(leaf, torch.Tensor):
+            yield from _tensors(leaf, here)
+        elif leaf is not None and id(leaf) not in around:
+            fields = _fields(leaf)
+            if fields is None:
+                yield here, np.asarray(leaf)
+            else:
+                for key, item in fields.items():
+                    yield from _named(item, f"{here}.{key}", (*around, id(leaf)))
+
+
+def _fields(leaf: Any) -> Mapping[Any, Any] | None:
+    """What an object consists of; None for one that is a value by itself."""
+    if isinstance(leaf, _PLAIN):
+        return None
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+    if isinstance(leaf, Mapping):
+        return leaf
+    if isinstance(leaf, list | tuple):
+        return dict(enumerate(leaf))
+    held = getattr(leaf, "__dict__", None)
+    return None if held is None or callable(leaf) else dict(held)
+
+
+def _tensors(tensor: torch.Tensor, name: str) -> Iterator[tuple[str, Array]]:
+    import torch
+
+    if tensor.is_nested:
+        for index, part in enumerate(tensor.unbind()):
+            yield f"{name}[{index}]", array_of(part)
+    elif tensor.is_quantized:
+        yield name, array_of(tensor.dequantize())
+    else:
+        yield name, array_of(tensor if tensor.layout is torch.strided else tensor.to_dense())
