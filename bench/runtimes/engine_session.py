@@ -59,16 +59,16 @@ def open_session(model: Variant, options: SessionOptions, backend: str, levels: 
     names = [backend, f"{backend}@tf32"] if "tf32" in levels else [backend]
     files = [_file(model, name) for name in names]
     load_library(backend)
-    with ExitStack() as undo:
-        # The capture is the benchmark's own, so that replays stand between its events.
-        runners = [
-            undo.enter_context(EngineRunner(file.path, trust=file.trust, cuda_graph=False, settled=True))
-            for file in files
-        ]
-        if runners[0].backend != backend:
-            cause = f"is an engine of {runners[0].backend}, not of {backend}"
-            raise SessionError(cause, source=files[0].path)
-        return EngineSession(runners, options, "enqueue" if "enqueue" in levels else "graph", undo.pop_all())
+    compared = _runner(files[0])
+    if compared.backend != backend:
+        compared.close()
+        raise SessionError(f"is an engine of {compared.backend}, not of {backend}", source=files[0].path)
+    return EngineSession(compared, files[1:], options, "enqueue" if "enqueue" in levels else "graph")
+
+
+def _runner(file: EngineFile) -> EngineRunner:
+    # The capture is the benchmark's own, so that replays stand between its events.
+    return EngineRunner(file.path, trust=file.trust, cuda_graph=False, settled=True)
 
 
 def _file(model: Variant, name: str) -> EngineFile:
@@ -89,20 +89,21 @@ class EngineSession(Session):
     """An engine with its inputs and outputs in device memory of its own.
 
     Args:
-        runners: what runs the engine whose outputs are compared, and last the one that is timed.
+        compared: what runs the engine whose outputs are compared; closed with the session.
+        timed: the engine that is timed, if it is another one; it is loaded when it is.
         options: how to run it.
         mode: how an inference is started while it is timed.
-        held: what closes the runners.
     """
 
     def __init__(
-        self, runners: Sequence[EngineRunner], options: SessionOptions, mode: GpuMode, held: ExitStack
+        self, compared: EngineRunner, timed: Sequence[EngineFile], options: SessionOptions, mode: GpuMode
     ) -> None:
-        self._compared, self._timed, self._mode, self._held = runners[0], runners[-1], mode, held
-        self._gpu = GpuStream(options.l2, self._timed.device)
-        self.output_names = tuple(info.name for info in self._compared.outputs)
+        self._compared, self._timed, self._options, self._mode = compared, timed, options, mode
+        self._held = ExitStack()
+        self._held.callback(compared.close)
+        self.output_names = tuple(info.name for info in compared.outputs)
         # TF32 rounds the inputs of a convolution to a 10-bit mantissa, as float16 has.
-        self.compute_dtype: str | None = None if self._compared.tf32 is False else "float16"
+        self.compute_dtype: str | None = None if compared.tf32 is False else "float16"
 
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference (see :class:`convbn.bench.runtimes.base.Session`)."""
@@ -111,14 +112,17 @@ class EngineSession(Session):
 
     def prepare(self, feeds: Feeds) -> Prepared:
         """Put the inputs into device memory."""
-        timed = self._timed
+        timed = self._compared
+        for file in self._timed:
+            timed = self._held.enter_context(_runner(file))
         timed.place(self._typed(feeds))
-        prepared = self._gpu.prepared(timed.enqueue, self._mode)
+        gpu = GpuStream(self._options.l2, timed.device)
+        self._held.callback(gpu.close)
+        prepared = gpu.prepared(timed.enqueue, self._mode)
         return replace(prepared, device=prepared.device and replace(prepared.device, tf32=timed.tf32))
 
     def close(self) -> None:
         """Free the engine and its memory."""
-        self._gpu.close()
         self._held.close()
 
     def _typed(self, feeds: Feeds) -> dict[str, Any]:

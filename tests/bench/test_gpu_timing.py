@@ -219,7 +219,9 @@ def test_an_engine_is_held_to_what_it_was_built_to_round_to(
         assert prepared.device.tf32 is tf32
 
 
-def test_tf32_is_timed_and_float32_is_proven(engine_side: Opener, tmp_path: Path) -> None:
+def test_tf32_is_timed_and_float32_is_proven(
+    engine_side: Opener, tmp_path: Path, cuda_stub: ctypes.CDLL
+) -> None:
     side = engine_side()
     exact = side.engines["tensorrt-rtx"]
     assert isinstance(exact, EngineFile)
@@ -229,6 +231,7 @@ def test_tf32_is_timed_and_float32_is_proven(engine_side: Opener, tmp_path: Path
     with opened(replace(side, engines=engines), "enqueue", "tf32") as session:
         assert session.compute_dtype is None
         assert session.run({"x": np.ones((2, 2))})[0][0, 0] == 2
+        assert cuda_stub.stub_contexts() == 1  # memory is measured without the other engine
         prepared = session.prepare({"x": np.ones((2, 2))})
         assert (prepared.device.mode, prepared.device.tf32) == ("enqueue", True)
     with pytest.raises(
