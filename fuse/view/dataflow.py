@@ -115,6 +115,7 @@ class Value:
         gave_way_to: the value that is read in its place since its node went.
         stands_for: names of the values that it is read in the place of.
         handle: the frontend's own object, which nobody else looks into.
+        touched: the view's clock when an edit last touched a node that gives or reads it.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Value:
     gave_way_to: Value | None = None
     stands_for: list[str] = field(default_factory=list)
     handle: Any = None
+    touched: int = 0
 
     @property
     def rank(self) -> int | None:
@@ -149,7 +151,7 @@ class Node:
         locks: edits that the frontend cannot make here, by what they would change: ``"bypass"`` or
             a slot number.
         handle: the frontend's own object, which nobody else looks into.
-        changed: the view's clock when an edit last touched it or a value that it reads or gives.
+        touched: the view's clock when an edit last touched it.
     """
 
     name: str
@@ -159,11 +161,22 @@ class Node:
     scope: str = ""
     locks: dict[str | int, Refusal] = field(default_factory=dict)
     handle: Any = None
-    changed: int = 0
+    touched: int = 0
 
     def input(self, slot: int) -> Value | None:
         """The value at a slot, or None where the slot is absent or left empty."""
         return self.inputs[slot] if slot < len(self.inputs) else None
+
+    @property
+    def changed(self) -> int:
+        """The view's clock when an edit last touched it or one that shares a value with it."""
+        last = self.touched
+        for value in self.inputs:
+            if value is not None and value.touched > last:
+                last = value.touched
+        for value in self.outputs:
+            last = max(last, value.touched)
+        return last
 
     @property
     def label(self) -> str:

@@ -93,19 +93,11 @@ class View:
         self._touch(edit.node)
 
     def _touch(self, node: Node) -> None:
-        """Mark a node, what gives its inputs, and what reads those or its outputs."""
-        node.changed = self.clock
-        for value in node.inputs:
+        """Mark a node and its values, by which whoever shares one of them is marked, too."""
+        node.touched = self.clock
+        for value in (*node.inputs, *node.outputs):
             if value is not None:
-                self._touch_around(value)
-        for value in node.outputs:
-            self._touch_around(value)
-
-    def _touch_around(self, value: Value) -> None:
-        if value.producer is not None:
-            value.producer.changed = self.clock
-        for reader in value.readers:
-            reader.node.changed = self.clock
+                value.touched = self.clock
 
     def _set_constant(self, node: Node, slot: int, constant: Constant) -> None:
         while len(node.inputs) <= slot:
