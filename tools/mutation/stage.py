@@ -25,6 +25,7 @@ READERS = re.compile(rb"^(def (?:\w+\(call: (?:OnnxCall|AtenCall)|_aten\().*:)$"
 SETTINGS = """\
 [tool.mutmut]
 source_paths = ["src/"]
+also_copy = ["tools/"]
 only_mutate = [{mutated}]
 do_not_mutate = ["src/convbn/fuse/operators/calls.py", "src/convbn/fuse/operators/registry.py"]
 # Why something is refused is held by tests/fuse/test_refusals.py; its wording is not a result.
