@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from numpy.typing import NDArray
 
 from convbn.fuse.frontends.torch.calls.aten import map_aten
-from convbn.fuse.frontends.torch.calls.schema import arguments, schema_of
+from convbn.fuse.frontends.torch.calls.schema import arguments
 from convbn.fuse.frontends.torch.calls.tensors import to_tensor
-from convbn.fuse.frontends.torch.edit.writing import call_of
+from convbn.fuse.frontends.torch.edit.writing import call_of, put_argument
 from convbn.fuse.operators.calls import Mapped
 from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.view.dataflow import Constant, Value
@@ -105,7 +105,7 @@ class _Editor:
             self._stale.add(mapped.through)
         else:
             self._stale.update(other for other in (read,) if isinstance(other, type(node)))
-            self._set_argument(node, mapped, slot, own)
+            put_argument(node, mapped, slot, own)
 
     def exchange(self, edit: Replace) -> None:
         """Another operator over other operands, in the place of the node and under its name."""
@@ -272,27 +272,6 @@ class _Editor:
         while name in taken:
             name, number = f"{target}_{number}", number + 1
         return name
-
-    def _set_argument(
-        self, node: torch.fx.Node, mapped: Mapped, slot: int, placeholder: torch.fx.Node
-    ) -> None:
-        import torch
-
-        name = mapped.names[slot]
-        if name is None:  # mm and matmul of two matrices have no bias; addmm is the same with one
-            node.target, node.args, node.kwargs = torch.ops.aten.addmm.default, (placeholder, *node.args), {}
-            return
-        schema = schema_of(node)
-        if "Tensor" not in str(next(a.type for a in schema.arguments if a.name == name)):
-            # A number becomes a tensor, and the overload for numbers the one for tensors.
-            given = arguments(node)
-            node.target = node.target.overloadpacket.Tensor  # type: ignore[union-attr]
-            node.args, node.kwargs = (given["self"], given["other"]), {}
-        position = list(arguments(node)).index(name)
-        if name in node.kwargs or position >= len(node.args):
-            node.update_kwarg(name, placeholder)
-        else:
-            node.update_arg(position, placeholder)
 
     def _settle_names(self) -> None:
         """Give new tensors the names of those whose place they took, where these have gone."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from convbn.fuse.frontends.torch.calls.schema import arguments, schema_of
+from convbn.fuse.operators.calls import Mapped
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.view.op import Op
@@ -11,7 +13,7 @@ from convbn.fuse.view.op import Op
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["call_of"]
+__all__ = ["call_of", "put_argument"]
 
 
 def call_of(op: Op, operands: list[torch.fx.Node | None], *, like: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -45,3 +47,31 @@ def call_of(op: Op, operands: list[torch.fx.Node | None], *, like: Any) -> tuple
         target = (aten.conv1d, aten.conv2d, aten.conv3d)[len(strides) - 1].default
         return target, (*data, strides, padding, dilations, op.groups)
     raise TypeError(f"{op} is not written by any edit")
+
+
+def put_argument(node: torch.fx.Node, mapped: Mapped, slot: int, tensor: torch.fx.Node) -> None:
+    """Make a call read another tensor at an operator's slot, by another overload where this one takes none.
+
+    Args:
+        node: the call, edited in place.
+        mapped: what it is in the view.
+        slot: of the operator.
+        tensor: what it is to read there.
+    """
+    import torch
+
+    name = mapped.names[slot]
+    if name is None:  # mm and matmul of two matrices have no bias; addmm is the same with one
+        node.target, node.args, node.kwargs = torch.ops.aten.addmm.default, (tensor, *node.args), {}
+        return
+    schema = schema_of(node)
+    if "Tensor" not in str(next(a.type for a in schema.arguments if a.name == name)):
+        # A number becomes a tensor, and the overload for numbers the one for tensors.
+        given = arguments(node)
+        node.target = node.target.overloadpacket.Tensor  # type: ignore[union-attr]
+        node.args, node.kwargs = (given["self"], given["other"]), {}
+    position = list(arguments(node)).index(name)
+    if name in node.kwargs or position >= len(node.args):
+        node.update_kwarg(name, tensor)
+    else:
+        node.update_arg(position, tensor)
