@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convbn.bench.models.arguments import array_of
 from convbn.bench.models.inputs import Array
+from convbn.fuse.frontends.torch.modules.results import fields_of
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["named_outputs"]
-
-_PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
 
 
 def named_outputs(result: Any) -> Iterator[tuple[str, Array]]:
@@ -37,26 +35,12 @@ def _named(value: Any, name: str, around: tuple[int, ...]) -> Iterator[tuple[str
         if isinstance(leaf, torch.Tensor):
             yield from _tensors(leaf, here)
         elif leaf is not None and id(leaf) not in around:
-            fields = _fields(leaf)
+            fields = fields_of(leaf)
             if fields is None:
                 yield here, np.asarray(leaf)
             else:
                 for key, item in fields.items():
                     yield from _named(item, f"{here}.{key}", (*around, id(leaf)))
-
-
-def _fields(leaf: Any) -> Mapping[Any, Any] | None:
-    """What an object consists of; None for one that is a value by itself."""
-    if isinstance(leaf, _PLAIN):
-        return None
-    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-        return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
-    if isinstance(leaf, Mapping):
-        return leaf
-    if isinstance(leaf, list | tuple):
-        return dict(enumerate(leaf))
-    held = getattr(leaf, "__dict__", None)
-    return None if held is None or callable(leaf) else dict(held)
 
 
 def _tensors(tensor: torch.Tensor, name: str) -> Iterator[tuple[str, Array]]:

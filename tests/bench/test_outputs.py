@@ -68,6 +68,7 @@ class Returns(nn.Module):
 
 WRAPS = {
     "dataclass": Found,
+    "object": Plain,
     "list-of-dataclasses": lambda y: [Found(y.flatten(1), y.mean((2, 3)))],
 }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.modules.custom_batchnorms import layout_of, read_as_batchnorm
+from convbn.fuse.frontends.torch.modules.results import nest_of
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +142,7 @@ def instrument(module: torch.nn.Module, *, trust_shapes: bool = True) -> Instrum
         part._backward_pre_hooks.clear()
         if id(part) in wanted or path in hooked:
             _mark(instrumented, path, part)
+    module.register_forward_hook(lambda *call: nest_of(call[-1]))
     for path, part in norms.items():
         _watch(instrumented, path, part)
     instrumented.parts.update(module.named_modules(remove_duplicate=False))

@@ -14,6 +14,7 @@ from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_throu
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of, plain_forward
+from convbn.fuse.frontends.torch.modules.results import nest_of
 from convbn.fuse.frontends.torch.tracing.aten_names import (
     AUGMENTED,
     call_of_module,
@@ -67,6 +68,9 @@ def trace(instrumented: Instrumented) -> torch.fx.Graph:
             if is_batchnorm_like(part):
                 return self.unknown_batchnorms and "forward" not in vars(part) and not _traceable(part)
             return super().is_leaf_module(part, path)
+
+        def create_arg(self, a: Any) -> Any:
+            return super().create_arg(nest_of(a))
 
         def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
             # As the base class does it, which goes through all names to find one.
