@@ -22,7 +22,7 @@ def open_source(path: str, options: LoadOptions, *, light: bool = False, hashed:
         path: the file.
         options: how to make a model of it.
         light: leave an ONNX model's large weights in the files they lie in.
-        hashed: hash the file; only a light ONNX model can go without.
+        hashed: hash the file; only an ONNX model can go without.
 
     Raises:
         ConvBNError: it cannot be read, is of a kind that is not supported here, or options are missing.
@@ -77,7 +77,7 @@ def _open_onnx(path: str, options: LoadOptions, *, light: bool, hashed: bool) ->
 
     if options.arch is not None:
         raise UsageError("--arch is for checkpoints, and this is an ONNX file", source=path)
-    loaded = open_model(path, hashed=hashed) if light else read_model(path)
+    loaded = open_model(path, hashed=hashed) if light else read_model(path, hashed=hashed)
     inputs = [v.name for v in loaded.model.graph.input]
     stored = {t.name for t in loaded.model.graph.initializer}
     shapes = _named_shapes(options, [name for name in inputs if name not in stored])

@@ -61,16 +61,17 @@ _NO_OPSET = 1 << 31
 
 def load_model(path: str | os.PathLike[str], *, external_data: bool = True) -> onnx.ModelProto:
     """Load an ONNX model; :func:`read_model` without the facts about the file."""
-    return read_model(path, external_data=external_data).model
+    return read_model(path, external_data=external_data, hashed=False).model
 
 
-def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> OpenModel:
-    """Load an ONNX model, weights and all, and hash its file.
+def read_model(path: str | os.PathLike[str], *, external_data: bool = True, hashed: bool = True) -> OpenModel:
+    """Load an ONNX model, weights and all.
 
     Args:
         path: an ONNX file in binary protobuf.
         external_data: read weights that lie in other files, which must be regular files inside the
             model's folder, reached without links. When false such tensors stay references.
+        hashed: hash the file, too.
 
     Returns:
         The model, whose tensors hold as many bytes as their shapes need; its files are closed.
@@ -83,7 +84,7 @@ def read_model(path: str | os.PathLike[str], *, external_data: bool = True) -> O
     from convbn.export.onnx_io.external_data import embed_external_data, is_external, location_of
     from convbn.export.onnx_io.validate import iterate_tensors
 
-    opened = open_model(path, external_data=external_data)
+    opened = open_model(path, external_data=external_data, hashed=hashed)
     outside = [tensor for tensor in iterate_tensors(opened.model) if is_external(tensor)]
     with opened.files as files, _about(path):
         embed_external_data(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -365,3 +367,18 @@ def test_killed_while_writing_a_pair(tmp_path):
         assert number >= 3 * turn
         numbers.add(number)
     assert len(numbers) > 1
+
+
+def test_a_file_is_hashed_only_for_whoever_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(helper.make_graph([], "empty", [], [])), path)
+    assert read_model(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def refused(*_: object) -> None:
+        raise AssertionError("nobody wants it")
+
+    monkeypatch.setattr(hashlib, "file_digest", refused)
+    assert read_model(path, hashed=False).sha256 is None
+    load_model(path)
+    with pytest.raises(AssertionError, match="nobody wants it"):
+        read_model(path)
