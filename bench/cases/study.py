@@ -118,7 +118,15 @@ class Study:
                     variants = prepared
                 else:
                     shapes = prepared.source.input_shapes
-                    case = Case(group[0].name, (), (), input_shapes=shapes, fold=prepared.fold)
+                    case = Case(
+                        group[0].name,
+                        (),
+                        (),
+                        input_shapes=shapes,
+                        # Samples that were brought are of one batch size, whatever was asked for.
+                        feeds=prepared.source.inputs if batch is None else None,
+                        fold=prepared.fold,
+                    )
                     variants = self._attempt(partial(self._variants, prepared, precision, folder))
                 if isinstance(variants, ConvBNError):
                     case = replace(case, failure=variants)

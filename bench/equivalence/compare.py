@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convbn.bench.equivalence.difference import OutputDifference, Status, Verdict, has_nonfinite, judge
-from convbn.bench.equivalence.pair import FoldedPair, Pair
+from convbn.bench.equivalence.pair import pair_of
 from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
 from convbn.bench.models.errors import ReferenceFailedError, SessionError
 from convbn.bench.models.feeds import inputs_differ, model_feeds, scaled
-from convbn.bench.models.inputs import Feeds, is_onnx
+from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.prove import FoldPlan
 from convbn.bench.proof.verdict import Proof
 from convbn.bench.results.environment import library_versions
@@ -112,7 +112,7 @@ def compare(
         runtime: run both in this one instead (:mod:`convbn.bench.runtimes.registry`); the two are then of the
             kind that it takes, and a float16 candidate is judged as the runtime computes it.
         plan: of the fold that made the candidate. Of ONNX models every region that it changed is then judged by
-            itself as well (:mod:`convbn.bench.proof`).
+            itself as well, of modules every layer that took a BatchNorm in (:mod:`convbn.bench.proof`).
 
     Returns:
         The answer with its numbers.
@@ -139,11 +139,7 @@ def compare(
     feeds = drawn(vary=True) if inputs is None else [dict(sample) for sample in inputs]
     if not feeds:
         raise UsageError("a comparison needs at least one sample")
-    if plan is not None and is_onnx(reference) and is_onnx(candidate):
-        compared: Pair = FoldedPair(reference, candidate, plan)
-    else:
-        compared = Pair(reference, candidate, tolerance, runtime)
-    with compared as pair:
+    with pair_of(reference, candidate, tolerance, runtime, plan) as pair:
         scale = 1.0
         try:
             expected = pair.reference(feeds)
@@ -168,22 +164,22 @@ def compare(
             if actual.runtime != ran:
                 ran = f"{ran} against {actual.runtime}"
 
-            def judged() -> Verdict:
+            def judged(outputs: Sequence[Sequence[Array]]) -> Verdict:
                 return judge(
                     expected.names,
                     expected.outputs,
-                    actual.outputs,
+                    outputs,
                     computed_in=(_coarsest(reference), expected.computed_in, actual.computed_in),
                     inputs_differ=inputs_differ(feeds),
                     tolerance=tolerance,
                     moved=moved,
                 )
 
-            verdict = judged()
+            verdict = judged(actual.outputs)
             if verdict.status == "different" and verdict.outputs and (more := pair.more_noise(feeds[0])):
                 moved += more
-                verdict = judged()
-            verdict, proof = pair.proven(verdict, feeds)
+                verdict = judged(actual.outputs)
+            verdict, proof = pair.proven(verdict, feeds, judged)
     return Equality(
         verdict.status,
         verdict.reason,

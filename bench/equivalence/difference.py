@@ -9,6 +9,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from convbn.bench.equivalence.noise import (
+    BLIND,
+    BLIND_CONVERTED,
+    BOUND_16_BIT,
+    NOISE_MULTIPLE,
+    by_channel,
+    multiple_of,
+    noise_by_channel,
+)
 from convbn.bench.equivalence.similarity import likeness, ratio, top1_agreement
 from convbn.bench.equivalence.tolerance import Tolerance, bound_of
 from convbn.bench.models.inputs import Array
@@ -25,15 +34,6 @@ MIN_CHANNEL_VALUES = 8
 #: many ε are let through: correct folds of a 34-layer network showed up to 5 in float32, and up to 2 in the
 #: 16-bit types, whose sums are kept in float32.
 CHANNEL_NOISE, CHANNEL_NOISE_16_BIT = 16, 4
-#: Bounds (√ε) from here on belong to 16-bit types.
-_BOUND_16_BIT = 0.03
-#: An error of so many times the reference's own noise is let through: the noise is of one or two samples, and a fold
-#: rounds in as many places as the reference does. In the 16-bit types one unit in the last place is coarse.
-NOISE_MULTIPLE, NOISE_MULTIPLE_16_BIT = 16.0, 4.0
-#: Values of a channel below which its noise may be small by chance.
-_FEW = 64
-#: Noise from which on a comparison that needs it says nothing: it would let an error of 10 % through.
-_BLIND = 0.1 / 16
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,12 @@ def judge(
     wrong = [output for output in outputs if not output.ok]
     if wrong:
         return Verdict("different", _why(wrong, tolerance), outputs)
-    blind = [output for output in outputs if output.noisy and (output.noise or 0.0) > _BLIND]
+    most = BLIND if tolerance is None else BLIND_CONVERTED
+    blind = [
+        output
+        for output in outputs
+        if output.noisy and multiple_of(output.bound, tolerance) * (output.noise or 0.0) > most
+    ]
     if blind:
         return Verdict("inconclusive", _why_blind(blind[0]), outputs)
     for name, (a, _) in zip(names, pairs, strict=True):
@@ -189,9 +194,9 @@ def _difference(
     largest = max((float(np.abs(x).max(initial=0.0)) for x in a), default=0.0)
     gap = max(float(np.abs(x - y).max(initial=0.0)) for x, y in zip(a, b, strict=True))
     bound = bound_of(_real(first.dtype), *computed_in) if tolerance is None else tolerance.bound
-    coarse = bound > _BOUND_16_BIT
+    coarse = bound > BOUND_16_BIT
     floor = (CHANNEL_NOISE_16_BIT if coarse else CHANNEL_NOISE) * bound * largest
-    multiple = NOISE_MULTIPLE_16_BIT if coarse else NOISE_MULTIPLE
+    multiple = multiple_of(bound, tolerance)
     shifts = [np.abs(a[0] - _wide(other)) for other in moved]
     noise = max((float(shift.max(initial=0.0)) for shift in shifts), default=0.0)
     channels = _channels(a, b, floor)
@@ -204,7 +209,7 @@ def _difference(
         gaps, levels = channels
         channel = max((ratio(float(g), float(s)) for g, s in zip(gaps, levels, strict=True)), default=0.0)
         within = within and channel <= bound
-        allowed = np.maximum(bound * levels, multiple * _noise_by_channel(shifts, len(levels)))
+        allowed = np.maximum(bound * levels, multiple * noise_by_channel(shifts, len(levels)))
         beside = beside and bool((gaps <= allowed).all())
     if tolerance is not None and tolerance.norm == "rms":
         within = beside = rms <= bound
@@ -250,23 +255,11 @@ def _channels(a: Sequence[Array], b: Sequence[Array], floor: float) -> tuple[Arr
     """The largest gap of each channel, and what it varies by."""
     if a[0].ndim < 2 or len({x.shape[1] for x in a}) != 1 or a[0].shape[1] == 0:
         return None
-    rows = [np.concatenate([_by_channel(x) for x in side], axis=1) for side in (a, b)]
+    rows = [np.concatenate([by_channel(x) for x in side], axis=1) for side in (a, b)]
     if rows[0].shape[1] < MIN_CHANNEL_VALUES:
         return None
     spread = np.abs(rows[0] - rows[0].mean(axis=1, keepdims=True)).max(axis=1)
     return np.abs(rows[0] - rows[1]).max(axis=1), np.maximum(spread, floor)
-
-
-def _noise_by_channel(shifts: Sequence[Array], count: int) -> Array:
-    """The noise of each channel; where it has few values, no less than that of half of them."""
-    if not shifts:
-        return np.zeros(count)
-    noise: Array = np.max([_by_channel(shift).max(axis=1, initial=0.0) for shift in shifts], axis=0)
-    return np.maximum(noise, np.median(noise)) if shifts[0].size < _FEW * count else noise
-
-
-def _by_channel(array: Array) -> Array:
-    return np.moveaxis(array, 1, 0).reshape(array.shape[1], -1)
 
 
 def _vacuous(samples: Sequence[Array]) -> str | None:

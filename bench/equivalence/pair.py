@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-import numpy as np
-
 from convbn.bench.equivalence.difference import Verdict
 from convbn.bench.equivalence.half_emulation import rounded_graph
+from convbn.bench.equivalence.noise import moved_by_rounding
 from convbn.bench.equivalence.reference_run import Execution, execute
 from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
 from convbn.bench.models.arguments import alike
 from convbn.bench.models.errors import ReferenceFailedError, SessionError
-from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx
+from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx, shape_example
+from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.prove import FoldPlan, LocalProver
 from convbn.bench.proof.verdict import Proof, joined
-from convbn.bench.proof.whole import Whole
 from convbn.common.dtypes import dtype_of, is_float
 from convbn.errors import BadInputError
 
@@ -34,7 +33,32 @@ if TYPE_CHECKING:
         onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram | EngineFile
     )
 
-__all__ = ["FoldedPair", "Pair", "moved_by_rounding"]
+__all__ = ["Pair", "pair_of"]
+
+Judge: TypeAlias = Callable[[Sequence[Sequence[Array]]], Verdict]
+
+
+def pair_of(
+    reference: Model,
+    candidate: Model,
+    tolerance: Tolerance | None,
+    runtime: str | None,
+    plan: FoldPlan | None,
+) -> Pair:
+    """The two as they are to be compared.
+
+    Args:
+        reference, candidate, tolerance, runtime: as for :class:`Pair`.
+        plan: of the fold that made the candidate; None where it is of another origin.
+    """
+    if plan is not None and is_onnx(reference) and is_onnx(candidate):
+        return FoldedPair(reference, candidate, plan)
+    if plan is not None and not is_onnx(reference) and not is_onnx(candidate):
+        import torch
+
+        if isinstance(reference, torch.nn.Module) and isinstance(candidate, torch.nn.Module):
+            return FoldedModules(reference, candidate, plan)
+    return Pair(reference, candidate, tolerance, runtime)
 
 
 class Pair:
@@ -63,10 +87,13 @@ class Pair:
             return self._run_reference(feeds)
         except SessionError as error:
             model = self._reference
+            specs = input_specs(model) if is_onnx(model) else ()
+            example = f" {shape_example(specs[0])}" if specs else ""
             raise ReferenceFailedError(
                 f"the original cannot be run, so nothing can be verified: {error.cause}",
                 source=model if isinstance(model, str | Path) else None,
-                hint="give the shapes it expects with --input-shape, or go without proof with --no-verify",
+                hint=f"give the shapes it expects with --input-shape{example}, inputs of your own with --inputs, "
+                "or go without proof with --no-verify",
             ) from error
 
     def candidate(self, feeds: Sequence[Feeds]) -> Execution:
@@ -81,9 +108,9 @@ class Pair:
 
     def noise(self, feeds: Feeds) -> list[list[Array]]:
         """The reference's outputs for an input that is moved by what rounding may move it."""
-        if self._tolerance is not None or self._runtime is not None:
+        if self._runtime is not None or (self._tolerance is not None and self._tolerance.unit is None):
             return []
-        moved = moved_by_rounding(feeds)
+        moved = moved_by_rounding(feeds, None if self._tolerance is None else self._tolerance.unit)
         return [] if moved is None else self._run_reference([moved]).outputs
 
     def more_noise(self, feeds: Feeds) -> list[list[Array]]:
@@ -95,8 +122,14 @@ class Pair:
         except SessionError:
             return []
 
-    def proven(self, verdict: Verdict, feeds: Sequence[Feeds]) -> tuple[Verdict, Proof | None]:
-        """The verdict, with what was shown beside the outputs."""
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
+        """The verdict, with what was shown beside the outputs.
+
+        Args:
+            verdict: on the outputs.
+            feeds: the inputs.
+            judged: gives the verdict on other outputs of a candidate.
+        """
         return verdict, None
 
     def _run_reference(self, feeds: Sequence[Feeds]) -> Execution:
@@ -138,7 +171,7 @@ class FoldedPair(Pair):
             return super().candidate(feeds)
         return _executed(self._after, feeds)
 
-    def proven(self, verdict: Verdict, feeds: Sequence[Feeds]) -> tuple[Verdict, Proof | None]:
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
         """Judge every region where it stands (see :class:`convbn.bench.proof.prove.LocalProver`)."""
         if self._prover is None:
             return verdict, None
@@ -167,32 +200,53 @@ class FoldedPair(Pair):
         self._opened.close()
 
 
+class FoldedModules(Pair):
+    """A PyTorch module and the same folded.
+
+    Args:
+        reference: the module before.
+        candidate: the module after.
+        plan: what the fold says that it did.
+    """
+
+    def __init__(self, reference: torch.nn.Module, candidate: torch.nn.Module, plan: FoldPlan) -> None:
+        from convbn.fuse.frontends.torch.modules.copies import checked
+
+        super().__init__(reference, candidate, None, None)
+        # Out of what only wraps it, as the fold takes it.
+        self._modules, self._plan = (checked(reference), checked(candidate)), plan
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
+        """Judge every layer that took a BatchNorm in (see :mod:`convbn.bench.proof.modules`)."""
+        from convbn.bench.proof import modules
+
+        name = modules.other_mode(*self._modules)
+        if name is not None:
+            said = f"module {name!r} is in training mode in only one of the two"
+            return Verdict("different", said, verdict.outputs), None
+
+        def run(module: torch.nn.Module, feeds: Feeds) -> list[Array]:
+            return execute(module, "copy", [feeds]).outputs[0]
+
+        def notices(module: torch.nn.Module) -> bool:
+            return judged([run(module, sample) for sample in feeds]).status == "different"
+
+        local = modules.prove_layers(*self._modules, self._plan, feeds[0], run)
+        if local is None:
+            return verdict, Proof(
+                "outputs compared end to end; the module cannot be copied or run in float64"
+            )
+        if verdict.outputs and verdict.status != "equal" and not local.wrong:
+            exact = modules.settled_in_float64(*self._modules, self._plan, feeds, run)
+            if exact is not None:
+                verdict = replace(exact, outputs=verdict.outputs)
+        local = modules.shown_by_spoiling(self._modules[1], self._plan, local, notices)
+        return joined(verdict, local, len(feeds))
+
+
 def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:
     outputs = [model.outputs_for(sample, keep=i == 0) for i, sample in enumerate(feeds)]
     return Execution(tuple(model.outputs), outputs, model.runtime)
-
-
-def moved_by_rounding(feeds: Feeds) -> Feeds | None:
-    """Every float moved up or down by about one unit in its last place; None where there is none.
-
-    Args:
-        feeds: arrays by name.
-    """
-    import ml_dtypes
-
-    random = np.random.default_rng(0)
-    moved: dict[str, Array] = {}
-    floats = 0
-    for name, array in feeds.items():
-        moved[name] = array
-        if array.dtype.kind == "c" or is_float(array.dtype):
-            real = array.real.dtype if array.dtype.kind == "c" else array.dtype
-            step = float(ml_dtypes.finfo(real).eps)
-            signs = random.integers(0, 2, array.shape) * 2.0 - 1
-            wide = array if array.dtype.kind == "c" else array.astype(np.float64)
-            moved[name] = (wide * (1 + step * signs)).astype(array.dtype)
-            floats += array.size
-    return alike(feeds, moved) if floats else None
 
 
 def _lower(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-import numpy as np
-
-from convbn.bench.models.errors import KernelMissingError, SessionError
 from convbn.bench.models.inputs import Array, Feeds, is_onnx
+from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.runtimes.base import Variant
 from convbn.bench.runtimes.registry import open_session
 from convbn.export.engines.run.load import EngineFile, read_header
@@ -60,36 +58,22 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
         SessionError: the model cannot be run.
         NotSupportedError: onnxruntime or torch is missing.
     """
+    name = runtime or "torch-cpu"
     if isinstance(model, EngineFile):
         name = read_header(model.path).runs_in
         side = Variant(role, engines={name: model})
     elif is_onnx(model):
-        name, side = "onnxruntime-cpu@off", Variant(role, onnx=model)
+        if runtime is None:
+            return _as_it_stands(model, role, feeds)
+        side = Variant(role, onnx=model)
     else:
-        module = cast("torch.nn.Module | torch.export.ExportedProgram", model)
-        name, side = "torch-cpu", Variant(role, module=module)
-    try:
-        with open_session(runtime or name, side) as session:
-            outputs = [session.run(sample) for sample in feeds]
-            return Execution(session.output_names, outputs, runtime or name, session.compute_dtype)
-    except KernelMissingError:
-        if runtime is not None:
-            raise
-        return _evaluate(model, role, feeds)
+        side = Variant(role, module=cast("torch.nn.Module | torch.export.ExportedProgram", model))
+    with open_session(name, side) as session:
+        outputs = [session.run(sample) for sample in feeds]
+        return Execution(session.output_names, outputs, name, session.compute_dtype)
 
 
-def _evaluate(model: Any, role: str, feeds: Sequence[Feeds]) -> Execution:
-    from onnx.reference import ReferenceEvaluator
-
-    try:
-        with np.errstate(all="ignore"):
-            evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
-            known = set(evaluator.input_names)
-            inputs = [{key: array for key, array in sample.items() if key in known} for sample in feeds]
-            outputs = [[np.asarray(array) for array in evaluator.run(None, sample)] for sample in inputs]
-    except Exception as error:  # the evaluator raises whatever its numpy code meets
-        text = " ".join(str(error).split())[:300]
-        raise SessionError(
-            f"neither onnxruntime nor onnx's reference evaluator can run the model ({text})", source=role
-        ) from error
-    return Execution(tuple(str(name) for name in evaluator.output_names), outputs, "onnx reference evaluator")
+def _as_it_stands(model: onnx.ModelProto | str | Path, role: str, feeds: Sequence[Feeds]) -> Execution:
+    with Whole(model, role) as whole:
+        outputs = [whole.outputs_for(sample) for sample in feeds]
+        return Execution(tuple(whole.outputs), outputs, whole.runtime)

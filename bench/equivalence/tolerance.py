@@ -43,6 +43,11 @@ class Tolerance(JsonReady):
     norm: Literal["max", "rms"]
     source: str
 
+    @property
+    def unit(self) -> float | None:
+        """ε of the type that the candidate computes in; None where the bound does not come from one."""
+        return None if self.norm == "rms" or self.source == "given" else self.bound**2
+
 
 def tolerance_of(precision: str, bound: float | None = None) -> Tolerance:
     """The tolerance of a precision.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx
 from convbn.common.dtypes import dtype_name, dtype_of
 from convbn.errors import UsageError
 
@@ -93,7 +93,8 @@ def positional(model: Any, examples: Any) -> tuple[Any, ...] | None:
 
     Args:
         model: whose forward takes them.
-        examples: a tuple or list of them, a dict whose keys are all names of the forward's parameters, or one.
+        examples: a tuple or list of them, a dict whose keys are names of the forward's parameters or of an ONNX
+            model's inputs, or one.
 
     Raises:
         UsageError: a keyword is for a parameter that takes nothing but keywords, or one is missing.
@@ -102,6 +103,14 @@ def positional(model: Any, examples: Any) -> tuple[Any, ...] | None:
         return None
     if isinstance(examples, list | tuple):
         return tuple(examples)
+    if isinstance(examples, Mapping) and is_onnx(model):
+        names = [spec.name for spec in input_specs(model)]
+        missing = [name for name in names if name not in examples]
+        if missing:
+            raise UsageError(
+                f"example_inputs gives no {missing[0]!r}", hint=f"the inputs are {', '.join(names)}"
+            )
+        return tuple(examples[name] for name in names)
     forward = getattr(model, "forward", None)
     if not isinstance(examples, Mapping) or forward is None:
         return (examples,)

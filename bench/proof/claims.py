@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convbn.bench.proof.dataflow import Dataflow
+from convbn.bench.proof.graph.dataflow import Dataflow
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Alignment", "Claim", "align", "changed_values", "open_pairs"]
+__all__ = ["Alignment", "Claim", "align", "changed_values", "named_alike", "open_pairs"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,16 @@ def open_pairs(
         if candidates and not any(_unchanged(original, z, changed) for z in candidates):
             pairs.append((candidates[0], name))
     return pairs
+
+
+def named_alike(original: Dataflow, folded: Dataflow) -> list[tuple[str, str]]:
+    """Values that the nodes of both models give, by name or else by who reads them; in the second one's order."""
+    found = []
+    for name in (output for node in folded.nodes for output in node.output if output):
+        candidates = [z for z in _candidates(original, folded, name) if z in original.producer]
+        if candidates:
+            found.append((name if name in candidates and name in folded.outputs else candidates[0], name))
+    return found
 
 
 def _candidates(original: Dataflow, folded: Dataflow, name: str) -> list[str]:

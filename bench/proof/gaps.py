@@ -109,14 +109,14 @@ def floor_bound(b: Array, unit: float) -> Bound:
     return Bound(floor, floor, 1)
 
 
-def gap_of(a: Array, b: Array, bound: Bound, offset: Array | None = None) -> Gap:
+def gap_of(a: Array, b: Array, bound: Bound, layer: LinearLayer | None = None) -> Gap:
     """The difference between two values beside its bound.
 
     Args:
         a: the original's.
         b: the folded model's.
         bound: what the difference may be.
-        offset: by channel, what b is without its data: an error of a scale has no part in it.
+        layer: that gives b, where it is one: an error of its scale has no part in its bias.
     """
     if a.shape != b.shape or _continuous(a) != _continuous(b):
         return Gap(False, math.inf, 0.0, 0.0)
@@ -130,7 +130,7 @@ def gap_of(a: Array, b: Array, bound: Bound, offset: Array | None = None) -> Gap
     mean, rest = _split(a, b, bound.axis)
     rows = _by_channel(_plain(b), bound.axis)
     level = np.abs(rows).max(axis=1, initial=0.0)
-    scaled = np.abs(rows - (0.0 if offset is None else offset[:, None])).max(axis=1, initial=0.0)
+    scaled = np.abs(rows - (0.0 if layer is None else layer.bias[:, None])).max(axis=1, initial=0.0)
     tiny = np.finfo(np.float64).tiny
     means = np.broadcast_to(np.maximum(bound.mean, tiny), mean.shape)
     rests = np.broadcast_to(np.maximum(bound.rest, tiny), mean.shape)
@@ -139,7 +139,8 @@ def gap_of(a: Array, b: Array, bound: Bound, offset: Array | None = None) -> Gap
     worst = int(np.argmax(gaps / bounds))
     unit = float(level[worst]) or 1.0
     # Of one value a channel the mean is all there is.
-    sight = float((spoil_of(a.dtype) * scaled / (rests if rows.shape[1] > 1 else means)).max())
+    spoil = spoil_of(a.dtype if layer is None else layer.dtype)
+    sight = float((spoil * scaled / (rests if rows.shape[1] > 1 else means)).max())
     ok = bool((mean <= means).all() and (rest <= rests).all())
     return Gap(ok, float(gaps[worst]) / unit, float(bounds[worst]) / unit, sight)
 

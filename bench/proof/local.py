@@ -20,8 +20,6 @@ import numpy as np
 
 from convbn.bench.models.inputs import Array
 from convbn.bench.proof.claims import Alignment, Claim
-from convbn.bench.proof.dataflow import COMPUTED, Dataflow, Part
-from convbn.bench.proof.execution import in_float64
 from convbn.bench.proof.gaps import (
     Gap,
     beyond,
@@ -34,8 +32,10 @@ from convbn.bench.proof.gaps import (
     spoil_of,
     unit_of,
 )
+from convbn.bench.proof.graph.dataflow import COMPUTED, Dataflow, Part
+from convbn.bench.proof.graph.execution import in_float64
+from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.regions import Region
-from convbn.bench.proof.whole import Whole
 from convbn.common.dtypes import is_float
 
 __all__ = ["Outcome", "Values", "judge_known", "judge_regions"]
@@ -173,7 +173,7 @@ class _Judge:
             for claim in region.claims:
                 a, b = held[claim.original], _computed(given, claim)
                 bound = layer_bound(layer, feeds[layer.data], unit_of(a), sums=True)
-                made.append(_outcome(claim, gap_of(a, b, bound, layer.bias), str(a.dtype)))
+                made.append(_outcome(claim, gap_of(a, b, bound, layer), str(a.dtype)))
         return made
 
     def compound(self, regions: Sequence[Region], *, wide: bool) -> list[Outcome]:
@@ -232,7 +232,7 @@ class _Judge:
         for claim in region.claims:
             if claim.original in held:
                 bound = layer_bound(layer, feeds[layer.data], epsilon(layer.dtype), sums=False)
-                gap = gap_of(held[claim.original], _computed(runs[0], claim), bound, layer.bias)
+                gap = gap_of(held[claim.original], _computed(runs[0], claim), bound, layer)
                 made.append(_outcome(claim, gap, "float64"))
         return made
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.claims import Alignment, align, changed_values, open_pairs
-from convbn.bench.proof.dataflow import Dataflow
 from convbn.bench.proof.gaps import relative_gap
+from convbn.bench.proof.graph.dataflow import Dataflow
+from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.local import Outcome, judge_known, judge_regions
 from convbn.bench.proof.regions import Region, regions_of
-from convbn.bench.proof.whole import Whole
 from convbn.common.encoding import JsonReady
 
 __all__ = ["FoldPlan", "LocalProof", "LocalProver", "Shown"]
@@ -164,7 +164,7 @@ def _placed(
                 places.add(b.producer[by_value[name]])
         for region in dict.fromkeys(home[i] for i in sorted(places) if i in home):
             mine = [i for i in region.nodes if i in places]
-            own = dict.fromkeys(name for i in mine for name in b.nodes[i].input if name in region.loose)
+            own = dict.fromkeys(name for i in mine for name in b.reads[i] if name in region.loose)
             # An error of a scale, not of a shift: a bias of 1e6 would show any.
             scales = tuple(name for name in own if len(b.constants[name].dims) > 1)
             found.setdefault(region, []).append((number, scales or tuple(own)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from convbn.bench.models.inputs import Array
 from convbn.bench.proof.claims import Alignment, Claim
-from convbn.bench.proof.dataflow import Dataflow
+from convbn.bench.proof.graph.dataflow import Dataflow
 from convbn.common.dtypes import is_float
 
 __all__ = ["LinearLayer", "Region", "linear_layer", "regions_of"]
@@ -93,7 +93,7 @@ def _region(folded: Dataflow, alignment: Alignment, nodes: Sequence[int], claims
     loose = dict.fromkeys(
         name
         for i in nodes
-        for name in folded.nodes[i].input
+        for name in folded.reads[i]
         if name in folded.constants and _stores_floats(folded, name)
     )
     layer = linear_layer(folded, nodes[0]) if len(nodes) == 1 else None

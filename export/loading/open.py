@@ -10,6 +10,7 @@ from convbn.errors import NotSupportedError, UsageError
 from convbn.export.checkpoints.hub import HUB
 from convbn.export.files.sniff import ArtifactKind, sniff
 from convbn.export.loading.checkpoints import open_checkpoint, open_hub, open_program
+from convbn.export.loading.inputs import with_inputs
 from convbn.export.loading.source_model import LoadOptions, SourceModel
 
 __all__ = ["open_model_or_engine", "open_source", "source_of"]
@@ -27,6 +28,11 @@ def open_source(path: str, options: LoadOptions, *, light: bool = False, hashed:
     Raises:
         ConvBNError: it cannot be read, is of a kind that is not supported here, or options are missing.
     """
+    source = _opened(path, options, light=light, hashed=hashed)
+    return source if options.inputs is None else with_inputs(source, options.inputs, options.preprocess)
+
+
+def _opened(path: str, options: LoadOptions, *, light: bool, hashed: bool) -> SourceModel:
     if path.startswith(HUB):
         return open_hub(path, options)
     kind = sniff(path, max_pickle_mib=options.limits.pickle_mib)

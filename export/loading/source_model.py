@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convbn.export.checkpoints.fused import Architecture
     from convbn.export.engines.run.load import EngineFile
     from convbn.export.onnx_io.read import OpenModel
+    from convbn.export.precision.int8.images import Preprocess
     from convbn.fuse.report import Report
 
 __all__ = ["LoadOptions", "SourceModel"]
@@ -28,6 +29,8 @@ class LoadOptions:
         arch: for checkpoints, the architecture: its spec, what builds it, or a module.
         arch_args: its arguments, ``k=v``.
         input_shapes: shapes as typed, ``x:1x3x224x224``.
+        inputs: a file or folder with inputs to use.
+        preprocess: of images there, as :func:`convbn.export.precision.int8.calibration.read_calibration` takes it.
         seed: of the example inputs.
         trust: run the code that a checkpoint, ``.pt2`` or TorchScript archive brings.
         allow_cwd: let ``arch`` be imported from the current folder.
@@ -38,6 +41,8 @@ class LoadOptions:
     arch: Architecture | None = None
     arch_args: tuple[str, ...] = ()
     input_shapes: tuple[str, ...] = ()
+    inputs: str | None = None
+    preprocess: Preprocess | None = None
     seed: int = 0
     trust: bool = False
     allow_cwd: bool = False
@@ -53,6 +58,7 @@ class SourceModel:
         model: an ONNX model, a graphsurgeon graph, a module or an exported program; None for an engine.
         example_inputs: positional inputs of a module or program.
         input_shapes: full shapes by input name, for open dimensions.
+        inputs: samples to feed it with, arrays by name; None where they are to be drawn.
         path: the file it is from.
         sha256: of that file, if it was asked for.
         notes: what was done to the file's content before it was a model.
@@ -64,6 +70,7 @@ class SourceModel:
     model: Any
     example_inputs: tuple[Any, ...] | None = None
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    inputs: Sequence[Mapping[str, Any]] | None = None
     path: str | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = ()

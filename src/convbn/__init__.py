@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
     from convbn.onnx_pass import fuse_file
-    from convbn.proof import verify
+    from convbn.proof import compare_layers, verify
 else:
     from convbn import bench, fuse
     from convbn.callable_room import CallableRoom
@@ -64,6 +64,7 @@ __all__ = [
     "UsageError",
     "bench",
     "build_engine",
+    "compare_layers",
     "export_onnx",
     "fuse",
     "fuse_file",
@@ -85,6 +86,7 @@ _LAZY = {
     "FuseResult": ("convbn.api", "FuseResult"),
     "Report": ("convbn.fuse.report", "Report"),
     "build_engine": ("convbn.exporting", "build_engine"),
+    "compare_layers": ("convbn.proof", "compare_layers"),
     "export_onnx": ("convbn.exporting", "export_onnx"),
     "fuse_file": ("convbn.onnx_pass", "fuse_file"),
     "inspect": ("convbn.api", "inspect"),

@@ -72,6 +72,11 @@ def parser() -> argparse.ArgumentParser:
         help="shape of an input, x:1x3x224x224; for checkpoints and for open dimensions",
     )
     source.add_argument(
+        "--inputs",
+        metavar="PATH",
+        help="inputs to use: .npz by names, .npy, or a folder of them, in the place of random ones",
+    )
+    source.add_argument(
         "--allow-cwd", action="store_true", help="let --arch be imported from the current folder"
     )
     source.add_argument("--checkpoint-key", metavar="KEY", help="where in a checkpoint the weights lie")
@@ -144,6 +149,11 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         choices=tuple(PRECISIONS),
         help="of B: allow the error that this precision brings (docs/precision.md)",
+    )
+    verify.add_argument("--calibration", metavar="PATH", help="inputs to use, as convbn export takes them")
+    verify.add_argument("--preprocess", metavar="SPEC", help="of images there (docs/precision.md)")
+    verify.add_argument(
+        "--layers", action="store_true", help="name the first value that differs, and list those that do"
     )
     verify.add_argument("--tolerance", type=float, metavar="X", help="allow a relative error of X instead")
     verify.add_argument(

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import CheckFailedError
+from convbn.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     from convbn.bench.equivalence.compare import Equality
+    from convbn.bench.proof.layers import Layers
     from convbn.bench.proof.prove import FoldPlan
     from convbn.fuse.report import Report
 
-__all__ = ["as_tuple", "runnable", "verified", "verify"]
+__all__ = ["as_tuple", "compare_layers", "runnable", "verified", "verify"]
 
 
 def verify(
@@ -67,6 +68,45 @@ def verify(
     )
 
 
+def compare_layers(
+    reference: Any,
+    candidate: Any,
+    *,
+    example_inputs: Any | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+) -> Layers:
+    """Where two ONNX models part: every value that stands in both, beside what rounding may do to it.
+
+    Args:
+        reference: an ONNX model or path.
+        candidate: another, whatever tool made it.
+        example_inputs, input_shapes, inputs, seed: as for :func:`verify`; the first sample is used.
+
+    Returns:
+        A row a value, and the first from which a difference reaches an output.
+
+    Raises:
+        UsageError: one of them is no ONNX model.
+        SessionError: one of them cannot be run.
+    """
+    from convbn.bench.equivalence.noise import moved_by_rounding
+    from convbn.bench.models.feeds import model_feeds
+    from convbn.bench.models.inputs import is_onnx
+    from convbn.bench.proof import layers
+    from convbn.bench.proof.graph.whole import Whole
+
+    a, b = runnable(reference), runnable(candidate)
+    if not (is_onnx(a) and is_onnx(b)):
+        raise UsageError("values are compared one by one in ONNX models", hint="export both with --no-fuse")
+    feeds = inputs or model_feeds(
+        (a, b), shapes=input_shapes, seed=seed, samples=1, example_inputs=as_tuple(a, example_inputs)
+    )
+    with Whole(a, "reference") as before, Whole(b, "candidate") as after:
+        return layers.compare_layers(before, after, feeds[0], moved_by_rounding(feeds[0]))
+
+
 def verified(
     report: Report,
     reference: Any,
@@ -74,6 +114,7 @@ def verified(
     *,
     example_inputs: tuple[Any, ...] | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Report:
     """The report with the outcome of a comparison in it.
 
@@ -91,9 +132,10 @@ def verified(
         candidate,
         example_inputs=example_inputs,
         input_shapes=input_shapes,
+        inputs=inputs,
         seed=report.options.seed,
         # Its names are those of what was folded.
-        plan=_plan_of(report) if report.kind.startswith("onnx") else None,
+        plan=_plan_of(report) if report.kind.startswith(("onnx", "torch.nn")) else None,
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
     if not answer.equal:

@@ -153,10 +153,13 @@ def test_quantised_before_folding(folder: Path, capsys: pytest.CaptureFixture[st
 def test_verify_allows_what_a_precision_brings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export("-o", "o.onnx", "--precision", "int8", "--calibration", "data.npy") == 0
     assert main(["verify", "in.onnx", "o.onnx"]) == 1
-    assert main(["verify", "in.onnx", "o.onnx", "--precision", "int8", "--json", "v.json"]) == 0
+    pair = ["verify", "in.onnx", "o.onnx", "--precision", "int8"]
+    assert main(pair) == 2  # random inputs say nothing of ranges
+    assert "--calibration" in capsys.readouterr().err
+    assert main([*pair, "--calibration", "data.npy", "--json", "v.json"]) == 0
     answer = json.loads((folder / "v.json").read_text())
     assert answer["tolerance"] == {"bound": 0.25, "norm": "rms", "source": "12 dB between signal and noise"}
-    assert main(["verify", "in.onnx", "o.onnx", "--precision", "int8", "--tolerance", "1e-5"]) == 1
+    assert main([*pair, "--inputs", "data.npy", "--tolerance", "1e-5"]) == 1
     assert main(["verify", "in.onnx", "o.onnx", "--tolerance", "0"]) == 2
     assert "same class" in capsys.readouterr().out
 

@@ -27,6 +27,7 @@ PUBLIC = {
     "UsageError",
     "bench",
     "build_engine",
+    "compare_layers",
     "export_onnx",
     "fuse",
     "fuse_file",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-MUTATED = ("algebra", "operators", "plan")
-"""The folders of ``fuse/`` whose code is changed: the arithmetic, the rules and the plan."""
+MUTATED = ("fuse/algebra", "fuse/operators", "fuse/plan", "bench/proof")
+"""The folders whose code is changed: the arithmetic, the rules, the plan, and what judges them."""
 
 READERS = re.compile(rb"^(def (?:\w+\(call: (?:OnnxCall|AtenCall)|_aten\().*:)$", re.MULTILINE)
 """What reads ONNX's and PyTorch's calls is held by tests that are not run here, and tables are made once, on import."""
@@ -32,10 +32,11 @@ do_not_mutate = ["src/convbn/fuse/operators/calls.py", "src/convbn/fuse/operator
 do_not_mutate_patterns = ['^\\s*return Refusal\\(']
 # mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
 pytest_add_cli_args_test_selection = [
-    "tests/fuse", "tests/faults/test_bound.py", "--ignore=tests/fuse/torch", "-k", "not three_hundred_blocks",
+    "tests/fuse", "tests/faults/test_bound.py", "tests/bench/test_proof_folds.py", "tests/bench/test_proof_parts.py",
+    "--ignore=tests/fuse/torch", "-k", "not three_hundred_blocks",
 ]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:cov", "-p", "mutation.cheapest_first"]
-type_check_command = ["mypy", "--output=json", "src/convbn/fuse"]
+type_check_command = ["mypy", "--output=json", "src/convbn/fuse", "src/convbn/bench/proof"]
 use_git_change_detection = false
 timeout_multiplier = 2.0
 timeout_constant = 30.0
@@ -85,7 +86,7 @@ def stage(folder: Path, *, keep: bool = False) -> None:
         (folder / "mutants" / name).mkdir(parents=True, exist_ok=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     settings = SETTINGS.format(
-        mutated=", ".join(f'"src/convbn/fuse/{name}/*.py"' for name in MUTATED),
+        mutated=", ".join(f'"src/convbn/{name}/*.py"' for name in MUTATED),
         untyped=project["mypy"]["overrides"][0]["module"],
         markers=project["pytest"]["ini_options"]["markers"],
     )

@@ -40,7 +40,8 @@ def load_options(options: argparse.Namespace) -> LoadOptions:
         options.arch,
         tuple(options.arch_arg),
         tuple(options.input_shape),
-        options.seed,
+        options.inputs,
+        seed=options.seed,
         trust=options.trust_checkpoint,
         allow_cwd=options.allow_cwd,
         key=options.checkpoint_key,
@@ -131,6 +132,7 @@ def proven(
             folding.model if candidate is None else candidate,
             example_inputs=source.example_inputs,
             input_shapes=source.input_shapes,
+            inputs=source.inputs,
         )
     if strict:
         _refuse_unseen(report)

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from convbn.bench.models.inputs import Array, Feeds
-from convbn.bench.proof.dataflow import Dataflow, Part, name_outputs
-from convbn.bench.proof.execution import Runner
+from convbn.bench.proof.graph.dataflow import Dataflow, Part, name_outputs
+from convbn.bench.proof.graph.execution import Runner
 
 if TYPE_CHECKING:
     import onnx

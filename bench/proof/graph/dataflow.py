@@ -59,6 +59,7 @@ class Dataflow:
         graph = model.graph
         self.nodes = list(graph.node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._hoist()
         self._sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
         self.inputs = [
             v.name for v in graph.input if v.name not in self.constants and v.name not in self._sparse
@@ -72,6 +73,27 @@ class Dataflow:
             for slot, name in enumerate(names):
                 if name:
                     self.readers.setdefault(name, []).append((i, slot))
+
+    def _hoist(self) -> None:
+        """Count what bodies store among the constants, where its name is no other's."""
+        taken = set(self.constants) | {name for node in self.nodes for name in node.output}
+        for i, node in enumerate(self.nodes):
+            if not any(body.initializer for body in _all_bodies(node)):
+                continue
+            self.nodes[i] = copy = type(node)()
+            copy.CopyFrom(node)
+            for body in _all_bodies(copy):
+                kept = []
+                for tensor in body.initializer:
+                    held = type(tensor)()
+                    held.CopyFrom(tensor)
+                    if tensor.name in taken:
+                        kept.append(held)
+                    else:
+                        self.constants[tensor.name] = held
+                        taken.add(tensor.name)
+                del body.initializer[:]
+                body.initializer.extend(kept)
 
     def flows(self, name: str) -> bool:
         """Whether a name stands for a value that a node gives or the caller feeds."""
@@ -195,6 +217,14 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def _all_bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of a node, and of the nodes in them."""
+    for body in _bodies(node):
+        yield body
+        for inner in body.node:
+            yield from _all_bodies(inner)
 
 
 def _free_names(node: onnx.NodeProto) -> set[str]:

@@ -47,7 +47,7 @@ class Runner:
         self.runtime = "onnxruntime-cpu" if optimised else "onnxruntime-cpu@off"
         self._role = role
         self._evaluator: Any = None
-        self._model = model
+        self._model, self._folder = model, folder
         try:
             self._session = load_session(model, role, folder=folder, level="all" if optimised else "off")
         except KernelMissingError:
@@ -69,7 +69,7 @@ class Runner:
         return dict(zip(names, _evaluated(self._evaluator, names, feeds, self._role), strict=True))
 
     def _evaluate(self) -> None:
-        self._evaluator = _evaluator(self._model)
+        self._evaluator = _evaluator(self._model, self._folder)
         self.runtime = "onnx reference evaluator"
 
 
@@ -129,7 +129,7 @@ def _wide(array: Array) -> Array:
     return array.astype(np.float64) if isinstance(array, np.ndarray) and is_float(array.dtype) else array
 
 
-def _evaluator(model: onnx.ModelProto | bytes) -> Any:
+def _evaluator(model: onnx.ModelProto | bytes, folder: Path | None = None) -> Any:
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 
@@ -149,6 +149,8 @@ def _evaluator(model: onnx.ModelProto | bytes) -> Any:
     try:
         if isinstance(model, bytes):
             model = onnx.load_from_string(model)
+        if folder is not None:
+            onnx.load_external_data_for_model(model, str(folder))
         old = any(entry.domain == "" and entry.version < 14 for entry in model.opset_import)
         return ReferenceEvaluator(model, new_ops=[BatchNormalization] if old else None)
     except Exception as error:  # it raises whatever its numpy code meets

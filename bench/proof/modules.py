@@ -1,0 +1,279 @@
+"""The proof of a fold of a PyTorch module, in float64: each layer that took a BatchNorm in, and the whole module.
+
+A layer is given what its counterpart in the original was given, and must give what the BatchNorm gave (or, where the
+BatchNorm stood in front, what the counterpart gave). The whole module is compared in float64 where its own type is too
+coarse: what the outputs then move by where the stored weights are moved by their rounding is what they may be off by.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convbn.bench.equivalence.difference import Verdict
+from convbn.bench.models.arguments import alike, array_of
+from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.proof.claims import Claim
+from convbn.bench.proof.gaps import beyond, gap_of, noise_bound, spoil_of
+from convbn.bench.proof.local import Outcome
+from convbn.bench.proof.prove import FoldPlan, LocalProof, Shown
+from convbn.common.dtypes import is_float
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["other_mode", "prove_layers", "settled_in_float64"]
+
+Run = Callable[["torch.nn.Module", Feeds], list[Array]]
+
+
+def other_mode(reference: torch.nn.Module, candidate: torch.nn.Module) -> str | None:
+    """The first module that is in training mode in only one of the two; None if there is none."""
+    modes = {name: part.training for name, part in reference.named_modules()}
+    return next(
+        (name for name, part in candidate.named_modules() if name in modes and part.training != modes[name]),
+        None,
+    )
+
+
+def prove_layers(
+    reference: torch.nn.Module, candidate: torch.nn.Module, plan: FoldPlan, feeds: Feeds, run: Run
+) -> LocalProof | None:
+    """Judge every layer that took one BatchNorm in, right behind or in front of it.
+
+    Args:
+        reference: the module before; a copy of it runs.
+        candidate: the module after, likewise.
+        plan: the folds; names are paths of modules.
+        feeds: the input.
+        run: runs a module.
+
+    Returns:
+        None where the module cannot be copied or cannot run in float64.
+    """
+    watch = _Watch(candidate, plan)
+    try:
+        wide = _in_float64(reference)
+        with watch.on(wide):
+            run(wide, _wide(feeds))
+    except Exception:  # whatever a module's own code raises in another type
+        return None
+    shown = tuple(
+        Shown(name, "float64" if number in watch.seen else None)
+        for number, (name, _) in enumerate(plan.folds)
+    )
+    return LocalProof(tuple(watch.outcomes), shown, len(watch.outcomes))
+
+
+def settled_in_float64(
+    reference: torch.nn.Module,
+    candidate: torch.nn.Module,
+    plan: FoldPlan,
+    feeds: Sequence[Feeds],
+    run: Run,
+) -> Verdict | None:
+    """The verdict of float64 on the whole module; None where it cannot tell.
+
+    Args:
+        reference: the module before; a copy of it runs.
+        candidate: the module after, likewise.
+        plan: the folds.
+        feeds: the inputs.
+        run: runs a module.
+    """
+    worst = 0.0
+    try:
+        before, after = _in_float64(reference), _in_float64(candidate)
+        moved = _moved(candidate, {layer for _, into in plan.folds for layer in into})
+        for sample in map(_wide, feeds):
+            a, b, c = run(before, sample), run(after, sample), run(moved, sample)
+            for x, y, z in zip(a, b, c, strict=True):
+                if not is_float(x.dtype) and x.dtype.kind != "c":
+                    continue
+                gap = gap_of(x, y, noise_bound(y, [z], 1.0, 2.0**-23))
+                if not gap.ok or gap.bound > _BLIND:
+                    return None
+                worst = max(worst, gap.error)
+    except Exception:  # whatever a module's own code raises in another type
+        return None
+    reason = (
+        f"in float64, where the whole module is as far apart as its stored weights are rounded ({worst:.1g})"
+    )
+    return Verdict("equal", reason)
+
+
+def shown_by_spoiling(
+    candidate: torch.nn.Module,
+    plan: FoldPlan,
+    local: LocalProof,
+    notices: Callable[[torch.nn.Module], bool],
+) -> LocalProof:
+    """What is not shown layer by layer may be seen in the outputs: a deliberate error of 1 % in one layer.
+
+    Args:
+        candidate: the module after; copies of it are spoilt.
+        plan: the folds.
+        local: what is shown so far.
+        notices: whether the outputs of a spoilt copy are told from the original's.
+    """
+    shown = list(local.shown)
+    turns = 0
+    for number, (name, into) in enumerate(plan.folds):
+        if shown[number].how is not None or not into or turns == _TURNS:
+            continue
+        turns += 1
+        with suppress(Exception):  # whatever a copy or its run raises, it shows nothing
+            spoilt = copy.deepcopy(candidate)
+            parts = dict(spoilt.named_modules())
+            if into[0] in parts and _spoil(parts[into[0]]) and notices(spoilt):
+                shown[number] = Shown(name, "the outputs")
+    return replace(local, shown=tuple(shown))
+
+
+#: Folds that are looked for in the outputs, each of which costs a run.
+_TURNS = 64
+#: A bound from which on float64 proves nothing either.
+_BLIND = 0.1
+
+
+@dataclass
+class _Call:
+    """What a module was given and what it gave, the last time."""
+
+    given: Any
+    address: int
+    gave: Any
+    gave_address: int
+    times: int
+
+
+class _Watch:
+    """Judges a layer as soon as it and its BatchNorm have run in the original, and keeps no more than that."""
+
+    def __init__(self, candidate: torch.nn.Module, plan: FoldPlan) -> None:
+        self._parts = dict(candidate.named_modules())
+        self._folds = [
+            (number, name, into[0]) for number, (name, into) in enumerate(plan.folds) if len(into) == 1
+        ]
+        alone = [layer for _, _, layer in self._folds]
+        self._folds = [fold for fold in self._folds if alone.count(fold[2]) == 1]
+        self._calls: dict[str, _Call] = {}
+        self.outcomes: list[Outcome] = []
+        self.seen: set[int] = set()
+
+    @contextmanager
+    def on(self, module: torch.nn.Module) -> Iterator[None]:
+        """Watch a module while the block runs it."""
+        parts = dict(module.named_modules())
+        watched = {name for _, batchnorm, layer in self._folds for name in (batchnorm, layer)}
+        with ExitStack() as stack:
+            for name in watched & set(parts):
+                stack.callback(parts[name].register_forward_hook(self._hook(name)).remove)
+            yield
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_: Any, given: tuple[Any, ...], gave: Any) -> None:
+            if len(given) != 1 or not hasattr(given[0], "data_ptr") or not hasattr(gave, "data_ptr"):
+                return
+            x = given[0]
+            times = self._calls[name].times + 1 if name in self._calls else 1
+            self._calls[name] = _Call(
+                x.detach().clone(), x.data_ptr(), gave.detach().clone(), gave.data_ptr(), times
+            )
+            for number, batchnorm, layer in self._folds:
+                if name in (batchnorm, layer) and batchnorm in self._calls and layer in self._calls:
+                    self._judge(number, batchnorm, layer)
+
+        return hook
+
+    def _judge(self, number: int, batchnorm: str, layer: str) -> None:
+        norm, linear = self._calls.pop(batchnorm), self._calls.pop(layer)
+        if norm.times > 1 or linear.times > 1 or layer not in self._parts:
+            return
+        if norm.address == linear.gave_address and norm.given.shape == linear.gave.shape:
+            given, wanted, name = linear.given, norm.gave, batchnorm
+        elif linear.address == norm.gave_address and linear.given.shape == norm.gave.shape:
+            given, wanted, name = norm.given, linear.gave, layer
+        else:
+            return
+        import torch
+
+        part = self._parts[layer]
+        unit = float(torch.finfo(next(part.parameters()).dtype).eps)
+        with torch.no_grad():
+            exact, moved, spoilt = (
+                array_of(made(given)) for made in (_in_float64(part), _moved(part, {""}), _spoilt(part))
+            )
+        bound = noise_bound(exact, [moved], 1.0, unit)
+        gap = gap_of(array_of(wanted), exact, bound)
+        self.outcomes.append(
+            Outcome(Claim(name, name, True), gap.ok, gap.error, gap.bound, "float64", gap.sight)
+        )
+        if gap.ok and beyond(exact, spoilt, bound):
+            self.seen.add(number)
+
+
+def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of its own in float64 that nothing trains."""
+    wide = copy.deepcopy(module).double()
+    for part in wide.modules():
+        part.training = False
+    return wide
+
+
+def _moved(module: torch.nn.Module, layers: set[str]) -> torch.nn.Module:
+    """The same with the numbers of some layers moved by their rounding."""
+    units = {
+        name: [_unit(p) for p in part.parameters(recurse=False)]
+        for name, part in module.named_modules()
+        if name in layers
+    }
+    wide = _in_float64(module)
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, part in wide.named_modules():
+            for parameter, unit in zip(part.parameters(recurse=False), units.get(name, ()), strict=False):
+                signs = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter) * 2 - 1
+                parameter.mul_(1 + unit * signs)
+    return wide
+
+
+def _spoilt(layer: torch.nn.Module) -> torch.nn.Module:
+    """The layer in float64 with its weight off by 1 %, or what its own type can tell."""
+    wide = _in_float64(layer)
+    _spoil(wide, spoil_of(array_of(next(layer.parameters()).flatten()[:1]).dtype))
+    return wide
+
+
+def _spoil(layer: torch.nn.Module, error: float | None = None) -> bool:
+    """Put the weights of a layer off; whether it has any."""
+    import torch
+
+    weights = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(1 + (error or spoil_of(array_of(weight.flatten()[:1]).dtype)))
+    return bool(weights)
+
+
+def _unit(parameter: torch.Tensor) -> float:
+    import torch
+
+    return float(torch.finfo(parameter.dtype).eps) if parameter.is_floating_point() else 0.0
+
+
+def _wide(feeds: Feeds) -> Feeds:
+    wide: dict[str, Array] = {}
+    for name, array in feeds.items():
+        kind = (
+            np.complex128 if array.dtype.kind == "c" else np.float64 if is_float(array.dtype) else array.dtype
+        )
+        wide[name] = array.astype(kind)
+    return alike(feeds, wide)

@@ -1,0 +1,203 @@
+"""The local proof: no wrong fold passes whatever hides it, no right one is refused, and what nothing shows is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support.graphs import batchnorm, batchnorm_parameters, model, random
+
+import convbn
+from convbn.errors import CheckFailedError
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.plan import maps
+
+Array = np.ndarray
+Algebra = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
+
+#: γ, β, μ, σ², and the right scale and shift, into wrong ones.
+WRONG: dict[str, Algebra] = {
+    "no epsilon": lambda g, b, m, v, s, t: (g / np.sqrt(v), b - m * g / np.sqrt(v)),
+    "sign of the mean": lambda g, b, m, v, s, t: (s, b + m * s),
+    "scale 1 % off": lambda g, b, m, v, s, t: (s * 1.01, t),
+    "shift lost": lambda g, b, m, v, s, t: (s, t * 0),
+    "one shift off": lambda g, b, m, v, s, t: (s, t + np.eye(len(t))[0]),
+    "one scale doubled": lambda g, b, m, v, s, t: (s * (1 + np.eye(len(s))[0]), t),
+    "channels rolled": lambda g, b, m, v, s, t: (np.roll(s, 1), np.roll(t, 1)),
+}
+
+
+def layer(tail: list[onnx.NodeProto], weights: dict[str, Array] | None = None) -> onnx.ModelProto:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "b"), *tail]
+    held = {"w": random(6, 3, 3, 3, seed=2), **batchnorm_parameters(6), **(weights or {})}
+    return model(nodes, {"x": [1, 3, 10, 10]}, ["y"], held)
+
+
+def node(op: str, *names: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, list(names[:-1]), [names[-1]], name=f"{op}.{names[-1]}", **attributes)
+
+
+def saturated() -> onnx.ModelProto:
+    return layer([node("Add", "b", "k", "s"), node("Sigmoid", "s", "y")], {"k": np.float32(40).reshape(1)})
+
+
+def beside_a_stream() -> onnx.ModelProto:
+    tail = [node("Conv", "x", "big", "far"), node("Abs", "far", "stream"), node("Add", "b", "stream", "y")]
+    return layer(tail, {"big": 1e5 * random(6, 3, 3, 3)})
+
+
+def masked() -> onnx.ModelProto:
+    tail = [
+        node("Relu", "b", "r"),
+        node("Mul", "r", "m", "n"),
+        node("Conv", "x", "v", "z"),
+        node("Add", "n", "z", "y"),
+    ]
+    mask = np.zeros((1, 6, 8, 8), np.float32)
+    return layer(tail, {"m": mask, "v": random(6, 3, 3, 3, seed=3)})
+
+
+def dead() -> onnx.ModelProto:
+    return layer([node("Sub", "b", "k", "s"), node("Relu", "s", "y")], {"k": np.full(1, 1e3, np.float32)})
+
+
+def offset() -> onnx.ModelProto:
+    return layer([node("Add", "b", "k", "y")], {"k": np.full(1, 1e6, np.float32)})
+
+
+def moved_through() -> onnx.ModelProto:
+    """Conv -> Relu -> BatchNorm -> Conv, whose map goes onward."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        batchnorm("r", "b"),
+        helper.make_node("Conv", ["b", "u"], ["z"], name="last"),
+        helper.make_node("Tanh", ["z"], ["y"], name="tanh"),
+    ]
+    held = {"w": random(6, 3, 3, 3, seed=2), "u": random(4, 6, 3, 3, seed=4), **batchnorm_parameters(6)}
+    return model(nodes, {"x": [1, 3, 10, 10]}, ["y"], held)
+
+
+HIDING = (saturated, beside_a_stream, masked, dead, offset, moved_through)
+
+
+@pytest.fixture
+def algebra(monkeypatch: pytest.MonkeyPatch) -> Callable[[Algebra], None]:
+    """Break the algebra of the fold."""
+    right = maps.from_batchnorm
+
+    def broken(wrong: Algebra) -> None:
+        def from_batchnorm(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+            made = right(gamma, beta, mean, variance, epsilon)
+            if not isinstance(made, Affine):
+                return made
+            return Affine(*wrong(gamma, beta, mean, variance, made.scale.copy(), made.shift.copy()))
+
+        monkeypatch.setattr(maps, "from_batchnorm", from_batchnorm)
+
+    return broken
+
+
+@pytest.mark.parametrize("build", HIDING)
+def test_a_right_fold_is_shown_where_it_happened(build: Callable[[], onnx.ModelProto]) -> None:
+    report = convbn.fuse(build()).report
+    assert report.batchnorm.after == 0
+    assert report.verify["status"] == "equal"
+    assert [fold["how"] for fold in report.verify["proof"]["folds"]] == ["float64"]
+    assert report.verify["proof"]["wrong"] == []
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("build", HIDING)
+def test_a_wrong_fold_is_seen_whatever_hides_it(
+    build: Callable[[], onnx.ModelProto], name: str, algebra: Callable[[Algebra], None]
+) -> None:
+    algebra(WRONG[name])
+    with pytest.raises(CheckFailedError, match=r"not equal|not shown"):
+        convbn.fuse(build())
+
+
+def test_a_fold_that_nothing_can_see_is_named_and_refused() -> None:
+    """Its layer is fed with zeros, so that any scale would do."""
+    nodes = [
+        helper.make_node("Mul", ["x", "zero"], ["n"], name="none"),
+        helper.make_node("Conv", ["n", "w"], ["c"], name="conv"),
+        batchnorm("c", "b"),
+        helper.make_node("GlobalAveragePool", ["x"], ["p"], name="pool"),
+        helper.make_node("Concat", ["b", "x"], ["y"], axis=1, name="concat"),
+    ]
+    held = {"w": random(6, 3, 1, 1), "zero": np.zeros(1, np.float32), **batchnorm_parameters(6)}
+    with pytest.raises(CheckFailedError, match=r"no comparison could see a fold \(bn\)"):
+        convbn.fuse(model(nodes, {"x": [1, 3, 10, 10]}, ["y"], held))
+
+
+def test_a_map_that_nothing_was_folded_from_is_not_asked_for() -> None:
+    plain = model([helper.make_node("Relu", ["x"], ["y"])], {"x": [2, 3]}, ["y"], {})
+    assert convbn.fuse(plain).report.verify["status"] == "equal"
+
+
+def test_a_fold_that_takes_a_wrong_value_for_changed_on_purpose_is_no_proof() -> None:
+    """What the plan says of a value frees that value alone."""
+    from convbn.bench.equivalence.compare import compare
+    from convbn.bench.proof.prove import FoldPlan
+
+    original = layer([node("Relu", "b", "y")])
+    result = convbn.fuse(original)
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(result.model)
+    for tensor in wrong.graph.initializer:
+        if len(tensor.dims) == 4:
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(tensor), tensor.name)
+            )
+    plan = FoldPlan((("bn", ("conv",)),), ("c", "b"))
+    assert compare(original, result.model, plan=plan).status == "equal"
+    assert compare(original, wrong, plan=plan).status == "different"
+
+
+def test_outputs_of_a_batchnorm_without_names_do_not_end_the_process() -> None:
+    built = layer([node("Relu", "b", "y")])
+    built.opset_import[0].version = 17
+    built.graph.node[1].output.extend(["", ""])
+    assert convbn.verify(built, built)
+    assert convbn.fuse(built).report.verify["status"] == "equal"
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_other_types_are_proven_too(kind: int) -> None:
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "y")]
+    held = {"w": random(6, 3, 3, 3).astype(dtype), **batchnorm_parameters(6, dtype=dtype)}
+    built = model(nodes, {"x": [2, 3, 8, 8]}, ["y"], held, elem_type=kind, opset=22)
+    report = convbn.fuse(built).report
+    assert report.verify["status"] == "equal"
+    assert [fold["how"] for fold in report.verify["proof"]["folds"]] == ["float64"]
+
+
+@pytest.mark.parametrize("opset", [9, 13])
+def test_float64_below_opset_14_is_not_normalised_by_the_batch(opset: int) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "y")]
+    held = {"w": random(6, 3, 3, 3, dtype=np.float64), **batchnorm_parameters(6, dtype=np.float64)}
+    built = model(nodes, {"x": [2, 3, 8, 8]}, ["y"], held, opset=opset, elem_type=TensorProto.DOUBLE)
+    assert convbn.fuse(built).report.verify["status"] == "equal"
+
+
+def test_folds_in_a_body_are_judged_by_the_node_that_has_it() -> None:
+    body = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "t")]
+    branch = helper.make_graph(body, "then", [], [helper.make_tensor_value_info("t", 1, None)])
+    other = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["e"], name="plain")],
+        "else",
+        [],
+        [helper.make_tensor_value_info("e", 1, None)],
+    )
+    nodes = [helper.make_node("If", ["flag"], ["y"], name="if", then_branch=branch, else_branch=other)]
+    held = {"flag": np.array(True), "w": random(6, 3, 3, 3), **batchnorm_parameters(6)}
+    built = model(nodes, {"x": [1, 3, 8, 8]}, ["y"], held)
+    report = convbn.fuse(built).report
+    assert report.batchnorm.after == 0
+    assert report.verify["status"] == "equal"
