@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -198,3 +199,26 @@ def test_a_program_that_was_exported_with_keywords(randomised: Any, places: Any,
     assert (report.batchnorm.after, report.verify["status"]) == (0, "equal")
     wanted = program.module()(*places, **keywords)
     torch.testing.assert_close(folded.module()(*places, **keywords), wanted, atol=1e-4, rtol=1e-4)
+
+
+class Rebuilt(nn.Module):
+    """Its copy is built anew, and in training mode, as those of feature extractors can be."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rebuilt:
+        return Rebuilt(copy.deepcopy(self.body, memo)).train()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.body(x)
+        return y
+
+
+def test_training_flags_are_those_of_the_original(randomised: Any) -> None:
+    module = randomised(Rebuilt(Block(3, nn.ReLU())))
+    model, report = convbn.fuse(module, X)
+    assert report.batchnorm.after == 0
+    assert not any(part.training for part in model.modules())
+    torch.testing.assert_close(model(X), module(X), atol=1e-4, rtol=1e-4)

@@ -104,7 +104,12 @@ def duplicate(
             empty = torch.empty_like(tensor.detach(), memory_format=torch.preserve_format)
             memo[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad)
     try:
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
+        flags = {path: part.training for path, part in module.named_modules()}
+        for path, part in copied.named_modules():
+            if part.training != flags.get(path, part.training):
+                part.training = flags[path]  # a class may build its copies anew, which then train
+        return copied
     except Exception as error:  # whatever an attribute of the user's class raises
         raise BadInputError(
             f"the module cannot be copied ({named_line(error)})",
