@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from convbn.bench.models.errors import ModelFormMissingError, RuntimeMissingError, SessionError
-from convbn.bench.models.outputs import named_outputs
 from convbn.bench.runtimes.base import Levels, Prepared, Runtime, Session, SessionOptions, Variant
 from convbn.common.dtypes import dtype_of
 from convbn.common.exclusive import exclusive
@@ -184,6 +183,8 @@ class TorchSession(Session):
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference (see :class:`convbn.bench.runtimes.base.Session`)."""
         import torch
+
+        from convbn.bench.models.outputs import named_outputs
 
         inputs = self._arguments(feeds)
         try:

@@ -1,7 +1,8 @@
 """Pooling. A mean with weights that sum to 1 lets every map through; a maximum those with a positive scale.
 
 An average that counts zeros around the data has weights that sum to less than 1 at the borders, and lets only
-a scale through. A maximum pads with −∞, which no map disturbs.
+a scale through. A maximum pads with −∞, which no map disturbs. Where windows have gaps, one can lie around small data
+without touching it: what it gives then is of no data, and no map passes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class Pool(Labelled):
             to 1 at the borders.
         kernel, window: the size of an average's windows and where they lie, if each output is the plain
             mean of that many numbers, zeros around the data among them; else None.
+        least: sizes of the data from which on every window holds some of it, where smaller ones could do without.
     """
 
     average: bool
     counts_padding: bool = False
     kernel: tuple[int, ...] | None = None
     window: Window | None = None
+    least: tuple[int, ...] = ()
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
@@ -58,6 +61,13 @@ def _passes(node: Node, affine: Affine, axis: int) -> Refusal | None:
     op = cast(Pool, node.op)
     if axis != 1:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} pools along axis {axis}")
+    data = node.input(0)
+    sizes = (None,) * len(op.least) if data is None or data.shape is None else data.shape[2:]
+    if any(size is None or size < least for size, least in zip(sizes, op.least, strict=False)):
+        return Refusal(
+            Reason.SHIFT_INTO_PADDING,
+            f"a window of {node.label} may lie in the padding alone, at a small size",
+        )
     if op.average:
         if op.counts_padding and not affine.is_scale:
             return Refusal(Reason.SHIFT_INTO_PADDING, f"{node.label} counts zeros around its data")
@@ -75,12 +85,20 @@ def average_from_onnx(call: OnnxCall) -> Op:
     kernel = tuple(int(n) for n in given.get("kernel_shape", ()))
     plain = bool(kernel) and not given.get("ceil_mode", 0) and (counts_padding or not padded)
     laid = call.window(len(kernel)) if plain else None
-    return Pool(call.operator, True, counts_padding, kernel if laid else None, laid)
+    return Pool(call.operator, True, counts_padding, kernel if laid else None, laid, _least(call))
 
 
 def from_onnx(call: OnnxCall) -> Op:
     """Maxima, and averages over all of an image."""
-    return Pool(call.operator, average=call.operator == "GlobalAveragePool")
+    return Pool(call.operator, average=call.operator == "GlobalAveragePool", least=_least(call))
+
+
+def _least(call: OnnxCall) -> tuple[int, ...]:
+    """The gaps of windows that reach into padding."""
+    given = call.attributes
+    gaps = tuple(int(n) for n in given.get("dilations", ()))
+    padded = any(given.get("pads", ())) or call.padded_by_runtime
+    return gaps if padded and any(gap > 1 for gap in gaps) else ()
 
 
 def average_from_aten(call: AtenCall) -> Mapped | None:
@@ -105,7 +123,10 @@ def from_aten(call: AtenCall) -> Mapped | None:
     if call.rank() not in (None, call.spatial + 2):
         return None
     average = "avg" in call.name
-    return call.unary(Pool("AdaptiveAvgPool" if average else "MaxPool", average))
+    gaps = per_axis(call.given.get("dilation") or 1, call.spatial) or ()
+    padded = call.given.get("padding") not in (None, 0, [0] * call.spatial, (0,) * call.spatial)
+    least = gaps if padded and any(gap > 1 for gap in gaps) else ()
+    return call.unary(Pool("AdaptiveAvgPool" if average else "MaxPool", average, least=least))
 
 
 def amax_from_aten(call: AtenCall) -> Mapped | None:

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--inputs",
         metavar="PATH",
-        help="inputs to use: .npz by names, .npy, or a folder of them, in the place of random ones",
+        help="inputs to use: .npz, .npy, or a folder of them",
     )
     source.add_argument(
         "--allow-cwd", action="store_true", help="let --arch be imported from the current folder"

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
 from convbn.fuse.fold import fold
+from convbn.fuse.refusal import Reason
 
 X = [2, 6, 6, 6]
 """Channels, height and width agree, so that shapes alone would not show a wrong axis."""
@@ -538,3 +539,22 @@ def test_a_constant_along_another_axis_is_no_number_a_channel(
 
 def test_every_rule_has_three() -> None:
     assert all(len(cases) >= 3 for cases in CASES.values())
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(("size", "left"), [("H", 1), (2, 0), (1, 1)])
+def test_a_window_with_gaps_may_lie_in_the_padding_alone(operator: str, size: int | str, left: int) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node(
+            operator, ["c"], ["p"], name="pool", kernel_shape=[2, 2], dilations=[2, 2], pads=[1] * 4
+        ),
+        batchnorm("p", "y"),
+    ]
+    held = {"w": random(6, 3, 1, 1), **batchnorm_parameters(6)}
+    held["bn.gamma"] = np.abs(held["bn.gamma"])  # a maximum lets no sign through
+    built = model(nodes, {"x": [1, 3, size, size]}, ["y"], held)
+    report = fold(built).report
+    assert report.batchnorm.after == left
+    if left:
+        assert report.kept[0].reason is Reason.SHIFT_INTO_PADDING
