@@ -59,7 +59,10 @@ class Region:
 
     def products(self, values: Mapping[str, Array]) -> int:
         """Multiplications that it takes, about."""
-        pixels = [math.prod(values[c.original].shape[2:]) * len(values[c.original]) for c in self.claims]
+        pixels = [
+            math.prod(values[c.original].shape[2:]) * math.prod(values[c.original].shape[:1])
+            for c in self.claims
+        ]
         return self.weights * max(pixels, default=1)
 
 

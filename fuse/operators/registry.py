@@ -25,6 +25,7 @@ from convbn.fuse.operators import (
     pad,
     pool,
     reshape,
+    shape_only,
     slice,
     softmax,
     split,
@@ -82,6 +83,7 @@ _FILES = (
         elementwise,
     ),
     *(concat, split, slice, pool, pad, activation, transpose, reshape, mean, channelwise_identity),
+    shape_only,
 )
 _OPERATORS: list[Operator] = [file.OPERATOR for file in _FILES]
 """Where several read the same call, the one that stands first answers first."""

@@ -1,9 +1,11 @@
-"""Reshaping: a map along one axis stays one as long as that axis is not axis_not_proven apart.
+"""Reshaping: a map along one axis stays one as long as that axis is not torn apart.
 
-With P elements in front of the axis, C along it and S behind it, the output has an axis in the same place (P in front)
-if its size D and what lies behind it, R, fill the same block: ``C·S = D·R``. Then every channel covers ``S/R`` entries
-of the new axis, forwards; backwards ``D/C`` entries that must agree. P may be unknown (the batch): it is the same for
-both, since the elements are.
+With P elements in front of the axis, C along it and S behind it, element e has channel ``⌊e/S⌋ mod C``. On an axis of
+the output with D indices and R elements behind each, e has index ``⌊e/R⌋ mod D``. So the channels come along that axis
+as ``s.repeat(S/R)`` (every ``R/S`` of them as one, which must agree), from the start again after ``L = C·S/R`` indices:
+D numbers say it all if these L repeat after ``gcd(D, L)`` already, as all do where L divides D. P may be unknown (the
+batch). Where S is, an axis with as many elements in front of it has ``S/R = D/C``, since both sides have the same
+elements. A dimension that is not known cancels against one of its name.
 
 Backwards, where an axis was made of several, the map lies along all of these at once, until they are one again. So a
 BatchNorm passes attention, which splits channels into heads and what a head has.
@@ -36,41 +38,95 @@ class Reshape(Labelled, Rearrangement):
         self, source: Value, target: Value, affine: Affine, axis: int, *, back: bool
     ) -> tuple[Affine, int] | None:
         """The same map along an axis in the same place, where there is one."""
-        if source.shape is None or target.shape is None or axis >= len(source.shape):
-            return None
-        return _through_reshape(source.shape, target.shape, affine, axis)
+        return _through_reshape(source.dimensions, target.dimensions, affine, axis)
 
 
-Sizes = Sequence[int | None]
+Sizes = Sequence[int | str | None]
+Product = tuple[int, tuple[str, ...]]
 
 
-def _behind(shape: Sizes, axis: int) -> int | None:
-    """Elements behind an axis, for one index along it."""
-    sizes = shape[axis + 1 :]
-    return (
-        None if any(size is None for size in sizes) else math.prod(size for size in sizes if size is not None)
-    )
-
-
-def _through_reshape(source: Sizes, target: Sizes, affine: Affine, axis: int) -> tuple[Affine, int] | None:
-    """The same map along an axis of the other shape; None where the axis is torn apart or unknown."""
-    behind = _behind(source, axis)
-    if not behind or not affine.channels or source[axis] != affine.channels:
+def _product(sizes: Sizes) -> Product | None:
+    """The number of elements: what is known of it, and the names of the other factors; None where one has none."""
+    if None in sizes:
         return None
-    block = affine.channels * behind
-    for place in range(len(target)):
-        rest, size = _behind(target, place), target[place]
-        if rest is None or size is None or size * rest != block:
-            continue
-        if behind % rest == 0:
-            times = behind // rest
-            return Affine(np.repeat(affine.scale, times), np.repeat(affine.shift, times)), place
-        if rest % behind == 0:
-            # Several channels of the source share an index of the target: they must agree.
-            scale, shift = affine.scale.reshape(size, -1), affine.shift.reshape(size, -1)
-            if (scale == scale[:, :1]).all() and (shift == shift[:, :1]).all():
-                return Affine(scale[:, 0].copy(), shift[:, 0].copy()), place
-    return None
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
+
+
+def _behind(shape: Sizes, axis: int) -> Product | None:
+    """Elements behind an axis, for one index along it."""
+    return _product(shape[axis + 1 :])
+
+
+def _through_reshape(
+    source: Sizes, target: Sizes, affine: Affine, axis: int, *, repeats: bool = True
+) -> tuple[Affine, int] | None:
+    """The same map along an axis of the other shape; None where the axis is torn apart or unknown.
+
+    Args:
+        source, target: the shapes.
+        affine: the map.
+        axis: of ``source``.
+        repeats: the map may lie along a longer axis, or a shorter one, more or less often.
+    """
+    if axis >= len(source) or not affine.channels or source[axis] != affine.channels:
+        return None
+    places = range(len(target))
+    found = (_at(source, target, affine, axis, place) for place in places)
+    if (moved := next((at for at in found if at is not None), None)) is not None or not repeats:
+        return moved
+    found = (_repeated(source, target, affine, axis, place) for place in places)
+    # Of several axes the one with the most numbers: on it, a layer may have a weight for each.
+    return max((at for at in found if at is not None), key=lambda at: at[0].channels, default=None)
+
+
+def _at(source: Sizes, target: Sizes, affine: Affine, axis: int, place: int) -> tuple[Affine, int] | None:
+    """The map along the axis at ``place``, if as many elements are in front of it as in front of the map's axis."""
+    size, behind, rest = target[place], _behind(source, axis), _behind(target, place)
+    if not isinstance(size, int) or not size or (0, ()) in (behind, rest):
+        return None
+    blocks = [
+        None if found is None else (found[0] * factor, found[1])
+        for found, factor in ((behind, affine.channels), (rest, size))
+    ]
+    same = blocks[0] is not None and blocks[0] == blocks[1]
+    if not same and not all(block is not None and not block[1] for block in blocks):
+        before = _product(source[:axis])
+        same = before is not None and before[0] > 0 and before == _product(target[:place])
+    once = _along(affine, size, affine.channels) if same else None
+    return None if once is None else (once, place)
+
+
+def _repeated(
+    source: Sizes, target: Sizes, affine: Affine, axis: int, place: int
+) -> tuple[Affine, int] | None:
+    """The map along the axis at ``place``, which may hold it several times, or a part that repeats."""
+    size, behind, rest = target[place], _behind(source, axis), _behind(target, place)
+    if not isinstance(size, int) or not size or behind is None or rest is None:
+        return None
+    if behind[1] != rest[1] or not behind[0] or not rest[0]:
+        return None
+    once = _along(affine, behind[0], rest[0])
+    if once is None:
+        return None
+    period = math.gcd(size, once.channels)
+    scale, shift = once.scale.reshape(-1, period), once.shift.reshape(-1, period)
+    if (scale != scale[:1]).any() or (shift != shift[:1]).any():
+        return None
+    return Affine(np.tile(scale[0], size // period), np.tile(shift[0], size // period)), place
+
+
+def _along(affine: Affine, more: int, less: int) -> Affine | None:
+    """The map with ``more`` indices for ``less`` of its channels; None where some that share an index disagree."""
+    if more % less == 0:
+        times = more // less
+        return Affine(np.repeat(affine.scale, times), np.repeat(affine.shift, times))
+    if less % more or affine.channels % (less // more):
+        return None
+    scale, shift = affine.scale.reshape(-1, less // more), affine.shift.reshape(-1, less // more)
+    if (scale != scale[:, :1]).any() or (shift != shift[:, :1]).any():
+        return None
+    return Affine(scale[:, 0].copy(), shift[:, 0].copy())
 
 
 def _apart(source: Sizes, target: Sizes, axis: int) -> tuple[int, ...] | None:
@@ -84,7 +140,7 @@ def _apart(source: Sizes, target: Sizes, axis: int) -> tuple[int, ...] | None:
         product = 1
         for first in range(last, -1, -1):
             part = target[first]
-            if part is None:
+            if not isinstance(part, int):
                 return None
             product *= part
             if product == size:
@@ -96,8 +152,7 @@ def _joined(shape: Sizes, axes: tuple[int, ...], channels: int) -> Sizes | None:
     """The shape with these axes as one, if they are neighbours and hold all channels."""
     if axes != tuple(range(axes[0], axes[-1] + 1)):
         return None
-    sizes = [size for size in shape[axes[0] : axes[-1] + 1] if size is not None]
-    if len(sizes) < len(axes) or math.prod(sizes) != channels:
+    if _product(shape[axes[0] : axes[-1] + 1]) != (channels, ()):
         return None
     return [*shape[: axes[0]], channels, *shape[axes[-1] + 1 :]]
 
@@ -107,11 +162,13 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     data = node.input(DATA)
     if data is None or data.shape is None or output.shape is None or axis >= len(output.shape):
         return axis_not_proven(node)
-    moved = _through_reshape(output.shape, data.shape, affine, axis)
-    if moved is not None:
-        return moves.produce(data, *moved, reader=node)
-    axes = _apart(output.shape, data.shape, axis) if output.shape[axis] == affine.channels else None
-    return axis_not_proven(node) if axes is None else moves.produce(data, affine, axes, reader=node)
+    source, target = output.dimensions, data.dimensions
+    moved = _through_reshape(source, target, affine, axis, repeats=False)
+    axes = _apart(source, target, axis) if moved is None and source[axis] == affine.channels else None
+    if axes is not None:
+        return moves.produce(data, affine, axes, reader=node)
+    moved = moved or _through_reshape(source, target, affine, axis)
+    return axis_not_proven(node) if moved is None else moves.produce(data, *moved, reader=node)
 
 
 def multi_axis(
@@ -121,8 +178,8 @@ def multi_axis(
     data = node.input(DATA)
     if data is None or data.shape is None or output.shape is None:
         return axis_not_proven(node)
-    whole = _joined(output.shape, axes, affine.channels)
-    moved = None if whole is None else _through_reshape(whole, data.shape, affine, axes[0])
+    whole = _joined(output.dimensions, axes, affine.channels)
+    moved = None if whole is None else _through_reshape(whole, data.dimensions, affine, axes[0])
     return axis_not_proven(node) if moved is None else moves.produce(data, *moved, reader=node)
 
 

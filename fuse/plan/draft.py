@@ -130,7 +130,7 @@ class Draft:
             return Refusal(Reason.NO_PRODUCER, f"'{value.name}' is an input or a constant of the model")
         if value.observed:
             return Refusal(Reason.OBSERVED, f"the output of {producer.label} is also {value.observed}")
-        if sum(r.node is reader for r in value.readers) > 1:
+        if sum(r.node is reader for r in _affected(value)) > 1:
             return Refusal(
                 Reason.SEVERAL_READERS, f"{reader.label} reads the output of {producer.label} twice"
             )
@@ -176,11 +176,12 @@ class Draft:
             return Refusal(Reason.OBSERVED, f"'{value.name}' is also {value.observed}")
         if (refusal := self._enter(value)) is not None:
             return refusal
-        if len({(id(r.node)) for r in value.readers}) != len(value.readers):
+        readers = _affected(value)
+        if len({id(r.node) for r in readers}) != len(readers):
             return Refusal(Reason.SEVERAL_READERS, f"'{value.name}' is read twice by one operator")
         self._depth += 1
         try:
-            for reader in list(value.readers):
+            for reader in readers:
                 if (refusal := self._forward(reader.node, reader.slot, affine, axis)) is not None:
                     return refusal
         finally:
@@ -190,7 +191,7 @@ class Draft:
     def _compensate(
         self, producer: Node, value: Value, affine: Affine, axis: Axes, reader: Node
     ) -> Refusal | None:
-        others = [r for r in value.readers if r.node is not reader]
+        others = [r for r in _affected(value) if r.node is not reader]
         if not others:
             return None
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
@@ -245,6 +246,11 @@ class Draft:
 
 
 _SLOTS = {1: "weight", 2: "bias"}
+
+
+def _affected(value: Value) -> list[Reader]:
+    """Who reads more of a value than its shape and its type, which no map changes."""
+    return [reader for reader in value.readers if reader.sees_numbers]
 
 
 def _unread() -> NDArray[Any]:

@@ -97,6 +97,11 @@ class Reader:
     node: Node
     slot: int
 
+    @property
+    def sees_numbers(self) -> bool:
+        """Whether a map on the value makes a difference to the node."""
+        return self.node.op.sees_numbers(self.slot)
+
 
 @dataclass(slots=True, eq=False)
 class Value:
@@ -105,6 +110,7 @@ class Value:
     Attributes:
         name: the framework's name for it.
         shape: dimensions, ``None`` for one that is not known; ``None`` altogether if the rank is not.
+        names: a name for a dimension that is not known, where it has one: dimensions of one name are equal.
         constant: its numbers, if they are the same in every run.
         not_constant: why a value that looks like a parameter must not count as one.
         observed: who else can see it beside its readers ("the graph's output"), if anyone.
@@ -133,11 +139,19 @@ class Value:
     stands_for: list[str] = field(default_factory=list)
     handle: Any = None
     touched: int = 0
+    names: tuple[str | None, ...] = ()
 
     @property
     def rank(self) -> int | None:
         """Number of dimensions, if known."""
         return None if self.shape is None else len(self.shape)
+
+    @property
+    def dimensions(self) -> tuple[int | str | None, ...]:
+        """Each dimension, or its name where it is not known; none where the rank is not."""
+        shape = self.shape or ()
+        named = self.names if len(self.names) == len(shape) else (None,) * len(shape)
+        return tuple(name if size is None else size for size, name in zip(shape, named, strict=True))
 
 
 @dataclass(slots=True, eq=False)

@@ -30,6 +30,10 @@ class Op:
         """The channel axis of an output of this rank; None where there is none or it is not known."""
         return None
 
+    def sees_numbers(self, slot: int) -> bool:
+        """Whether the numbers at a slot matter to it; else it asks for their shape and type alone."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled(Op):

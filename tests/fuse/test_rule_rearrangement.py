@@ -128,10 +128,78 @@ def test_the_batch_may_be_unknown(source: Sequence[int | None], target: Sequence
 
 
 @pytest.mark.parametrize(
+    ("source", "target", "place", "channels"),
+    [
+        ((2, 4, None), (2, 4, 3, 5), 1, 4),  # as many in front of it
+        ((2, 4, 3), (2, 12, None), 1, 12),
+        (("N", 4, "H", "W"), ("N", 4, "k"), 1, 4),
+        (("N", 4, 3, "W"), (None, 12, "W"), 1, 12),
+        (("N", 4, "H", "W"), (None, 8, "W", "H"), 1, 8),  # its four channels twice over
+        (("N", 4, "H", "W"), (None, 6, "W", "H"), None, 0),
+        (("N", 4, "H", "W"), ("M", 4, "k"), None, 0),
+        (("N", 4, None), (None, 4, None), None, 0),
+        ((2, 4, 3), (2, 4, 5), None, 0),  # shapes that contradict each other
+    ],
+)
+def test_dimensions_of_one_name_are_equal(
+    source: Sequence[int | str | None], target: Sequence[int | str | None], place: int | None, channels: int
+) -> None:
+    """Of ``[N, 4, H, W] → [N, 4, k]`` N proves that the map's axis is the second; without a name nothing does."""
+    sizes = [[size if isinstance(size, int) else None for size in shape] for shape in (source, target)]
+    built, found, moves = reshape(*sizes), affine(4), Moves()
+    for value, shape in ((built.inputs[0], source), (built.outputs[0], target)):
+        assert value is not None
+        value.names = tuple(size if isinstance(size, str) else None for size in shape)
+    refused = follow_forward(moves, built, 0, found, 1)
+    assert (refused is not None) == (place is None)
+    for _, onward, axis in moves.consumed:
+        assert (axis, onward.channels) == (place, channels)
+        spread = np.tile if target[1] == 8 else np.repeat
+        assert (onward.scale == spread(found.scale, channels // 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "axis", "target", "place", "channels"),
+    [
+        ((2, 3, 4, 5), 2, (2, 60), 1, 60),  # ``permute(0, 2, 1, 3)`` and ``reshape(-1, 60)``
+        ((2, 3, 4), 2, (2, 12), 1, 12),
+        ((2, 3, 4), 2, (24,), 0, 24),
+        ((6, 4, 5), 1, (3, 40), 1, 40),
+    ],
+)
+def test_a_channel_comes_again_on_a_longer_axis(
+    source: tuple[int, ...], axis: int, target: tuple[int, ...], place: int, channels: int
+) -> None:
+    """That the numbers are right is the law's part, which :func:`forward` runs."""
+    assert moved(forward(reshape(source, target), 0, affine(source[axis]), axis)) == (place, channels)
+
+
+def test_a_map_that_repeats_comes_back_to_the_shorter_axis() -> None:
+    """``[2, 24] → [6, 8]``: eight numbers three times over."""
+    few = affine(8)
+    found = Affine(np.tile(few.scale, 3), np.tile(few.shift, 3))
+    assert moved(forward(reshape((2, 24), (6, 8)), 0, found, 1)) == (1, 8)
+    assert moved(backward(reshape((6, 8), (2, 24)), found, 1)) == (1, 8)
+    for wrong in ("scale", "shift"):
+        other = Affine(found.scale.copy(), found.shift.copy())
+        getattr(other, wrong)[-1] += 1
+        torn(forward(reshape((2, 24), (6, 8)), 0, other, 1), "Reshape")
+
+
+@pytest.mark.parametrize(
+    ("source", "axis", "target"), [((2, 3, 4), 2, (4, 6)), ((2, 3, 4, 5), 2, (2, 3, 10, 2))]
+)
+def test_channels_that_do_not_repeat_within_the_axis_stay(
+    source: tuple[int, ...], axis: int, target: tuple[int, ...]
+) -> None:
+    torn(forward(reshape(source, target), 0, affine(source[axis]), axis), "Reshape")
+
+
+@pytest.mark.parametrize(
     ("source", "target", "axis"),
     [
-        ((2, 4, None), (2, 4, 3, 5), 1),
-        ((2, 4, 3), (2, 12, None), 1),
+        ((None, 4, None), (None, 4, 3, 5), 1),
+        ((None, 4, 3), (None, 12, None), 1),
         ((2, 4, 3), (2, None), 1),
         ((2, 4, 3), (2, None, 3), 1),
         ((2, None, 3), (2, 12), 1),

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from convbn.common.text import first_line
+from convbn.fuse.frontends.onnx.model.dimensions import Dimensions, dimensions, solved
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +46,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def infer_shapes(light: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+def infer_shapes(light: onnx.ModelProto) -> dict[str, Dimensions]:
     """Shapes of the main graph's tensors by name; empty where inference cannot run on this skeleton."""
     import onnx
 
@@ -53,14 +54,13 @@ def infer_shapes(light: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
         inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # inference refuses what it cannot follow, in many ways; a shape stays unknown then
         return {}
-    shapes: dict[str, tuple[int | None, ...]] = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        kind = value.type.tensor_type
-        if kind.HasField("shape"):
-            shapes[value.name] = tuple(
-                d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
-            )
-    return shapes
+    graph = inferred.graph
+    shapes = {
+        value.name: dimensions(value)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    return solved(graph.node, shapes)
 
 
 def structure_problem(light: onnx.ModelProto) -> str | None:

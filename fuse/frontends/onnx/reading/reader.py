@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.onnx.model.attributes import attributes_of, is_standard
+from convbn.fuse.frontends.onnx.model.dimensions import Dimensions, dimensions
 from convbn.fuse.frontends.onnx.model.graphs import named_bodies, nodes_below
 from convbn.fuse.frontends.onnx.model.tensors import Read, Stored, dtype_of
 from convbn.fuse.frontends.onnx.reading.constants import CHAIN
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Place", "Reading", "Scope", "read_view"]
 
-Shape = tuple[int | None, ...]
-Shapes = Mapping[str, Shape]
+Shapes = Mapping[str, Dimensions]
 
 _MAPS = frozenset(("BatchNormalization", "Add", "Sub", "Mul", "Div"))
 """Without one of them there is nothing to place, and no shape need be known."""
@@ -188,7 +188,9 @@ class _Reader:
         if info is None:
             return Value(name)
         kind = info.type.tensor_type
-        return Value(name, _shape_of(info), dtype=dtype_of(kind.elem_type) if kind.elem_type else None)
+        value = Value(name, dtype=dtype_of(kind.elem_type) if kind.elem_type else None)
+        _shaped(value, _shape_of(info))
+        return value
 
     def _read_by(self, scope: Scope, name: str) -> Value:
         value = scope.find(name)
@@ -239,20 +241,24 @@ class _Reader:
     def _complete(self, call: OnnxCall, outputs: Iterable[Value]) -> None:
         """Shapes that the model does not state, where there is a map that they may matter to."""
         for value in outputs:
-            if value.shape is None and self._has_maps:
-                value.shape = self._shapes.get(value.name)
+            if (value.shape is None or None in value.shape) and self._has_maps:
+                _shaped(value, self._shapes.get(value.name) or value.dimensions or None)
             if value.shape is None and call.operator in ("Gemm", "MatMul"):
                 value.shape = _linear_shape(call)
 
 
-def _shape_of(info: onnx.ValueInfoProto) -> Shape | None:
-    kind = info.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    return tuple(n if d.HasField("dim_value") and (n := d.dim_value) >= 0 else None for d in kind.shape.dim)
+def _shape_of(info: onnx.ValueInfoProto) -> Dimensions | None:
+    return dimensions(info) if info.type.tensor_type.HasField("shape") else None
 
 
-def _linear_shape(call: OnnxCall) -> Shape | None:
+def _shaped(value: Value, found: Dimensions | None) -> None:
+    """Give a value its sizes, and the names of those that are open."""
+    if found is not None:
+        value.shape = tuple(size if isinstance(size, int) else None for size in found)
+        value.names = tuple(size if isinstance(size, str) else None for size in found)
+
+
+def _linear_shape(call: OnnxCall) -> tuple[None, ...] | None:
     """The rank of a product, where the graph does not state it."""
     if call.operator == "Gemm":
         return (None, None)
