@@ -166,7 +166,7 @@ def round_scaled(
         else:
             _multiply(weight.array().reshape(shape), scale, target.reshape(shape))
 
-    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write)
+    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=[weight])
     # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
     low, high = (bound * np.abs(scale) for bound in bounds)
     scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
@@ -238,26 +238,30 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
     return Constant(exact.shape, lambda: stored_as(exact, dtype), exact=lambda: exact, dtype=dtype)
 
 
-def round_sum(exact: NDArray[np.float64], dtype: np.dtype[Any]) -> Constant | Refusal:
-    """A weight that was computed in float64, stored in ``dtype``.
+def round_sum(
+    exact: NDArray[np.float64], dtype: np.dtype[Any], axis: int = 0, what: str = "weight"
+) -> Constant | Refusal:
+    """A weight or a factor that was computed in float64, stored in ``dtype``.
 
     Args:
-        exact: the weight, its output channels along axis 0.
+        exact: its channels along ``axis``.
         dtype: what it is to be stored in.
+        axis: below 0, it is the same for all channels.
+        what: what it is, for the refusal.
 
     Returns:
         The weight, or a refusal where the bound of this module cannot be kept.
     """
     limits = _limits(dtype)
-    rounded = round_vector(exact, dtype, "weight")
+    rounded = round_vector(exact, dtype, what)
     if limits is None or isinstance(rounded, Refusal):
         return rounded
-    largest = _magnitudes(exact, (0,))
+    largest = _magnitudes(exact, (axis,) if axis >= 0 else ())
     too_small = (largest < limits.smallest_normal) & (largest != 0)
     if too_small.any():
         return Refusal(
             Reason.OUT_OF_RANGE,
-            f"{_of(too_small)} the folded weights would fall below {limits.smallest_normal:.3g}, "
+            f"{_of(too_small)} the folded {what}s would fall below {limits.smallest_normal:.3g}, "
             f"where {dtype} loses its digits",
         )
     return rounded

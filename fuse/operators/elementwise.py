@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.broadcast import along
-from convbn.fuse.algebra.rounding import round_vector
+from convbn.fuse.algebra.rounding import round_sum, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Evaluated, Operator
 from convbn.fuse.operators.rule import Moves, Rule, size_along
@@ -166,7 +166,8 @@ def _into_constant(
         if operation is Arithmetic.DIVIDE and not affine.scale.all():
             return Refusal(Reason.ILL_CONDITIONED, f"the constant of {node.label} cannot take a scale of 0")
         factor = scale * numbers if operation is Arithmetic.MULTIPLY else numbers / scale
-        return moves.set(node, slot, round_vector(_trimmed(factor, constant), constant.dtype, "constant"))
+        factor = _trimmed(factor, constant)
+        return moves.set(node, slot, round_sum(factor, constant.dtype, axis - rank + factor.ndim, "constant"))
     vector = _vector(numbers, axis, rank, affine.channels)
     if vector is None or not vector.all():
         return Refusal(

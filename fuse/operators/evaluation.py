@@ -43,4 +43,11 @@ def evaluated(op: Op, inputs: Sequence[Value | None]) -> Constant | None:
     if math.prod(shape) > _LARGEST or work > _MOST_WORK:
         return None
     dtype = data.dtype
-    return Constant(shape, lambda: stored_as(exact(), dtype), exact=exact, dtype=dtype, work=work)
+    return Constant(
+        shape,
+        lambda: stored_as(exact(), dtype),
+        exact=exact,
+        dtype=dtype,
+        work=work,
+        sources=[constant for constant in known if constant is not None],
+    )

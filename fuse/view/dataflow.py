@@ -16,6 +16,9 @@ __all__ = ["Constant", "Node", "Reader", "Value"]
 
 Array = NDArray[Any]
 
+_STRIDE = 32
+"""Constants that are computed one within another, each by a few frames of Python's stack of 1,000."""
+
 
 class Constant:
     """A tensor whose numbers are known; they are read when asked for, not before.
@@ -29,9 +32,13 @@ class Constant:
             computed from that, so that however many maps it takes in, it is rounded once.
         work: elements that are computed each time the numbers are asked for; 0 if they are stored.
         write: puts what ``load`` returns into an array of its shape and dtype, without a second copy.
+        sources: the constants whose numbers ``load`` and ``exact`` ask for.
     """
 
-    __slots__ = ("_dtype", "_exact", "_load", "_write", "cloneable", "magnitudes", "shape", "work")
+    __slots__ = (
+        *("_deep", "_dtype", "_exact", "_held", "_load", "_sources", "_steps", "_write"),
+        *("cloneable", "magnitudes", "shape", "work"),
+    )
 
     def __init__(
         self,
@@ -43,8 +50,15 @@ class Constant:
         dtype: np.dtype[Any] | None = None,
         work: int = 0,
         write: Callable[[Array], None] | None = None,
+        sources: Sequence[Constant] = (),
     ) -> None:
         self.shape = tuple(shape)
+        self._sources = tuple(sources)
+        # Each source is asked from within, so a chain of hundreds would not fit Python's stack: numbers in between,
+        # _STRIDE steps apart, are computed first and held for as long as it takes.
+        self._steps: int = 1 + max((s._steps % _STRIDE for s in self._sources), default=-1)
+        self._deep: bool = any(s._deep or s._steps == _STRIDE for s in self._sources)
+        self._held: Array | None = None
         self._write = write
         self.work = work
         # Bounds of max|exact| over all but some axes, by the shape it is seen in and those axes: numbers never
@@ -64,18 +78,48 @@ class Constant:
 
     def array(self) -> Array:
         """The numbers, in the dtype they are stored in. Not to be written to."""
-        return self._load()
+        if self._held is not None and self._exact is None:
+            return self._held
+        return self._load() if not self._deep else self._by_way_of_sources(self._load)
 
     def write(self, target: Array) -> None:
         """Put the numbers into an array of this shape and dtype."""
         if self._write is None or not target.flags.c_contiguous:
             target[...] = self._load()
+        elif self._deep:
+            target[...] = self.array()
         else:
             self._write(target)
 
     def exact(self) -> NDArray[np.float64]:
         """The numbers in float64, before any rounding of ours."""
-        return self.array().astype(np.float64) if self._exact is None else self._exact()
+        if self._exact is None:
+            return self.array().astype(np.float64)
+        if self._held is not None:
+            return self._held
+        return self._exact() if not self._deep else self._by_way_of_sources(self._exact)
+
+    def _by_way_of_sources(self, compute: Callable[[], Array]) -> Array:
+        """What ``compute`` gives, with the numbers in between held so that it need not go far."""
+        held: list[Constant] = []
+        waiting: list[tuple[Constant, bool]] = [(source, False) for source in self._sources]
+        seen: set[int] = set()
+        try:
+            while waiting:
+                constant, ready = waiting.pop()
+                if ready:
+                    constant._held = constant._load() if constant._exact is None else constant._exact()
+                    held.append(constant)
+                elif constant._held is None and id(constant) not in seen:
+                    seen.add(id(constant))
+                    if constant._steps == _STRIDE:
+                        waiting.append((constant, True))
+                    if constant._deep:
+                        waiting += [(source, False) for source in constant._sources]
+            return compute()
+        finally:
+            for constant in held:
+                constant._held = None
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -75,7 +75,7 @@ def _as_dtype(source: Constant | None, dtype: np.dtype[Any] | None) -> Constant 
         with np.errstate(all="ignore"):
             return values.astype(dtype)
 
-    return Constant(source.shape, load)
+    return Constant(source.shape, load, sources=[source])
 
 
 def _numpy_dtype(element: Any) -> np.dtype[Any] | None:
@@ -202,13 +202,14 @@ def _reshaped(source: Constant, shape: tuple[int, ...]) -> Constant:
 def _arranged(source: Constant, shape: tuple[int, ...], arrange: Callable[[Array], Array]) -> Constant:
     """The same numbers in another order or number, in float64 where the source knows them so."""
     if not source.folded:
-        return Constant(shape, lambda: arrange(source.array()))
+        return Constant(shape, lambda: arrange(source.array()), sources=[source])
     return Constant(
         shape,
         lambda: arrange(source.array()),
         exact=lambda: arrange(source.exact()),
         dtype=source.dtype,
         work=source.work,
+        sources=[source],
     )
 
 
