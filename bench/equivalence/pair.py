@@ -169,7 +169,11 @@ class FoldedPair(Pair):
         """The candidate's outputs (see :class:`Pair`)."""
         if self._after is None:
             return super().candidate(feeds)
-        return _executed(self._after, feeds)
+        # One model is loaded at a time; what was computed stays.
+        self._before.release()
+        found = _executed(self._after, feeds)
+        self._after.release()
+        return found
 
     def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
         """Judge every region where it stands (see :class:`convbn.bench.proof.prove.LocalProver`)."""
