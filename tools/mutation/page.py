@@ -13,8 +13,9 @@ HEAD = """\
 Written by `make mutation`; the numbers and every survivor are in [mutation.json](mutation.json).
 
 [mutmut](https://mutmut.readthedocs.io) {mutmut} changes the arithmetic (`fuse/algebra`), the rules
-(`fuse/operators`), the plan (`fuse/plan`) and the proof (`bench/proof`), one expression at a time: an operator, a number, a
-comparison, an argument, a branch. A change that `mypy --strict` refuses could not land. Every other one is given to the
+(`fuse/operators`), the plan (`fuse/plan`) and the proof (`bench/proof`), one expression at a time: an operator, a
+number, a comparison, an argument, a branch. A change that `mypy --strict` refuses could not land. Every other one
+is given to the
 tests of `fuse/` and of the proof that reach it. The texts of refusals are left alone: a wording is not a result.
 
 **{total:,} changes: {types:,} refused by mypy, {killed:,} seen by a test, {timeout:,} ran on until stopped;
