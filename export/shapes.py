@@ -1,8 +1,8 @@
 """Input shapes as a user types them.
 
-``x:1x3x224x224`` is one shape, ``x=1x3x224x224:8x3x224x224:32x3x224x224`` the smallest, the usual and the
-largest one. Dimensions are separated by ``x`` or ``,``; the name may be left out where a model has one input.
-``;`` separates several of them.
+``x:1x3x224x224`` is one shape, ``x:1x3x224x224:8x3x224x224:32x3x224x224`` the smallest, the usual and the
+largest one; ``x=`` is read like ``x:``. Dimensions are separated by ``x`` or ``,``; the name may be left out where
+a model has one input. ``;`` separates several of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ __all__ = [
     "parse_profiles",
     "parse_shape",
     "parse_shape_range",
+    "usual_shapes",
 ]
 
 Shape = tuple[int, ...]
 
 _SHAPE = re.compile(r"\d+(?:x\d+)*|\d+(?:,\d+)*", re.ASCII)
+# No name of an input, where a shape follows: "0" of "input:0:1x3" is.
+_RANK_2 = re.compile(r"\d+(?:[x,]\d+)+", re.ASCII)
 # TensorRT and onnxruntime keep a dimension in 32 bits or fewer.
 _MAX_DIM = (1 << 31) - 1
 
@@ -63,43 +66,39 @@ Profile: TypeAlias = Mapping[str | None, ShapeRange]
 
 
 def parse_shape(text: str) -> tuple[str | None, Shape]:
-    """Parse one shape with or without a name.
-
-    Args:
-        text: ``x:1x3x224x224``, ``x:1,3,224,224``, ``x=1x3x224x224`` or ``1x3x224x224``. The name ends
-            at the last ``:`` or ``=``, so that names like ``input:0`` are possible.
-
-    Returns:
-        The input's name, if one is given, and its dimensions.
-
-    Raises:
-        UsageError: the text is nothing of the kind, or a dimension is 0 or absurdly large.
-    """
-    cut = max(text.rfind(":"), text.rfind("="))
-    return _name(text, text[:cut] if cut >= 0 else None), _dims(text[cut + 1 :], text)
+    """Parse one shape, or the usual one of a range, with or without a name; see :func:`parse_shape_range`."""
+    name, shapes = parse_shape_range(text)
+    return name, shapes.opt
 
 
 def parse_shape_range(text: str) -> tuple[str | None, ShapeRange]:
     """Parse a range of shapes with or without a name.
 
     Args:
-        text: ``NAME=MIN:OPT:MAX``, ``MIN:OPT:MAX``, or one shape as in :func:`parse_shape`.
+        text: ``NAME=MIN:OPT:MAX``, ``NAME:MIN:OPT:MAX``, ``MIN:OPT:MAX``, or one shape in the place of three. The
+            name ends at the last ``=``; without one, where the shapes begin, so that names like ``input:0``
+            are possible.
 
     Returns:
         The input's name, if one is given, and its range; a single shape is all three of it.
 
     Raises:
-        UsageError: see :func:`parse_shape`, or the three differ in rank or are out of order.
+        UsageError: the text is nothing of the kind, a dimension is 0 or absurdly large, or the three differ in
+            rank or are out of order.
     """
-    name, equals, rest = text.rpartition("=")
-    parts = rest.split(":")
-    if not equals and (len(parts) != 3 or not all(map(_SHAPE.fullmatch, parts))):
-        single, shape = parse_shape(text)
-        return single, ShapeRange(shape, shape, shape)
+    head, equals, rest = text.rpartition("=")
+    name, parts = head if equals else None, rest.split(":")
+    if name is None:
+        three = len(parts) >= 3 and all(map(_SHAPE.fullmatch, parts[-3:]))
+        count = 3 if three else 1
+        name = ":".join(parts[:-count]) if len(parts) > count else None
+        if not three and name is not None and _RANK_2.fullmatch(parts[-2]):
+            count = 2
+        parts = parts[-count:]
     if len(parts) not in (1, 3):
         raise UsageError(f"{text!r} has {len(parts)} shapes", hint="write NAME=MIN:OPT:MAX")
     shapes = [_dims(part, text) for part in parts]
-    return _name(text, name if equals else None), ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
+    return _name(text, name), ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
 
 
 def parse_profiles(texts: Iterable[str]) -> tuple[Profile, ...]:
@@ -136,6 +135,15 @@ def parse_profiles(texts: Iterable[str]) -> tuple[Profile, ...]:
     if any(profile in profiles[:index] for index, profile in enumerate(profiles)):
         raise UsageError("two optimisation profiles are the same", hint="leave one of them out")
     return profiles
+
+
+def usual_shapes(texts: Iterable[str]) -> tuple[str, ...]:
+    """The shape to optimise for of each input in the first profile, as one writes it for ``--input-shape``."""
+    first = next(iter(parse_profiles(texts)), {})
+    return tuple(
+        shape_text(shapes.opt) if name is None else f"{name}={shape_text(shapes.opt)}"
+        for name, shapes in first.items()
+    )
 
 
 def _dims(text: str, whole: str) -> Shape:

@@ -74,5 +74,6 @@ def refuse_unfolded_quantisation(model: onnx.ModelProto) -> None:
             raise QuantisationOrderError(
                 f"quantisation stands between {linear.op_type} {linear.name or linear.output[0]!r} and "
                 f"BatchNormalization {node.name or node.output[0]!r}",
-                hint="fold the float model first, then quantise",
+                hint="fold the float model first, then quantise; --precision as-is takes the model as it is, and a "
+                "BatchNormalization before the QuantizeLinear, as training for quantisation leaves it, is folded",
             )

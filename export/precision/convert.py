@@ -63,7 +63,8 @@ def convert(
         CalibrationError: the calibration data does not fit, or is missing.
     """
     wanted = precision_named(precision)
-    refuse_unfolded_quantisation(model)
+    if wanted is not None and wanted.name == "int8":
+        refuse_unfolded_quantisation(model)
     carried = carried_precision(model)
     record: dict[str, Any] = {"precision": precision, "carried": carried, "method": "none", "note": None}
     if wanted is None or precision == carried:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from convbn.errors import UsageError
 from convbn.fuse.frontends.onnx.model.graphs import Names, bodies_of, nodes_below
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ __all__ = [
     "names_of",
     "opset_of",
     "prepared",
+    "refuse_unknown_nodes",
     "rename_in_bodies",
 ]
 
@@ -71,6 +76,30 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.output[0]}")
         seen.add(node.name)
     return result
+
+
+def refuse_unknown_nodes(model: onnx.ModelProto, wanted: Iterable[str]) -> None:
+    """Refuse names that no node of a model has, nor can have once it is folded.
+
+    Local functions are inlined then, and a node without a name is named by its type and by an output that may
+    have become another: what these may be called is not judged here.
+
+    Raises:
+        UsageError: there is no such node.
+    """
+    if model.functions:
+        return
+    nodes = list(model.graph.node)
+    known = {node.name for node in nodes}
+    open_ends = tuple({f"{node.op_type}_" for node in nodes if not node.name})
+    repeated = tuple(
+        f"{name}_" for name, count in Counter(n.name for n in nodes).items() if name and count > 1
+    )
+    for name in wanted:
+        if name not in known and not name.startswith(open_ends + repeated):
+            close = get_close_matches(name, known, n=1)
+            hint = f"is {close[0]!r} meant?" if close else "names are those of the folded model"
+            raise UsageError(f"there is no node {name!r} to keep in float32", hint=hint)
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:

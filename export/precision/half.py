@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import NotSupportedError, UsageError
+from convbn.errors import NotSupportedError
 from convbn.export.onnx_io.provenance import in_opset
 from convbn.export.precision.casting import cast_graph
 from convbn.export.precision.errors import PrecisionError
-from convbn.export.precision.graphs import element_types, opset_of, prepared
+from convbn.export.precision.graphs import element_types, opset_of, prepared, refuse_unknown_nodes
 from convbn.export.precision.int8.ranges import activations_out_of_range, weights_out_of_range
+from convbn.export.precision.int8.underflow import underflowing
 from convbn.export.precision.selection import select
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def out_of_float16(
     model: onnx.ModelProto, calibration: Calibration | None
 ) -> tuple[dict[str, str], dict[str, int] | None]:
     """Tensors that float16 cannot hold, each with a sentence, and how many activations were looked at."""
-    beyond = weights_out_of_range(model)
+    beyond = weights_out_of_range(model) | underflowing(model)
     if calibration is None:
         return beyond, None
     found, tensors = activations_out_of_range(model, element_types(model), calibration)
@@ -103,9 +104,5 @@ def ready_for(
             )
             raise PrecisionError(cause, hint=hint) from error
     result = prepared(model)
-    names = {node.name for node in result.graph.node}
-    for name in options.keep_fp32:
-        if name not in names:
-            hint = "names are those of the folded model"
-            raise UsageError(f"there is no node {name!r} to keep in float32", hint=hint)
+    refuse_unknown_nodes(result, options.keep_fp32)
     return result

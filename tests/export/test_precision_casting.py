@@ -375,3 +375,41 @@ def test_mistakes_in_the_options() -> None:
     ):
         with pytest.raises(UsageError, match=told):
             PrecisionOptions(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["Log", "Div", "Sqrt", "Reciprocal", "Pow"])
+def test_an_epsilon_that_float16_turns_to_0(kind: str) -> None:
+    """The sum and what reads it stay in float32; so does what it is made of, where it gets so small."""
+    nodes = [
+        helper.make_node("Conv", ["x", "u"], ["p"], name="before"),
+        helper.make_node("Conv", ["p", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Add", ["r", "epsilon"], ["a"], name="add"),
+    ]
+    ends = {
+        "Log": [helper.make_node("Log", ["a"], ["y"], name="end")],
+        "Reciprocal": [helper.make_node("Reciprocal", ["a"], ["y"], name="end")],
+        "Div": [helper.make_node("Div", ["r", "a"], ["y"], name="end")],
+        "Pow": [helper.make_node("Pow", ["a", "power"], ["y"], name="end")],
+        "Sqrt": [
+            helper.make_node("Sqrt", ["a"], ["s"], name="sqrt"),
+            helper.make_node("Div", ["r", "s"], ["y"], name="end"),
+        ],
+    }
+    after = [helper.make_node("Conv", ["y", "v"], ["z"], name="after")]
+    weights = {"w": random(6, 3, 1, 1), "v": random(6, 6, 1, 1, seed=1), "u": random(3, 3, 1, 1, seed=5)}
+    weights |= {"epsilon": np.array(1e-10, np.float32), "power": np.array(-0.5, np.float32)}
+    built = model([*nodes, *ends[kind], *after], {"x": [2, 3, 8, 8]}, ["z"], weights)
+    result = checked(built)
+    assert {"add", "end"} <= kept(result).keys()
+    assert "relu" not in kept(result)
+    assert "tensor 'a' is kept from 0 by 1.0e-10 in Add 'add'" in str(result.record["kept"])
+    looked_at = checked(built, calibration=data(built))
+    assert {"add", "end"} <= kept(looked_at).keys()
+    # A root of it is no longer so small, and what is made of it is as good as its inputs.
+    assert {"conv", "relu"}.issubset(kept(looked_at)) is (kind != "Sqrt")
+    assert "before" not in kept(looked_at)
+    if kind == "Log":
+        rounded = rounded_graph(looked_at.model)
+        assert rounded is not None
+        assert relative_error(run(rounded, X)[0], run(built, X)[0]) < 0.02

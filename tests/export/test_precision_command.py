@@ -146,7 +146,8 @@ def test_quantised_before_folding(folder: Path, capsys: pytest.CaptureFixture[st
     ]
     extra = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8), "w": random(6, 3, 3, 3)}
     onnx.save(model(nodes, {"x": [2, 3, 8, 8]}, ["y"], {**extra, **batchnorm_parameters(6)}), "in.onnx")
-    assert export("-o", "o.onnx", "--precision", "fp16") == 3
+    assert export("-o", "as-is.onnx", "--no-fuse") == 0
+    assert export("-o", "o.onnx", "--precision", "int8", "--calibration", "data.npy") == 3
     assert "quantisation stands between Conv 'conv' and BatchNormalization 'bn'" in capsys.readouterr().err
 
 
@@ -191,3 +192,67 @@ def test_python_calibrates_from_an_iterable(folder: Path) -> None:
     assert not (folder / "p.engine").exists()
     with pytest.raises(convbn.UsageError, match="not for precision fp32"):
         convbn.build_engine(folded, "p.engine", precision="fp32", calibration="data.npy")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--precision int8 --calibration nothing.npy",
+        "--precision int8 --calibration .",
+        "--precision int8 --calibration wrong.npy",
+        "--precision int8 --calibration data.npy --quantize Softmax",
+        "--precision fp16 --keep-fp32 convv",
+        "--precision fp16 --tolerance -1",
+    ],
+)
+def test_what_cannot_work_is_found_before_folding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    def folded(*_: object, **__: object) -> None:
+        raise AssertionError("it was folded first")
+
+    monkeypatch.setattr("convbn.commands.export.fold", folded)
+    np.save(folder / "wrong.npy", random(7, 4, 8, 8))
+    if arguments.endswith("."):
+        (folder / "data.npy").unlink()
+        (folder / "wrong.npy").unlink()
+    assert export("-o", "o.onnx", *arguments.split()) in (2, 3, 5)
+
+
+def test_a_misspelt_node_is_told_its_neighbour(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("-o", "o.onnx", "--precision", "fp16", "--keep-fp32", "gem") == 2
+    assert "no node 'gem' to keep in float32; is 'gemm' meant?" in capsys.readouterr().err
+
+
+def test_a_size_below_0_is_open(folder: Path) -> None:
+    built = onnx.load("in.onnx")
+    built.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    built.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(built, "in.onnx")
+    assert export("-o", "o.onnx", "--precision", "int8", "--calibration", "data.npy") == 0
+
+
+@pytest.mark.parametrize("shapes", ["x=1x3x8x8:2x3x16x12:4x3x32x32", "x:2x3x16x12", "2x3x16x12"])
+@pytest.mark.parametrize("name", ["?", "own"])
+def test_the_profile_gives_the_shape(folder: Path, shapes: str, name: str) -> None:
+    """Open dimensions that are all called alike, and differ in the profile, are told apart."""
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    built = onnx.load("in.onnx")
+    for axis in (0, 2, 3):
+        built.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name if name == "?" else f"d{axis}"
+    onnx.save(built, "in.onnx")
+    assert export("-o", "o.engine", "--shapes", shapes) == 0
+    warnings = json.loads((folder / "o.engine.json").read_text())["warnings"]
+    assert any("Dimensions named '?' differ" in told for told in warnings) is (name == "?")
+
+
+def test_an_engine_is_asked_for_its_shapes_before_folding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    monkeypatch.setattr("convbn.commands.export.fold", None)
+    built = onnx.load("in.onnx")
+    built.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(built, "in.onnx")
+    assert export("-o", "o.engine") == 2
+    assert "give each a range, like --shapes x=MIN:OPT:MAX" in capsys.readouterr().err

@@ -201,11 +201,17 @@ def quantised_before_folding() -> onnx.ModelProto:
     return model(nodes, {"x": [2, 3, 8, 8]}, ["y"], {**extra, **batchnorm_parameters(6)})
 
 
-@pytest.mark.parametrize("precision", ["as-is", "fp32", "fp16", "int8"])
-def test_quantised_before_folding_is_refused(precision: str) -> None:
+def test_quantised_before_folding_passes_as_it_is() -> None:
+    built = quantised_before_folding()
+    assert convert(built, "as-is").model is built
+    with pytest.raises(PrecisionError, match="carries int8"):
+        convert(built, "fp16")
+
+
+def test_quantised_before_folding_is_no_int8() -> None:
     told = "quantisation stands between Conv 'conv' and BatchNormalization 'bn'; fold the float model first"
     with pytest.raises(QuantisationOrderError, match=told) as error:
-        convert(quantised_before_folding(), precision)
+        convert(quantised_before_folding(), "int8")
     assert error.value.exit_code == 3
 
 
@@ -247,5 +253,25 @@ def test_an_engine_is_not_called_what_its_model_is_not(tmp_path: Any) -> None:
     with pytest.raises(PrecisionError, match="does not carry fp16; convert it first"):
         build_engine(network(), tmp_path / "a", backend="tensorrt-rtx", precision="fp16")
     with pytest.raises(QuantisationOrderError):
-        build_engine(quantised_before_folding(), tmp_path / "a", backend="tensorrt-rtx")
+        build_engine(quantised_before_folding(), tmp_path / "a", backend="tensorrt-rtx", precision="int8")
     assert not list(tmp_path.iterdir())
+    build_engine(quantised_before_folding(), tmp_path / "a", backend="tensorrt-rtx")
+
+
+@pytest.mark.parametrize("name", ["w_scale", "w_quantized", "x_zero_point", "r_QuantizeLinear_Output"])
+def test_names_that_quantisation_would_give(name: str) -> None:
+    """A value, and an output, have them already; everything is called as before."""
+    for taken in ("r", "y"):
+        built = network()
+        for node in built.graph.node:
+            for field in (node.input, node.output):
+                field[:] = [name if value == taken else value for value in field]
+        for value in built.graph.output:
+            value.name = name if value.name == taken else value.name
+        if taken == "r" and name.startswith("r_"):
+            continue
+        result = int8(built).model
+        onnx.checker.check_model(result, full_check=True)
+        run(result, X)
+        assert [value.name for value in result.graph.output] == [value.name for value in built.graph.output]
+        assert any(name in node.output for node in result.graph.node)

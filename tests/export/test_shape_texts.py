@@ -25,12 +25,16 @@ def test_one_shape(text, name):
     assert parse_shape_range(text) == (name, ShapeRange(DIMS, DIMS, DIMS))
 
 
-@pytest.mark.parametrize("text", ["x=1x3:8x3:32x3", "1x3:8x3:32x3", "input:0=1,3:8,3:32,3"])
+@pytest.mark.parametrize(
+    "text",
+    ["x=1x3:8x3:32x3", "x:1x3:8x3:32x3", "1x3:8x3:32x3", "input:0=1,3:8,3:32,3", "input:0:1x3:8x3:32x3"],
+)
 def test_range(text):
     name, shapes = parse_shape_range(text)
     assert (shapes.min, shapes.opt, shapes.max) == ((1, 3), (8, 3), (32, 3))
     assert name == {"x": "x", "1": None, "i": "input:0"}[text[0]]
     assert str(shapes) == "1x3:8x3:32x3"
+    assert parse_shape(text) == (name, (8, 3))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,7 @@ def test_nonsense(text):
     ("text", "told"),
     [
         ("x=1x3:8x3", "has 2 shapes"),
+        ("x:1x3:8x3", "has 2 shapes"),
         ("x=1x3:8x3:9x3:9x3", "has 4 shapes"),
         ("x=8x3:1x3:32x3", "not in the order"),
         ("x=1x3:8x3:4x3", "not in the order"),

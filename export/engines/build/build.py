@@ -17,6 +17,7 @@ from convbn.export.engines.build.builder import Progress, Request, build_plan
 from convbn.export.engines.build.configuration import require_honoured
 from convbn.export.engines.build.network import network_summary
 from convbn.export.engines.build.options import EngineOptions
+from convbn.export.engines.build.profiles import check_profiles, contradicting_names
 from convbn.export.engines.build.source import read_source
 from convbn.export.engines.errors import PrecisionError
 from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
@@ -110,7 +111,8 @@ def build_engine(
     require_honoured(chosen, options, gpu=gpu is not None)
     trt = chosen.load()
     source = read_source(model)
-    refuse_unfolded_quantisation(source.model)
+    if precision == "int8":
+        refuse_unfolded_quantisation(source.model)
     held, carried = contents_of(source.model), carried_precision(source.model)
     converted = conversion is not None and conversion.get("precision") == precision
     if precision not in (AS_IS, carried) and not converted:
@@ -125,11 +127,17 @@ def build_engine(
     if options.timing_cache is not None and gpu is not None:
         timings = cache_file(options.timing_cache, "timing", str(trt.__version__), gpu)
     profiles = (shapes,) if isinstance(shapes, Mapping) else tuple(shapes or ())
+    check_profiles(source.model, profiles)
+    alike = contradicting_names(source.model, profiles)
+    if alike:
+        source = source.without_names(alike)
     request = Request(source, chosen.name, tf32, profiles, options, timings)
     start = time.perf_counter()
     plan = build_plan(trt, request, progress)
     seconds = time.perf_counter() - start
     warnings = list(plan.warnings)
+    for name in sorted(alike):
+        warnings.append(f"Dimensions named {name!r} differ in the profile: each is taken for one of its own.")
     if "float64" in held.types:
         warnings.append("The model carries float64, which TensorRT computes in float32.")
     if chosen.name == "tensorrt-rtx" and carried == "int8":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from convbn.export.onnx_io.encoding import encode_model, pieces_of, total_bytes
@@ -35,6 +36,17 @@ class Source:
     size: int
     shown: str
     has_file: bool
+
+    def without_names(self, dimensions: Set[str]) -> Source:
+        """To be parsed with some open dimensions of the inputs unnamed; hash and size stay the model's."""
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        for value in model.graph.input:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in dimensions:
+                    dim.ClearField("dim_param")
+        data = None if self.data is None else b"".join(pieces_of(encode_model(model)))
+        return replace(self, model=model, data=data, has_file=False)
 
 
 def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:

@@ -27,9 +27,11 @@ from convbn.export.precision.int8.samples import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Calibration", "calibration_from", "read_calibration"]
+__all__ = ["Calibration", "calibration_files", "calibration_from", "read_calibration"]
 
 _ARRAY_SUFFIXES = (".npz", ".npy")
+_NOTHING = "holds no calibration data"
+_FORMS = f"give samples, {', '.join(_ARRAY_SUFFIXES)} files or images ({', '.join(IMAGE_SUFFIXES)})"
 _DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError)
 
 
@@ -86,19 +88,31 @@ def read_calibration(
         FileAccessError: a file cannot be read.
         UsageError: images come without a preprocessing.
     """
-    root = Path(path)
     specs = inputs_of(model)
-    files = _files(root)
-    arrays = [file for file in files if file.suffix.lower() in _ARRAY_SUFFIXES]
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if arrays and images:
-        raise CalibrationError("holds arrays and images, use one kind", source=path)
+    arrays, images = calibration_files(path)
     if images:
         return _filled(Calibration(str(path), _image_makers(images, specs, preprocess, path)))
     makers: list[Callable[[], Feeds]] = []
     for file in arrays:
         makers += cut(_arrays(file, specs), specs, str(file))
     return _filled(Calibration(str(path), makers))
+
+
+def calibration_files(path: str | Path) -> tuple[list[Path], list[Path]]:
+    """The files of arrays and the images at a path, one list of them empty.
+
+    Raises:
+        CalibrationError: there are none, or files of both kinds.
+        FileAccessError: the path cannot be read.
+    """
+    files = _files(Path(path))
+    arrays = [file for file in files if file.suffix.lower() in _ARRAY_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if arrays and images:
+        raise CalibrationError("holds arrays and images, use one kind", source=path)
+    if not arrays and not images:
+        raise CalibrationError(_NOTHING, source=path, hint=_FORMS)
+    return arrays, images
 
 
 def _files(root: Path) -> list[Path]:
@@ -111,8 +125,7 @@ def _files(root: Path) -> list[Path]:
 
 def _filled(calibration: Calibration) -> Calibration:
     if not calibration.makers:
-        hint = f"give samples, {', '.join(_ARRAY_SUFFIXES)} files or images ({', '.join(IMAGE_SUFFIXES)})"
-        raise CalibrationError("holds no calibration data", source=calibration.origin, hint=hint)
+        raise CalibrationError(_NOTHING, source=calibration.origin, hint=_FORMS)
     return calibration
 
 
@@ -139,7 +152,7 @@ def _image_makers(
         raise CalibrationError(
             f"images need a model with one float32 input of rank 4, not {shown}",
             source=path,
-            hint="use .npz files",
+            hint="give .npz files, which hold an array for every input by its name",
         )
     if preprocess is None:
         hint = "give --preprocess, for example imagenet or size=32,mean=0.5,std=0.5"

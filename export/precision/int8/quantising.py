@@ -19,6 +19,7 @@ from convbn.common.text import one_line
 from convbn.errors import ConvBNError
 from convbn.export.onnx_io.read import load_model, save_model
 from convbn.export.precision.errors import CalibrationError, PrecisionError
+from convbn.export.precision.int8.names import free_names, give_back
 from convbn.export.precision.selection import Kept
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def quantise(
         raise PrecisionError(cause)
     marked = type(model)()
     marked.CopyFrom(model)
+    renamed = free_names(marked)
     # A folder of its own, because onnxruntime goes by paths; with it models over 2 GB work too.
     with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantised.onnx"
@@ -89,7 +91,7 @@ def quantise(
                 ort.quantize_static(
                     str(source),
                     str(target),
-                    _reader(calibration),
+                    _reader(calibration, renamed),
                     quant_format=ort.QuantFormat.QDQ,
                     op_types_to_quantize=list(options.quantise),
                     per_channel=True,
@@ -106,6 +108,7 @@ def quantise(
             cause = f"onnxruntime cannot calibrate ({one_line(error, 200)})"
             raise CalibrationError(cause, source=calibration.origin) from error
         result = load_model(target)
+    give_back(result, renamed)
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
@@ -152,7 +155,7 @@ def through_quantisation(model: onnx.ModelProto, beyond: Mapping[str, str]) -> d
     return found
 
 
-def _reader(calibration: Calibration) -> Any:
+def _reader(calibration: Calibration, renamed: Mapping[str, str]) -> Any:
     """Hands samples to onnxruntime, which asks for a window of them at a time."""
     from onnxruntime.quantization import CalibrationDataReader
 
@@ -169,7 +172,7 @@ def _reader(calibration: Calibration) -> Any:
 
         def get_next(self) -> Feeds | None:
             index = next(self.window, None)
-            return None if index is None else dict(makers[index]())
+            return None if index is None else {renamed.get(k, k): v for k, v in makers[index]().items()}
 
     return Reader()
 

@@ -14,6 +14,7 @@ from convbn.export.onnx_io.read import save_model
 from convbn.export.precision.casting import narrowed
 from convbn.export.precision.errors import CalibrationError
 from convbn.export.precision.graphs import FLOAT, names_of
+from convbn.export.precision.int8.underflow import made_from, read_singularly
 
 if TYPE_CHECKING:
     import onnx
@@ -71,12 +72,13 @@ def activations_out_of_range(
     import onnxruntime
 
     probed, probes = _with_probes(model, types)
-    largest, loss = dict.fromkeys(probes, 0.0), dict.fromkeys(probes, 0.0)
+    largest, loss, lost = (dict.fromkeys(probes, 0.0) for _ in range(3))
+    guarded = read_singularly(model)
     options = onnxruntime.SessionOptions()
     # Left on, they might take the cast there and back for nothing.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    wanted = [name for pair in probes.values() for name in pair]
+    wanted = [name for three in probes.values() for name in three]
     with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
         path = Path(folder) / "probed.onnx"
         save_model(probed, path)
@@ -85,21 +87,25 @@ def activations_out_of_range(
             for sample in calibration.samples():
                 values = [float(value) for value in session.run(wanted, dict(sample))]
                 for index, name in enumerate(probes):
-                    largest[name] = _worse(largest[name], values[2 * index])
-                    loss[name] = _worse(loss[name], values[2 * index + 1])
+                    largest[name] = _worse(largest[name], values[3 * index])
+                    loss[name] = _worse(loss[name], values[3 * index + 1])
+                    lost[name] = _worse(lost[name], values[3 * index + 2])
         except ConvBNError:  # of a sample that cannot be read
             raise
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             cause = f"onnxruntime cannot run the model on the calibration data ({one_line(error, 200)})"
             raise CalibrationError(cause, source=calibration.origin) from error
     sentences = {name: _sentence(f"tensor {name!r}", largest[name], loss[name]) for name in probes}
-    return {name: sentence for name, sentence in sentences.items() if sentence}, len(probes)
+    found = made_from(
+        model, {name: _vanishing(name, lost[name]) for name in probes if name in guarded and lost[name]}
+    )
+    return found | {name: sentence for name, sentence in sentences.items() if sentence}, len(probes)
 
 
 def _with_probes(
     model: onnx.ModelProto, types: Mapping[str, int]
-) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
-    """The model with ``max |x|`` and ``‖x − float16(x)‖ / ‖x‖`` of every float32 tensor as its outputs."""
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, str, str]]]:
+    """The model with ``max |x|``, ``‖x − float16(x)‖ / ‖x‖`` and the largest |x| that becomes 0 as its outputs."""
     import onnx
     from onnx import helper
 
@@ -108,10 +114,11 @@ def _with_probes(
     names, graph = names_of(probed), probed.graph
     made = [name for node in model.graph.node for name in node.output]
     tensors = [n for n in (*(v.name for v in model.graph.input), *made) if types.get(n) == FLOAT]
-    probes: dict[str, tuple[str, str]] = {}
+    probes: dict[str, tuple[str, str, str]] = {}
     for index, tensor in enumerate(tensors):
         n = {key: names.fresh(f"probe_{index}_{key}") for key in
-             ("abs", "max", "low", "back", "gap", "unit", "error", "size", "off", "loss")}  # fmt: skip
+             ("abs", "max", "low", "back", "gap", "unit", "error", "size", "off", "loss",
+              "sign", "one", "zero", "gone", "lost")}  # fmt: skip
         graph.node.extend(
             [
                 helper.make_node("Abs", [tensor], [n["abs"]]),
@@ -125,18 +132,29 @@ def _with_probes(
                 helper.make_node("ReduceL2", [n["unit"]], [n["size"]], keepdims=0),
                 helper.make_node("ReduceL2", [n["error"]], [n["off"]], keepdims=0),
                 helper.make_node("Div", [n["off"], n["size"]], [n["loss"]]),
+                # |x|·(1 − |sign(float16(x))|)
+                helper.make_node("Sign", [n["back"]], [n["sign"]]),
+                helper.make_node("Abs", [n["sign"]], [n["one"]]),
+                helper.make_node("Mul", [n["abs"], n["one"]], [n["zero"]]),
+                helper.make_node("Sub", [n["abs"], n["zero"]], [n["gone"]]),
+                helper.make_node("ReduceMax", [n["gone"]], [n["lost"]], keepdims=0),
             ]
         )
-        probes[tensor] = (n["max"], n["loss"])
+        probes[tensor] = (n["max"], n["loss"], n["lost"])
     del graph.output[:]
-    for pair in probes.values():
-        graph.output.extend(helper.make_tensor_value_info(name, FLOAT, []) for name in pair)
+    for three in probes.values():
+        graph.output.extend(helper.make_tensor_value_info(name, FLOAT, []) for name in three)
     return probed, probes
 
 
 def _worse(known: float, new: float) -> float:
     """The larger; NaN, which an empty or all-zero tensor gives, says nothing."""
     return known if math.isnan(new) else max(known, new)
+
+
+def _vanishing(name: str, lost: float) -> str:
+    told = f"tensor {name!r} holds {lost:.1e}, which float16 turns to 0"
+    return f"{told}, and is divided by or taken the logarithm of"
 
 
 def _sentence(what: str, largest: float, loss: float) -> str | None:

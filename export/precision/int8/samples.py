@@ -82,7 +82,8 @@ def inputs_of(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
         tensor = value.type.tensor_type
         shape = None
         if tensor.HasField("shape"):
-            shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in tensor.shape.dim)
+            # Some exporters write −1, or 0, for an open axis.
+            shape = tuple(int(d.dim_value) if d.dim_value > 0 else None for d in tensor.shape.dim)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         specs.append(InputSpec(value.name, dtype, shape))
     return tuple(specs)

@@ -6,10 +6,10 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convbn.commands.options.engine import engine_options, refuse_engine_options
-from convbn.commands.options.precision import conversion_of, say_conversion
+from convbn.commands.options.precision import check_conversion, conversion_of, say_conversion
 from convbn.commands.steps.console import Console
 from convbn.commands.steps.progress import BuildProgress
 from convbn.commands.steps.shared import (
@@ -30,6 +30,9 @@ from convbn.exporting import build_engine
 from convbn.fuse.fold import fold
 from convbn.fuse.report import Report
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = ["run"]
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
@@ -46,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     with console.phase("reading"):
         source = open_source(options.input, load_options(options))
         unfused = _captured(source, options, kind)
+        if kind != ".pt2":
+            _check_model(unfused, options, kind)
     model, report = unfused, None
     if not options.no_fuse:
         with console.phase("folding"):
@@ -106,6 +111,16 @@ def _check(options: argparse.Namespace, kind: str) -> None:
         from convbn.export.engines.triton import check_repository
 
         check_repository(options.triton, Path(options.output).stem, overwrite=options.force)
+
+
+def _check_model(model: onnx.ModelProto, options: argparse.Namespace, kind: str) -> None:
+    """Refuse what does not fit the model that was read, before anything is folded."""
+    if kind in _ENGINE_SUFFIXES:
+        from convbn.export.engines.build.profiles import check_profiles
+        from convbn.export.shapes import parse_profiles
+
+        check_profiles(model, parse_profiles(options.shapes))
+    check_conversion(model, options)
 
 
 def _check_engine(options: argparse.Namespace) -> None:

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 from convbn.commands.steps.console import Console
 from convbn.common.text import printable
 from convbn.errors import UsageError
+from convbn.export.precision.options import PrecisionOptions
 from convbn.export.precision.precisions import AS_IS, PRECISIONS, Precision, precision_names
 
 if TYPE_CHECKING:
+    import onnx
+
     from convbn.converting import Conversion
 
-__all__ = ["add_precision_arguments", "check_precision", "conversion_of", "say_conversion"]
+__all__ = [
+    "add_precision_arguments",
+    "check_conversion",
+    "check_precision",
+    "conversion_of",
+    "say_conversion",
+]
 
 _SHOWN_KEPT = 10
 
@@ -75,6 +84,34 @@ def check_precision(options: argparse.Namespace) -> None:
         raise UsageError(f"--precision {precision} needs calibration data", hint=hint)
     if options.percentile is not None and options.calibration_method != "percentile":
         raise UsageError("--percentile is for --calibration-method percentile")
+    if precision == AS_IS:
+        return
+    from convbn.bench.equivalence.tolerance import tolerance_of
+
+    tolerance_of(precision, options.tolerance)
+    conversion_of(options)
+    if options.calibration is not None:
+        from convbn.export.precision.int8.calibration import calibration_files
+
+        calibration_files(options.calibration)
+
+
+def check_conversion(model: onnx.ModelProto, options: argparse.Namespace) -> None:
+    """Refuse what does not fit a model, before it is folded.
+
+    Raises:
+        UsageError: a node that is to stay in float32 does not exist, or images come without a preprocessing.
+        CalibrationError: the calibration data does not fit.
+    """
+    if options.precision == AS_IS:
+        return
+    from convbn.export.precision.graphs import refuse_unknown_nodes
+    from convbn.export.precision.int8.calibration import calibration_from
+
+    refuse_unknown_nodes(model, options.keep_fp32)
+    wanted = conversion_of(options)
+    if wanted.calibration is not None:
+        calibration_from(wanted.calibration, model, preprocess=wanted.preprocess, limit=wanted.limit)
 
 
 def _meanings(row: Precision, rest: str | None) -> set[str]:
@@ -93,7 +130,6 @@ def conversion_of(options: argparse.Namespace) -> Conversion:
     """What the command line asks for."""
     from convbn.converting import Conversion
     from convbn.export.precision.int8.images import parse_preprocess
-    from convbn.export.precision.options import PrecisionOptions
 
     given: dict[str, Any] = {
         "method": options.calibration_method,

@@ -39,7 +39,7 @@ def load_options(options: argparse.Namespace) -> LoadOptions:
     return LoadOptions(
         options.arch,
         tuple(options.arch_arg),
-        tuple(options.input_shape),
+        _shapes(options),
         options.inputs,
         seed=options.seed,
         trust=options.trust_checkpoint,
@@ -47,6 +47,20 @@ def load_options(options: argparse.Namespace) -> LoadOptions:
         key=options.checkpoint_key,
         limits=Limits(options.max_pickle_mib, options.max_unpacked_mib),
     )
+
+
+def _shapes(options: argparse.Namespace) -> tuple[str, ...]:
+    """Shapes of the inputs as typed; those that an engine is optimised for, where nothing else is said of one."""
+    from convbn.export.shapes import parse_shape, usual_shapes
+
+    typed = tuple(options.input_shape)
+    named = {parse_shape(text)[0] for text in typed}
+    if None in named:
+        return typed
+    usual = [
+        text for text in usual_shapes(getattr(options, "shapes", ())) if parse_shape(text)[0] not in named
+    ]
+    return (*typed, *(text for text in usual if not named or parse_shape(text)[0] is not None))
 
 
 def fuse_options(options: argparse.Namespace, *, verify: bool) -> FuseOptions:
