@@ -106,6 +106,6 @@ def _named_shapes(options: LoadOptions, inputs: list[str]) -> dict[str, tuple[in
                 )
             name = inputs[0]
         if name not in inputs:
-            raise UsageError(f"there is no input '{name}'", hint=f"the inputs are {', '.join(inputs)}")
+            raise UsageError(f"the model has no input {name!r}", hint=f"the inputs are {', '.join(inputs)}")
         shapes[name] = shape
     return shapes
