@@ -7,7 +7,6 @@ make sense, so ``convbn --help`` and usage errors load no framework.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -93,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how much an archive may grow by (default 256)",
     )
-    source.add_argument("--seed", type=int, default=0, help="of random inputs (default 0)")
+    source.add_argument("--seed", type=_seed, default=0, help="of random inputs (default 0)")
 
     rules = argparse.ArgumentParser(add_help=False)
     rules.add_argument(
@@ -200,6 +199,13 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _seed(text: str) -> int:
+    """A number that every generator of random numbers takes."""
+    if not (text.isdecimal() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number between 0 and 2**63 - 1")
+    return int(text)
+
+
 def _measuring_arguments(bench: argparse.ArgumentParser) -> None:
     from convbn.export.precision.precisions import PRECISIONS
 
@@ -255,15 +261,23 @@ def _engine_arguments(export: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(_without_bench(arguments))
+    from convbn.commands.steps.streams import open_streams, silence, writing_stdout
+    from convbn.commands.steps.targets import check_targets
+
+    options = argparse.Namespace(debug=False, input=None)
     try:
+        options = _parsed(arguments)
+        reports = (getattr(options, name, None) for name in ("json", "markdown"))
+        open_streams(needed=not options.quiet or "-" in reports)
         if options.verb == "export":
             from convbn.commands.options.precision import check_precision
 
             check_precision(options)
+        check_targets(options)
         with seldom_collected():
             code = int(import_module(f"convbn.commands.{options.verb}").run(options))
-        sys.stdout.flush()
+        with writing_stdout():
+            sys.stdout.flush()
     except ConvBNError as error:
         if error.source is None and isinstance(error, BadInputError | CheckFailedError):
             error.source = getattr(options, "input", None)
@@ -274,8 +288,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("convbn: interrupted", EXIT_INTERRUPTED, debug=options.debug)
     except BrokenPipeError:
-        # The reader went away; point stdout elsewhere so that Python's exit does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()  # the reader went away
         return 0
     except Exception as error:
         missing = _missing(error)
@@ -285,6 +298,18 @@ def main(arguments: Sequence[str]) -> int:
         text = f"convbn: internal error: {type(error).__name__}: {_one_line(error)}; --debug shows where"
         return _fail(text, EXIT_BUG, debug=options.debug)
     return code
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; help and the version are written out before the process ends."""
+    from convbn.commands.steps.streams import writing_stdout
+
+    try:
+        return parser().parse_args(_without_bench(arguments))
+    finally:
+        if sys.stdout is not None:
+            with writing_stdout():
+                sys.stdout.flush()
 
 
 def _without_bench(arguments: Sequence[str]) -> Sequence[str]:

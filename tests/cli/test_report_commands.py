@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from support import bench_results
 
@@ -175,3 +176,16 @@ def test_bench_refuses_a_bad_gate_before_it_measures(convbn: Any, small: Path, t
         result = convbn("bench", small, "--budget", "60", *arguments)
         assert result.returncode == code, result.stderr
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize(("extra", "code"), [((), 1), (("--allow-not-measured",), 0)])
+def test_a_side_that_ran_nowhere_fails_the_bench(
+    convbn: Any, small: Path, tmp_path: Path, extra: tuple[str, ...], code: int
+) -> None:
+    unknown = onnx.load(small)
+    unknown.graph.node[2].op_type = "Mystery"
+    onnx.save(unknown, tmp_path / "unknown.onnx")
+    short = ("--runtime", "onnxruntime-cpu", "--budget", "0.2", "--no-memory")
+    result = convbn("bench", small, "unknown.onnx", *short, *extra)
+    assert result.returncode == code, result.stderr
+    assert ("unknown.onnx of small was measured nowhere" in result.stderr) == bool(code)

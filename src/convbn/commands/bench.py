@@ -14,7 +14,7 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, report and judge; exit code 1 if outputs differ, a gate fails twice or nothing was measured."""
+    """Measure, report and judge; exit code 1 if outputs differ, a gate fails twice or a side ran nowhere."""
     asked = plan(options)
     console = console_of(options)
     result = measured(options, console).to_dict()
@@ -30,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
     deliver(result, outcomes, options, console)
     code = finish(result, outcomes)
     if not options.allow_not_measured:
-        require_measurements(result, options.input)
+        require_measurements(result, options.input, (options.runtime or "").split(","))
     return code

@@ -40,12 +40,9 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 def run(options: argparse.Namespace) -> int:
     """Fold IN unless told otherwise, compare, and only then write OUT."""
-    from convbn.export.files.atomic import check_target
-
     console = console_of(options)
     kind = output_kind(options.output, (".onnx", ".pt2", *_ENGINE_SUFFIXES))
     _check(options, kind)
-    check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
         source = open_source(options.input, load_options(options))
         unfused = _captured(source, options, kind)

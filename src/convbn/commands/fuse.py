@@ -31,11 +31,8 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Fold IN, compare it with what came in, and only then write OUT."""
-    from convbn.export.files.atomic import check_target
-
     console = console_of(options)
     refuse_unproven(options)
-    check_target(options.output, overwrite=options.force)
     with console.phase("reading"):
         source = open_source(
             options.input, load_options(options), light=True, hashed=options.json is not None

@@ -15,9 +15,6 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Read the folder and write the page."""
-    from convbn.export.files.atomic import check_target
-
-    check_target(options.output, overwrite=options.force)
     history = read_history(options.folder)
     write_text(options.output, trend.render(history), overwrite=options.force)
     console = Console(quiet=options.quiet)

@@ -7,10 +7,11 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
+from convbn.commands.steps.streams import writing_stdout
 from convbn.common.tables import columns
 from convbn.common.text import printable
 
@@ -39,7 +40,8 @@ class Console:
     def say(self, text: str = "") -> None:
         """One line or paragraph."""
         if not self.quiet:
-            self.out.write(text + "\n")
+            with writing_stdout() if self.out is sys.stdout else nullcontext():
+                self.out.write(text + "\n")
 
     def written(self, path: object) -> None:
         """A file has been written."""

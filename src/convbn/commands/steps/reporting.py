@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.bench.cases.variants import SELF_FUSED
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.shared import check_reports, write_json, write_text
+from convbn.commands.steps.shared import write_json, write_text
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class GatePlan:
 
 
 def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = None) -> GatePlan:
-    """Check options and files now, so that no measurement is lost to them later.
+    """Read gates and the baseline now, so that no measurement is lost to them later.
 
     Args:
         options: with those of :func:`convbn.commands.options.report.add_report_arguments`.
@@ -46,14 +46,11 @@ def plan(options: argparse.Namespace, environment: Mapping[str, Any] | None = No
         The gates and the baseline.
 
     Raises:
-        UsageError: a condition cannot be read, or two reports want stdout.
-        ConvBNError: a target exists, or the baseline cannot be used.
+        UsageError: a condition cannot be read.
+        ConvBNError: the baseline cannot be used.
     """
     from convbn.bench.gates.judge import gates_from
 
-    check_reports(options, "html", "junit", "github_benchmark", "bencher")
-    if options.step_summary == "-":
-        raise UsageError("only --json and --markdown can go to stdout", source="--step-summary -")
     if options.baseline_any_machine and options.baseline is None:
         raise UsageError("--baseline-any-machine says nothing without --baseline")
     gates = gates_from(
@@ -151,19 +148,31 @@ def _append_summary(path: Path, result: Mapping[str, Any], gates: Sequence[Mappi
         ) from error
 
 
-def require_measurements(result: Mapping[str, Any], source: str) -> None:
-    """A run that measured nothing has not done what it was for, whatever its report says.
+def require_measurements(result: Mapping[str, Any], source: str, runtimes: Sequence[str] = ()) -> None:
+    """A run that measured nothing of what it was asked for has not done what it was for.
+
+    Args:
+        result: by the published schema.
+        source: what errors name.
+        runtimes: those that were asked for by name.
 
     Raises:
-        CheckFailedError: no row of the result was measured.
+        CheckFailedError: nothing, a side of a model, or one of the runtimes was measured nowhere.
     """
-    rows = _rows(result)
-    if all(row["status"] != "measured" for row in rows):
-        raise CheckFailedError(
-            f"nothing was measured; {rows[0]['runtime']}: {rows[0]['reason']}",
-            source=source,
-            hint="--allow-not-measured takes that as an answer",
-        )
+    asked: dict[str, list[Mapping[str, Any]]] = {"nothing was measured": _rows(result)}
+    for case in result["cases"]:
+        for row in case["rows"]:
+            if row["side"] != SELF_FUSED:
+                asked.setdefault(f"{row['side']} of {case['name']} was measured nowhere", []).append(row)
+            if row["runtime"] in runtimes:
+                asked.setdefault(f"nothing was measured in {row['runtime']}", []).append(row)
+    for told, rows in asked.items():
+        if all(row["status"] != "measured" for row in rows):
+            raise CheckFailedError(
+                f"{told}; {rows[0]['runtime']}: {rows[0]['reason']}",
+                source=source,
+                hint="--allow-not-measured takes that as an answer",
+            )
 
 
 def _rows(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

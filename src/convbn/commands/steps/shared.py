@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
+from convbn.commands.steps.streams import writing_stdout
 from convbn.errors import CheckFailedError, UsageError
 from convbn.export.loading.source_model import LoadOptions, SourceModel
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from convbn.fuse.report import Report
 
 __all__ = [
-    "check_reports",
     "console_of",
     "fuse_options",
     "load_options",
@@ -163,30 +163,6 @@ def output_kind(path: str, kinds: tuple[str, ...]) -> str:
     return suffix
 
 
-def check_reports(options: argparse.Namespace, *names: str) -> None:
-    """Refuse targets of reports now, so that no work is lost to them later.
-
-    Args:
-        options: with ``json``, ``markdown`` and the further ``names``, which are files.
-        names: of other reports.
-
-    Raises:
-        UsageError: two reports want stdout, or one that cannot be written there does.
-        FileAccessError: a target exists, or cannot be written.
-    """
-    from convbn.export.files.atomic import check_target
-
-    if options.json == "-" and options.markdown == "-":
-        raise UsageError("--json - and --markdown - both want stdout")
-    for name in ("json", "markdown", *names):
-        target = getattr(options, name)
-        if target == "-" and name in names:
-            shown = f"--{name.replace('_', '-')} -"
-            raise UsageError("only --json and --markdown can go to stdout", source=shown)
-        if target not in (None, "-"):
-            check_target(target, overwrite=options.force)
-
-
 def write_json(path: str | None, value: Mapping[str, Any], *, overwrite: bool = True) -> None:
     """Write JSON to ``path``, to stdout for ``-``, nowhere for None."""
     if path is not None:
@@ -196,7 +172,9 @@ def write_json(path: str | None, value: Mapping[str, Any], *, overwrite: bool = 
 def write_text(path: str, text: str, *, overwrite: bool = True) -> None:
     """Write text to ``path``, to stdout for ``-``."""
     if path == "-":
-        sys.stdout.write(text)
+        with writing_stdout():
+            sys.stdout.write(text)
+            sys.stdout.flush()
         return
     from convbn.export.files.atomic import write_atomically
 
