@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from convbn.export.onnx_io.validate import iterate_tensors
 from convbn.export.precision.errors import QuantisationOrderError
+from convbn.export.precision.graphs import element_types
 from convbn.export.precision.precisions import PRECISIONS, Contents
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["carried_precision", "contents_of", "refuse_unfolded_quantisation"]
+__all__ = ["carried_precision", "contents_of", "precision_of", "refuse_unfolded_quantisation"]
 
 _QUANTISED = frozenset(
     {
@@ -23,6 +24,8 @@ _QUANTISED = frozenset(
         "ConvInteger",
     }
 )
+#: By TensorProto.DataType.
+_FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -39,12 +42,29 @@ def contents_of(model: onnx.ModelProto) -> Contents:
     return Contents(
         frozenset(helper.tensor_dtype_to_np_dtype(code).name for code in codes if code in known),
         any(node.op_type in _QUANTISED for node in model.graph.node),
+        _computed_in(model),
     )
 
 
+def _computed_in(model: onnx.ModelProto) -> frozenset[str]:
+    """See :attr:`Contents.computes`. Nodes whose type no inference finds do not count."""
+    types, layers, others = element_types(model), set[str](), set[str]()
+    for node in model.graph.node:
+        read = {_FLOATS[types[name]] for name in node.input if types.get(name) in _FLOATS}
+        if node.op_type in _LINEAR:
+            layers |= read
+        elif node.op_type != "Cast":
+            others |= read
+    return frozenset(layers or others)
+
+
 def carried_precision(model: onnx.ModelProto) -> str:
-    """``int8`` for a model that quantises, ``fp16`` or ``bf16`` for one with half floats, else ``fp32``."""
-    held = contents_of(model)
+    """``int8`` for a model that quantises, ``fp16`` or ``bf16`` for one that computes in nothing else, or ``fp32``."""
+    return precision_of(contents_of(model))
+
+
+def precision_of(held: Contents) -> str:
+    """See :func:`carried_precision`."""
     return next((row.name for row in PRECISIONS.values() if row.carried(held)), "fp32")
 
 

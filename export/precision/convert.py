@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convbn.export.precision.carried import carried_precision, refuse_unfolded_quantisation
+from convbn.export.precision.carried import contents_of, precision_of, refuse_unfolded_quantisation
 from convbn.export.precision.errors import PrecisionError
 from convbn.export.precision.options import PrecisionOptions
 from convbn.export.precision.precisions import precision_named
@@ -65,7 +65,8 @@ def convert(
     wanted = precision_named(precision)
     if wanted is not None and wanted.name == "int8":
         refuse_unfolded_quantisation(model)
-    carried = carried_precision(model)
+    held = contents_of(model)
+    carried = precision_of(held)
     record: dict[str, Any] = {"precision": precision, "carried": carried, "method": "none", "note": None}
     if wanted is None or precision == carried:
         if carried != "fp32":
@@ -75,6 +76,11 @@ def convert(
         raise PrecisionError(
             f"precision {precision} was asked for, but the model carries {carried}",
             hint="use precision as-is, or start from the float32 model",
+        )
+    beside = sorted(held.types & {"float16", "bfloat16"})
+    if beside:
+        record["note"] = (
+            f"the model held {' and '.join(beside)} beside {' and '.join(sorted(held.computes))}, which it computed in"
         )
     result, facts = wanted.convert(model, calibration, options or PrecisionOptions())
     return Converted(result, record | facts, True)

@@ -27,6 +27,9 @@ __all__ = [
 FLOAT = 1
 """TensorProto.FLOAT."""
 
+#: float16, float64 and bfloat16.
+_STORED = (10, 11, 16)
+
 # Shape inference reads the values of small tensors; larger ones are weights.
 _SMALL = 1024
 
@@ -65,6 +68,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.initializer.append(tensor)
     del graph.node[:]
     graph.node.extend(nodes)
+    _widen_stored(graph)
     # An initializer says itself what it is; an annotation beside it can only contradict.
     stored = {tensor.name for tensor in graph.initializer}
     annotations = [value for value in graph.value_info if value.name not in stored]
@@ -76,6 +80,28 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.output[0]}")
         seen.add(node.name)
     return result
+
+
+def _widen_stored(graph: onnx.GraphProto) -> None:
+    """Weights that are stored in another float type and cast before they are used, as the float32 they become."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    given = {value.name for value in graph.input}
+    outputs = {value.name for value in graph.output}
+    stored = {t.name: t for t in graph.initializer if t.data_type in _STORED and t.name not in given}
+    casts = [
+        node
+        for node in graph.node
+        if node.op_type == "Cast"
+        and node.input[0] in stored
+        and node.output[0] not in outputs
+        and any(a.name == "to" and a.i == FLOAT for a in node.attribute)
+    ]
+    for node in casts:
+        array = numpy_helper.to_array(stored[node.input[0]]).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        graph.node.remove(node)
 
 
 def refuse_unknown_nodes(model: onnx.ModelProto, wanted: Iterable[str]) -> None:

@@ -35,10 +35,13 @@ class Contents:
     Attributes:
         types: NumPy's names of the number types among its inputs, outputs, weights and casts.
         quantised: whether it quantises.
+        computes: names of the number types that its convolutions and matrix products run in, or where it has none,
+            its other operators; a Cast, an input or a stored weight in another type is none of them.
     """
 
     types: frozenset[str]
     quantised: bool
+    computes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ PRECISIONS: dict[str, Precision] = {
         Precision(
             "fp16",
             _half("float16"),
-            lambda held: "float16" in held.types and not held.quantised,
+            lambda held: held.computes == {"float16"} and not held.quantised,
             dtype="float16",
             calibration="random",
             options=_OF_HALF,
@@ -111,7 +114,7 @@ PRECISIONS: dict[str, Precision] = {
         Precision(
             "bf16",
             _half("bfloat16"),
-            lambda held: "bfloat16" in held.types and not held.quantised,
+            lambda held: held.computes == {"bfloat16"} and not held.quantised,
             dtype="bfloat16",
             calibration="optional",
             options=_OF_HALF,

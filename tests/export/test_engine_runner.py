@@ -119,7 +119,7 @@ def test_classic_tensorrt_replays_a_graph(engine, monkeypatch):
     ("inputs", "told"),
     [
         ({}, "input 'x' is missing"),
-        ({"x": ramp(1), "q": ramp(1)}, "the model has no input 'q'; there are x"),
+        ({"x": ramp(1), "q": ramp(1)}, "there is no input 'q'; there are x"),
         ({"x": ramp(1).astype(np.float64)}, "input 'x' is float64, the engine takes float32"),
         ({"x": [[1.0, 2.0]]}, "input 'x' is a list, not a NumPy array or a CUDA tensor"),
         ({"x": ramp(5)}, "input 'x' is 5x2, and profile 0 takes 1x2 to 4x2"),

@@ -12,8 +12,10 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random, relat
 
 from convbn.bench.equivalence.half_emulation import rounded_graph
 from convbn.errors import UsageError
+from convbn.export.precision.carried import carried_precision
 from convbn.export.precision.convert import Converted, convert
 from convbn.export.precision.errors import PrecisionError
+from convbn.export.precision.graphs import element_types
 from convbn.export.precision.int8.calibration import calibration_from
 from convbn.export.precision.int8.samples import Calibration
 from convbn.export.precision.options import PrecisionOptions
@@ -413,3 +415,52 @@ def test_an_epsilon_that_float16_turns_to_0(kind: str) -> None:
         rounded = rounded_graph(looked_at.model)
         assert rounded is not None
         assert relative_error(run(rounded, X)[0], run(built, X)[0]) < 0.02
+
+
+def mixed(kind: str) -> onnx.ModelProto:
+    built = network(opset=22)
+    graph = built.graph
+    half = TensorProto.FLOAT16
+    if kind == "input":
+        graph.input[0].type.tensor_type.elem_type = half
+        graph.node[0].input[0] = "wide"
+        graph.node.insert(0, helper.make_node("Cast", ["x"], ["wide"], name="cast", to=1))
+    elif kind == "stored":
+        for tensor in list(graph.initializer):
+            name = tensor.name
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.half")
+            )
+            graph.node.insert(
+                0, helper.make_node("Cast", [f"{name}.half"], [name], name=f"cast {name}", to=1)
+            )
+    else:
+        graph.node[1].input[0] = "back"
+        there = helper.make_node("Cast", ["c"], ["there"], name="there", to=half)
+        for node in (helper.make_node("Cast", ["there"], ["back"], name="back", to=1), there):
+            graph.node.insert(1, node)
+    return built
+
+
+@pytest.mark.parametrize("kind", ["input", "stored", "cast"])
+def test_a_float32_network_with_float16_in_it_is_converted(kind: str) -> None:
+    """Precision is what the arithmetic runs in."""
+    built = mixed(kind)
+    assert carried_precision(built) == "fp32"
+    assert convert(built, "fp32").model is built
+    for precision, low in (("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)):
+        result = checked(built, precision)
+        assert result.record["carried"] == "fp32"
+        assert "the model held float16 beside float32" in result.record["note"]
+        kinds = element_types(result.model)
+        read = [
+            kinds[name] for n in result.model.graph.node if n.op_type in ("Conv", "Gemm") for name in n.input
+        ]
+        assert set(read) == {low}
+        assert convert(result.model, precision).model is result.model
+
+
+def test_a_network_that_is_float16_in_part_is_converted() -> None:
+    part = convert(network(), "fp16", options=PrecisionOptions(keep_fp32=("gemm",))).model
+    assert carried_precision(part) == "fp32"
+    assert carried_precision(checked(part).model) == "fp16"

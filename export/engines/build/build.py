@@ -21,7 +21,7 @@ from convbn.export.engines.build.profiles import check_profiles, contradicting_n
 from convbn.export.engines.build.source import read_source
 from convbn.export.engines.errors import PrecisionError
 from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
-from convbn.export.precision.carried import carried_precision, contents_of, refuse_unfolded_quantisation
+from convbn.export.precision.carried import contents_of, precision_of, refuse_unfolded_quantisation
 from convbn.export.precision.precisions import AS_IS, precision_named
 from convbn.export.shapes import Profile
 
@@ -113,7 +113,8 @@ def build_engine(
     source = read_source(model)
     if precision == "int8":
         refuse_unfolded_quantisation(source.model)
-    held, carried = contents_of(source.model), carried_precision(source.model)
+    held = contents_of(source.model)
+    carried = precision_of(held)
     converted = conversion is not None and conversion.get("precision") == precision
     if precision not in (AS_IS, carried) and not converted:
         if precision == "fp32":
