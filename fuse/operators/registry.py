@@ -17,8 +17,10 @@ from convbn.fuse.operators import (
     concat,
     conv,
     conv_transpose,
+    depth_to_space,
     dequantize,
     elementwise,
+    gather,
     linear,
     mean,
     normalization,
@@ -83,6 +85,8 @@ _FILES = (
         elementwise,
     ),
     *(concat, split, slice, pool, pad, activation, transpose, reshape, mean, channelwise_identity),
+    gather,
+    depth_to_space,
     shape_only,
 )
 _OPERATORS: list[Operator] = [file.OPERATOR for file in _FILES]

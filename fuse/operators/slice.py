@@ -11,8 +11,8 @@ from typing import cast
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, onto_data, wrong_channels
-from convbn.fuse.operators.split import into_part
+from convbn.fuse.operators.rule import Moves, Rule, onto_data
+from convbn.fuse.operators.split import into_part, picked, unknown_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Op
@@ -22,64 +22,82 @@ __all__ = ["OPERATOR", "Slice"]
 
 @dataclass(frozen=True, slots=True)
 class Slice(Op):
-    """The indices ``start`` to ``stop`` (without it) of ``axis``, one after another; all of the other axes."""
+    """Of each axis in ``cuts`` some positions, in any order; None where it is not known which. All of the others."""
 
-    axis: int
-    start: int
-    stop: int
+    cuts: tuple[tuple[int, range | None], ...]
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``s·x[a:b] + t`` is a slice of what is that from a to b and x elsewhere."""
-    op = cast(Slice, node.op)
-    if op.axis != axis:
+    cuts = dict(cast(Slice, node.op).cuts)
+    if axis not in cuts:
         return onto_data(moves, node, affine, axis)
-    return into_part(moves, node, affine, axis, op.start, op.stop - op.start)
+    positions = cuts[axis]
+    return unknown_channels(node) if positions is None else into_part(moves, node, affine, axis, positions)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
     """``(s·x + t)[a:b]`` is ``s[a:b]·x[a:b] + t[a:b]``."""
-    op = cast(Slice, node.op)
+    cuts = dict(cast(Slice, node.op).cuts)
     if slot != 0:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} reads the map as a position")
-    if op.axis != axis:
+    if axis not in cuts:
         return moves.consume(node.outputs[0], affine, axis)
-    if op.stop > affine.channels:
-        return wrong_channels(node, op.stop, affine.channels, "input")
-    piece = Affine(affine.scale[op.start : op.stop], affine.shift[op.start : op.stop])
-    return moves.consume(node.outputs[0], piece, axis)
+    positions = cuts[axis]
+    return unknown_channels(node) if positions is None else picked(moves, node, affine, axis, positions)
+
+
+def _cut(size: int | None, start: int | None, stop: int | None, step: int | None) -> range | None:
+    return None if size is None or not step else range(*slice(start, stop, step).indices(size))
 
 
 def from_onnx(call: OnnxCall) -> Op | None:
-    """One axis of known size, in steps of 1."""
-    starts, stops = call.integers(1, "starts"), call.integers(2, "ends")
-    axes, data = call.integers(3, "axes"), call.input(DATA)
-    if call.input(4) is not None and call.integers(4, "steps") != [1]:
+    """Any axes that are known, from anywhere to anywhere."""
+    data, axes, starts = call.input(DATA), call.integers(3, "axes"), call.input(1)
+    if axes is None:
+        given = None if starts is None or starts.shape is None else starts.shape[0]
+        count = len(call.attributes["starts"]) if "starts" in call.attributes else given
+        axes = None if count is None or call.input(3) is not None else list(range(count))
+    if axes is None or data is None or not data.shape or not axes:
         return None
-    if starts is None or stops is None or data is None or not data.shape:
+    axes = [axis % len(data.shape) for axis in axes]
+    bounds = [
+        call.integers(1, "starts"),
+        call.integers(2, "ends"),
+        call.integers(4, "steps") if call.input(4) is not None else [1] * len(axes),
+    ]
+    known = [numbers for numbers in bounds if numbers is not None]
+    if len(set(axes)) < len(axes) or any(len(numbers) != len(axes) for numbers in known):
         return None
-    if len(starts) != 1 or len(stops) != 1 or (axes is None and call.input(3) is not None):
-        return None
-    axis = (axes or [0])[0] % len(data.shape)
-    size = data.shape[axis]
-    return None if size is None else Slice(axis, *slice(starts[0], stops[0]).indices(size)[:2])
+    if len(known) < len(bounds):
+        return Slice(tuple((axis, None) for axis in axes))
+    sizes = [data.shape[axis] for axis in axes]
+    return Slice(tuple(zip(axes, map(_cut, sizes, *known), strict=True)))
 
 
 def from_aten(call: AtenCall) -> Mapped | None:
-    """Along one axis of known size, in steps of 1."""
+    """Along one axis."""
     given, shape = call.given, call.shape()
     axis = call.axis("dim", call.rank(), 0)
-    size = None if shape is None or axis is None else shape[axis]
-    # What cannot be told from a batch or a side of an image is that it is no channel axis.
-    if axis is None or size is None or given.get("step", 1) != 1:
+    if axis is None:
         return None
-    start, stop, length = given.get("start"), given.get("end"), given.get("length")
-    if not all(bound is None or type(bound) is int for bound in (start, stop, length)):
-        return None
-    if start is not None and length is not None:
+    size = None if shape is None else shape[axis]
+    start, stop, length, step = (given.get(name) for name in ("start", "end", "length", "step"))
+    if not all(bound is None or type(bound) is int for bound in (start, stop, length, step)):
+        return call.unary(Slice(((axis, None),)))
+    if size is not None and start is not None and length is not None:
         start = start + size if start < 0 else start
         stop = start + length
-    return call.unary(Slice(axis, *slice(start, stop).indices(size)[:2]))
+    return call.unary(Slice(((axis, _cut(size, start, stop, 1 if step is None else step)),)))
+
+
+def flip_from_aten(call: AtenCall) -> Mapped | None:
+    """Axes from the last position to the first."""
+    shape, axes = call.shape(), call.given.get("dims")
+    if not shape or not isinstance(axes, list | tuple) or not all(type(axis) is int for axis in axes):
+        return None
+    places = sorted({axis % len(shape) for axis in axes})
+    return call.unary(Slice(tuple((axis, _cut(shape[axis], None, None, -1)) for axis in places)))
 
 
 def narrowed_shape(call: AtenCall) -> Shape | None:
@@ -103,5 +121,6 @@ OPERATOR = Operator(
             shape=narrowed_shape,
             fresh=False,
         ),
+        Aten(("flip",), flip_from_aten, ("self", "*dims"), shape=AtenCall.shape, keeps_rank=True),
     ),
 )

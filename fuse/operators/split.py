@@ -6,6 +6,7 @@ pieces as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,7 +20,7 @@ from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Op
 
-__all__ = ["OPERATOR", "Split", "into_part", "unknown_channels"]
+__all__ = ["OPERATOR", "Split", "into_part", "picked", "unknown_channels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if len(known) < len(sizes) or sum(known) != size_along(node.input(0), axis):
         return unknown_channels(node)
     piece = [value is output for value in node.outputs].index(True)
-    return into_part(moves, node, affine, axis, sum(known[:piece]), known[piece])
+    start = sum(known[:piece])
+    return into_part(moves, node, affine, axis, range(start, start + known[piece]))
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -61,18 +63,32 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     return None
 
 
-def into_part(moves: Moves, node: Node, affine: Affine, axis: int, start: int, size: int) -> Refusal | None:
-    """The map on the ``size`` channels from ``start`` on, and nothing on the others."""
-    if size != affine.channels:
-        return wrong_channels(node, size, affine.channels)
+def into_part(
+    moves: Moves, node: Node, affine: Affine, axis: int, positions: Sequence[int]
+) -> Refusal | None:
+    """The map on these channels of the data, and nothing on the others; a channel that comes twice must agree."""
+    if len(positions) != affine.channels:
+        return wrong_channels(node, len(positions), affine.channels)
     data = node.input(0)
     channels = size_along(data, axis)
-    if data is None or channels is None or start + size > channels:
+    if data is None or channels is None or not all(-channels <= place < channels for place in positions):
         return unknown_channels(node)
-    scale, shift = np.ones(channels), np.zeros(channels)
-    scale[start : start + size] = affine.scale
-    shift[start : start + size] = affine.shift
-    return moves.produce(data, Affine(scale, shift), axis, reader=node)
+    whole, places = Affine(np.ones(channels), np.zeros(channels)), np.asarray(positions, np.intp)
+    whole.scale[places], whole.shift[places] = affine.scale, affine.shift
+    if (whole.scale[places] != affine.scale).any() or (whole.shift[places] != affine.shift).any():
+        return Refusal(
+            Reason.AXIS_NOT_PROVEN, f"{node.label} reads a channel twice, and the BatchNorm differs there"
+        )
+    return moves.produce(data, whole, axis, reader=node)
+
+
+def picked(moves: Moves, node: Node, affine: Affine, axis: int, positions: Sequence[int]) -> Refusal | None:
+    """Each of these channels of the data with its own part of the map."""
+    beyond = max((place + 1 if place >= 0 else -place for place in positions), default=0)
+    if beyond > affine.channels:
+        return wrong_channels(node, beyond, affine.channels, "input")
+    places = np.asarray(positions, np.intp)
+    return moves.consume(node.outputs[0], Affine(affine.scale[places], affine.shift[places]), axis)
 
 
 def unknown_channels(node: Node) -> Refusal:

@@ -46,11 +46,6 @@ def between(
 
 ZERO, TWO, ONE = np.int64([0]), np.int64([2]), np.int64([1])
 LEFT = {
-    "a slice in steps": (
-        [node("Slice", ["c", "from", "to", "axis", "step"], ["b"])],
-        {"from": ZERO, "to": np.int64([6]), "axis": ONE, "step": TWO},
-        3,
-    ),
     "a slice along a computed axis": (
         [
             node("Size", ["c"], ["n"]),
@@ -59,11 +54,6 @@ LEFT = {
             node("Slice", ["c", "from", "to", "axis"], ["b"]),
         ],
         {"from": ZERO, "to": np.int64([3]), "one": ONE},
-        3,
-    ),
-    "a slice of two axes": (
-        [node("Slice", ["c", "from", "to", "axes"], ["b"])],
-        {"from": np.int64([0, 0]), "to": np.int64([3, 3]), "axes": np.int64([1, 2])},
         3,
     ),
     "a pad along computed axes": (
@@ -87,6 +77,60 @@ LEFT = {
         6,
     ),
 }
+
+
+PASSED = {
+    "a slice in steps": (
+        [node("Slice", ["c", "from", "to", "axis", "step"], ["b"])],
+        {"from": ZERO, "to": np.int64([6]), "axis": ONE, "step": TWO},
+        3,
+    ),
+    "a slice of two axes": (
+        [node("Slice", ["c", "from", "to", "axes"], ["b"])],
+        {"from": np.int64([0, 0]), "to": np.int64([3, 3]), "axes": np.int64([1, 2])},
+        3,
+    ),
+    "a slice to a computed end": (
+        [
+            node("Size", ["c"], ["n"]),
+            node("Reshape", ["n", "one"], ["end"]),
+            node("Slice", ["c", "two", "end", "axis"], ["b"]),
+        ],
+        {"one": ONE, "two": TWO, "axis": np.int64([3])},
+        6,
+    ),
+    "a slice of channels, backwards": (
+        [node("Slice", ["c", "from", "to", "axis", "step"], ["b"])],
+        {"from": np.int64([-1]), "to": np.int64([-99]), "axis": ONE, "step": np.int64([-1])},
+        6,
+    ),
+    "a row": ([node("Gather", ["c", "at"], ["b"], axis=2)], {"at": np.int64(-1)}, 6),
+    "rows of rows": ([node("Gather", ["c", "at"], ["b"], axis=3)], {"at": np.int64([[0, 2], [5, 5]])}, 6),
+    "rows that are computed": (
+        [
+            node("Size", ["c"], ["n"]),
+            node("Sub", ["n", "n"], ["zero"]),
+            node("Gather", ["c", "zero"], ["b"], axis=2),
+        ],
+        {},
+        6,
+    ),
+    "channels in another order": (
+        [node("Gather", ["c", "at"], ["b"], axis=1)],
+        {"at": np.int64([4, 0, -3, 1])},
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+@pytest.mark.parametrize("case", PASSED)
+def test_what_can_be_passed(case: str, opset: int) -> None:
+    chain, stored, channels = PASSED[case]
+    built = between(chain, stored, channels=channels, opset=opset)
+    result = fold(built)
+    assert result.report.batchnorm.after == 0
+    assert relative_error(run(built, FEEDS), run(result.model, FEEDS)) < 1e-5
 
 
 @pytest.mark.parametrize("case", LEFT)

@@ -50,6 +50,8 @@ class Case:
 BN = batchnorm("c", "y")
 BENT = [node("Tanh", "x", "t"), batchnorm("t", "n")]
 """A BatchNorm that can only go forward."""
+COUNTED = [node("Size", "a", "k"), node("Unsqueeze", "k o", "e")]
+"""A number that is not known before the model runs, as far as anybody here knows."""
 ASIDE = node("Tanh", "c", "z")
 YZ = ("y", "z")
 CONV = node("Conv", "x w", "a", pads=[1] * 4)
@@ -244,27 +246,65 @@ CASES: dict[str, dict[str, Case]] = {
             channels=3,
             stored={**W, "b": np.int64([0]), "e": np.int64([3]), "i": np.int64([1])},
         ),
-        "forward: every second channel": Case(
-            [*BENT, node("Slice", "n b e i s", "p"), node("Conv", "p v", "y")],
-            "producer-not-foldable",
-            stored={
-                "b": np.int64([0]),
-                "e": np.int64([6]),
-                "i": np.int64([1]),
-                "s": np.int64([2]),
-                "v": random(6, 3, 1, 1),
-            },
+        "backward: how many channels is computed": Case(
+            [CONV, *COUNTED, node("Slice", "a b e i", "c"), BN],
+            "axis-not-proven",
+            "how many channels Slice 'Slice_c' reads and gives is not known",
+            stored={**W, "o": np.int64([0]), "b": np.int64([0]), "i": np.int64([1])},
         ),
-        "forward: backwards": Case(
-            [*BENT, node("Slice", "n b e i s", "p"), node("Conv", "p v", "y")],
+        "forward: how many channels is computed": Case(
+            [
+                *BENT,
+                node("Identity", "t", "a"),
+                *COUNTED,
+                node("Slice", "n b e i", "p"),
+                node("Conv", "p v", "y"),
+            ],
+            "several-readers",
+            "how many channels Slice 'Slice_p' reads and gives is not known",
+            stored={"o": np.int64([0]), "b": np.int64([0]), "i": np.int64([1]), "v": random(6, 6, 1, 1)},
+        ),
+    },
+    "gather": {
+        "backward: a channel comes twice": Case(
+            [CONV, node("Gather", "a i", "c", axis=1), BN],
+            "axis-not-proven",
+            "Gather 'Gather_c' reads a channel twice",
+            stored={**W, "i": np.int64([0, 1, 2, 3, 4, 4])},
+        ),
+        "backward: which channels is computed": Case(
+            [CONV, *COUNTED, node("Sub", "e e", "i"), node("Gather", "a i", "c", axis=1), BN],
+            "axis-not-proven",
+            channels=1,
+            stored={**W, "o": np.int64([0])},
+        ),
+        "forward: a piece is bent": Case(
+            [*BENT, node("Gather", "n i", "p", axis=2), node("Tanh", "p", "y")],
             "producer-not-foldable",
-            stored={
-                "b": np.int64([-1]),
-                "e": np.int64([-7]),
-                "i": np.int64([1]),
-                "s": np.int64([-1]),
-                "v": random(6, 6, 1, 1),
-            },
+            stored={"i": np.int64([0])},
+        ),
+    },
+    "depth-to-space": {
+        "backward: the channels of a block do not agree": Case(
+            [CONV, node("SpaceToDepth", "a", "c", blocksize=2), BN],
+            "axis-not-proven",
+            channels=24,
+            stored=W,
+        ),
+        "backward: what it regroups is an output": Case(
+            [
+                CONV,
+                node("SpaceToDepth", "a", "d", blocksize=2),
+                node("DepthToSpace", "d", "c", blocksize=2),
+                BN,
+            ],
+            "observed-elsewhere",
+            outputs=("y", "d"),
+            stored=W,
+        ),
+        "forward: the image is bent": Case(
+            [*BENT, node("SpaceToDepth", "n", "p", blocksize=2), node("Tanh", "p", "y")],
+            "producer-not-foldable",
         ),
     },
     "pool": {

@@ -72,7 +72,7 @@ def test_what_this_attempt_set_already_is_the_constant() -> None:
 
 
 def test_data_to_ask() -> None:
-    at, found, moves = node(Slice(1, 0, 2), (2, 6), output=(2, 2)), affine(6), Moves()
+    at, found, moves = node(Slice(((1, range(2)),)), (2, 6), output=(2, 2)), affine(6), Moves()
     assert onto_data(moves, at, found, 1) is None
     assert moves.produced == [(at.inputs[0], found, 1)]
 

@@ -15,13 +15,16 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.channelwise_identity import ChannelwiseIdentity
 from convbn.fuse.operators.concat import Concat
+from convbn.fuse.operators.depth_to_space import DepthToSpace
 from convbn.fuse.operators.dequantize import Dequantize
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
+from convbn.fuse.operators.gather import Gather
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.reshape import Reshape
 from convbn.fuse.operators.rule import Axes, Pending, constant_at
+from convbn.fuse.operators.slice import Slice
 from convbn.fuse.operators.transpose import Transpose
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
@@ -132,6 +135,24 @@ def mapped(found: Affine, data: np.ndarray, axes: Axes) -> np.ndarray:
     return cast("np.ndarray", scale * data + shift)
 
 
+def blocks(x: np.ndarray, op: DepthToSpace) -> np.ndarray:
+    """As ONNX's text defines the modes; a channel-major SpaceToDepth is PyTorch's ``pixel_unshuffle``."""
+    n, c, height, width = x.shape
+    r = op.block
+    if op.to_space:
+        few = c // r**2
+        parts = (
+            x.reshape(n, few, r, r, height, width)
+            if op.channel_major
+            else x.reshape(n, r, r, few, height, width)
+        )
+        order = (0, 1, 4, 2, 5, 3) if op.channel_major else (0, 3, 4, 1, 5, 2)
+        return parts.transpose(order).reshape(n, few, height * r, width * r)
+    parts = x.reshape(n, c, height // r, r, width // r, r)
+    order = (0, 1, 3, 5, 2, 4) if op.channel_major else (0, 3, 5, 1, 2, 4)
+    return parts.transpose(order).reshape(n, c * r**2, height // r, width // r)
+
+
 def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
     """What the node gives, in float64."""
     op, (x, *rest) = at.op, operands
@@ -145,6 +166,14 @@ def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
         return cast("np.ndarray", x.mean(op.axes, keepdims=op.keepdims))
     if isinstance(op, Reshape):
         return cast("np.ndarray", x.reshape(at.outputs[0].shape))
+    if isinstance(op, Slice):
+        for axis, positions in op.cuts:
+            x = x.take(positions, axis)
+        return cast("np.ndarray", x)
+    if isinstance(op, Gather):
+        return cast("np.ndarray", x.take(np.asarray(rest[0], np.intp), op.axis))
+    if isinstance(op, DepthToSpace):
+        return blocks(x, op)
     if isinstance(op, Dequantize):
         zero = rest[1] if len(rest) > 1 else np.zeros(1)
         along = 0 if op.axis is None else op.axis

@@ -150,7 +150,7 @@ def test_what_such_a_layer_gives_is_not_split(claimed, randomised, fold, differe
 
     model = randomised(Sliced())
     outcome = fold(model)
-    assert outcome.kept == {"norm": Reason.PRODUCER_NOT_LINEAR}
+    assert outcome.kept == {"norm": Reason.AXIS_NOT_PROVEN}
     assert "narrow" in outcome.details["norm"]
     assert difference(model, outcome.model, X) == 0
 

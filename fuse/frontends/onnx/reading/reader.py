@@ -242,7 +242,7 @@ class _Reader:
         """Shapes that the model does not state, where there is a map that they may matter to."""
         for value in outputs:
             if (value.shape is None or None in value.shape) and self._has_maps:
-                _shaped(value, self._shapes.get(value.name) or value.dimensions or None)
+                _shaped(value, self._shapes.get(value.name))
             if value.shape is None and call.operator in ("Gemm", "MatMul"):
                 value.shape = _linear_shape(call)
 
