@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from convbn.common.garbage import seldom_collected
+from convbn.common.text import did_you_mean
 from convbn.errors import UsageError
 from convbn.fuse.algebra.rounding import unit_roundoff
 from convbn.fuse.frontends.frontend import Frontend, Request
@@ -140,4 +141,7 @@ def _check_rules(options: FuseOptions) -> None:
     known = known_names()
     for name in (*options.only, *options.skip):
         if name not in known:
-            raise UsageError(f"there is no rule '{name}'", hint=f"the rules are {', '.join(sorted(known))}")
+            raise UsageError(
+                f"there is no rule '{name}'",
+                hint=did_you_mean(name, known) or f"the rules are {', '.join(sorted(known))}",
+            )

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_OPPOSITES = {">": "≤", ">=": "<", "<": "≥", "<=": ">", "==": "≠", "!=": "="}
 _TOKEN = re.compile(
     r"\s*(?:(?P<operator>[<>]=?|[=!]=)|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
     r"|(?P<name>[^\W\d][\w.]*)|(?P<bracket>[()]))"
@@ -41,11 +43,17 @@ _HINT = "write it as in --fail-if 'ratio > 1.02 or latency.p99 > 12 ms'"
 
 @dataclass(frozen=True)
 class Atom:
-    """One comparison: a field, an operator, a value in the field's base unit."""
+    """One comparison: a field, an operator, a value in the field's base unit, and as the user wrote it."""
 
     name: str
     operator: str
     value: float | str
+    written: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def opposite(self) -> str:
+        """In words, what holds where this does not."""
+        return f"{self.name} {_OPPOSITES[self.operator]} {self.written or self.value}"
 
     @property
     def field(self) -> Field:
@@ -68,6 +76,13 @@ class Junction:
 
     word: str
     parts: tuple[Condition, ...]
+
+    @property
+    def opposite(self) -> str:
+        """In words, what holds where this does not."""
+        word = "and" if self.word == "or" else "or"
+        told = (f"({p.opposite})" if isinstance(p, Junction) else p.opposite for p in self.parts)
+        return f" {word} ".join(told)
 
     def judge(self, subject: Judged) -> bool | None:
         """Whether it holds; None if that depends on something that was not measured."""
@@ -159,7 +174,9 @@ class _Reader:
         if name not in FIELDS:
             raise _wrong(self.text, f"there is no field {name!r}", hint=f"fields: {', '.join(FIELDS)}")
         sign = self.take("operator", "an operator")
-        return Atom(name, sign, self.value(FIELDS[name], sign))
+        start = self.place
+        value = self.value(FIELDS[name], sign)
+        return Atom(name, sign, value, " ".join(text for _, text in self.tokens[start : self.place]))
 
     def value(self, field: Field, sign: str) -> float | str:
         if field.unit == "word":

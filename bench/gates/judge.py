@@ -173,7 +173,7 @@ def _is_new(subject: Judged, values: Mapping[str, object]) -> bool:
 
 def _outcome(gate: Gate, key: tuple[str, str, str], holds: bool | None, told: str) -> GateOutcome:
     status: Status = "failed" if holds else "passed"
-    verb = "fails" if holds else "passes"
+    verb = "does not hold" if holds else "holds"
     if holds is None:
         status, verb = ("skipped", "skipped") if gate.allow_missing else ("not judged", "cannot be judged")
     where = " ".join(
@@ -182,7 +182,7 @@ def _outcome(gate: Gate, key: tuple[str, str, str], holds: bool | None, told: st
         if part
     )
     start = f"{where}: " if where else ""
-    sentence = f"{start}'{clean(gate.text, 200)}' {verb}: {told}"
+    sentence = f"{start}must hold: {clean(gate.condition.opposite, 200)} → {verb}: {told}"
     return GateOutcome(gate.text, status, *key, sentence, gate.timed)
 
 

@@ -56,7 +56,7 @@ def sentence(found: Comparison) -> str:
         return f"{base} takes {median} (median); there was nothing to compare it with."
     if not measured(row):
         return f"{name} was not measured: {clean(row['reason'], 400)}."
-    return _told(row["ratio"], row["verdict"], name, base)
+    return _told(row["ratio"], row["verdict"], name, base, found.control["noise_floor"])
 
 
 def summary_sentence(summary: Summary) -> str:
@@ -67,16 +67,37 @@ def summary_sentence(summary: Summary) -> str:
             return f"There was nothing to compare {base} with."
         what = "Nothing" if summary.side == summary.base else name
         return f"{what} was {'' if what == 'Nothing' else 'not '}measured: {clean(summary.reason, 400)}."
-    told = _told(summary.overall, summary.verdict, name, base, mean="the geometric mean over models")
+    told = _told(
+        summary.overall,
+        summary.verdict,
+        name,
+        base,
+        summary.noise_floor,
+        mean="the geometric mean over models",
+    )
     return f"{told} {summary.counts}."
 
 
-def _told(ratio: Mapping[str, Any], verdict: str, name: str, base: str, *, mean: str | None = None) -> str:
+def _told(
+    ratio: Mapping[str, Any],
+    verdict: str,
+    name: str,
+    base: str,
+    noise: float | None,
+    *,
+    mean: str | None = None,
+) -> str:
     what = f"{mean}, " if mean else ""
     if verdict == "no difference detected":
+        why = ""
+        if noise is not None and not ratio["low"] <= 1.0 <= ratio["high"]:
+            why = (
+                f", which leaves 1 out, but the baseline measured against itself is off by as much: "
+                f"the noise is {noise * 100:.1f} %"
+            )
         return (
             f"No difference detected between {name} and {base}: time ratio {ratio['median']:.3f}, "
-            f"{what}{percent(ratio['confidence'])} interval {ratio['low']:.3f} to {ratio['high']:.3f}."
+            f"{what}{percent(ratio['confidence'])} interval {ratio['low']:.3f} to {ratio['high']:.3f}{why}."
         )
     gain = [abs(1.0 - value) * 100 for value in (ratio["median"], ratio["low"], ratio["high"])]
     less = "less" if verdict == "faster" else "more"
@@ -206,11 +227,13 @@ def _listed(items: Sequence[str] | Iterator[str]) -> str:
 
 
 def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every gate that did not simply pass, in a sentence, and how many passed."""
+    """Every gate that did not simply pass, in a sentence, and how many failed and held."""
     told = [
         f"gate {clean(gate['status'], 20)}: {clean(gate['sentence'], 600)}"
         for gate in gates
         if gate["status"] != "passed" or "second run" in gate["sentence"]
     ]
-    passed = sum(gate["status"] == "passed" for gate in gates)
-    return [*told, f"{plural(passed, 'gate')} passed"] if gates else told
+    counted = Counter(gate["status"] for gate in gates)
+    words = {"failed": "failed", "not judged": "not judged", "skipped": "skipped", "passed": "held"}
+    counts = ", ".join(f"{counted[status]} {word}" for status, word in words.items() if counted[status])
+    return [*told, f"gates: {counts}"] if gates else told

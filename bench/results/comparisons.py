@@ -47,6 +47,7 @@ class Summary:
         verdict: of ``overall``, by the rule for single rows and the middle one of the noise floors.
         note: what to expect of the runtime.
         reason: why it was not measured where it was not, the first one found.
+        noise_floor: the middle one.
     """
 
     runtime: str
@@ -60,6 +61,7 @@ class Summary:
     verdict: str | None
     note: str | None
     reason: str | None
+    noise_floor: float | None = None
 
     @property
     def measured(self) -> int:
@@ -135,6 +137,7 @@ def _summary(key: tuple[str, str], group: Sequence[Comparison]) -> Summary:
         verdict=None if overall is None else Ratio(**overall).verdict(floors[len(floors) // 2]),
         note=group[0].control["note"],
         reason=missing[0].row["reason"] if missing else None,
+        noise_floor=floors[len(floors) // 2] if floors else None,
     )
 
 

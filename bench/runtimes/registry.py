@@ -10,6 +10,7 @@ from typing import Literal
 
 from convbn.bench.runtimes import engines, onnxruntime_session, openvino_session, torch_session
 from convbn.bench.runtimes.base import Form, Levels, Runtime, Session, SessionOptions, Variant
+from convbn.common.text import did_you_mean
 from convbn.errors import UsageError
 
 __all__ = [
@@ -159,7 +160,10 @@ def _split(name: str) -> tuple[Runtime, Levels]:
     base, _, text = name.partition("@")
     runtime = RUNTIMES.get(base)
     if runtime is None:
-        raise UsageError(f"there is no runtime {base!r}", hint=f"there are: {', '.join(RUNTIMES)}")
+        raise UsageError(
+            f"there is no runtime {base!r}",
+            hint=did_you_mean(base, RUNTIMES) or f"there are: {', '.join(RUNTIMES)}",
+        )
     levels = tuple(text.split("+")) if "@" in name else ()
     for group in runtime.levels:
         if sum(level in group for level in levels) > 1:

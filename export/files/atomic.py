@@ -14,10 +14,12 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
+from convbn.common.text import did_you_mean
 from convbn.errors import FileAccessError
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
 
 Content: TypeAlias = bytes | memoryview | Callable[[BinaryIO], object]
 
+#: Files of a folder that are held against a name that is none of them.
+_LOOKED_AT = 1000
 # A file system without hard links answers with one of these.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 
@@ -56,12 +60,19 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError as error:
-            raise FileAccessError("does not exist", source=path) from error
+            raise FileAccessError("does not exist", source=path, hint=_meant(Path(path))) from error
         if stat.S_ISDIR(mode):
             raise FileAccessError("is a folder, not a file", source=path)
         if not stat.S_ISREG(mode):
             raise FileAccessError("is a device or a pipe, not a regular file", source=path)
         return open(path, "rb")
+
+
+def _meant(path: Path) -> str | None:
+    """The file of the folder that is most like one that is not there."""
+    with suppress(OSError):
+        return did_you_mean(path.name, (entry.name for entry in islice(os.scandir(path.parent), _LOOKED_AT)))
+    return None
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

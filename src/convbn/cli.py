@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from convbn.common.garbage import seldom_collected
 from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError, NotSupportedError
@@ -22,43 +21,26 @@ EXIT_INTERRUPTED = 130
 EXIT_BUG = 70
 """EX_SOFTWARE of sysexits.h: not the user's doing."""
 
-_EXITS = """exit codes: 0 ok, 1 a check or gate failed, 2 usage, 3 bad input, 4 not supported here,
-5 a file could not be read or written, 70 a bug in convbn, 130 interrupted"""
+_EXITS = """exit codes: 0 ok, 1 a check or gate failed, 2 usage, 3 bad input,
+4 not supported here, 5 a file could not be read or written,
+70 a bug in convbn, 130 interrupted"""
 
 _ARCH_HELP = "of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
-
-
-class _Help(argparse.HelpFormatter):
-    """One line an option, where its name and its meaning fit into one."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        """What must be given; the options stand below, once is enough."""
-        words = [
-            f"{one.option_strings[0]} {one.metavar}" for one in actions if one.required and one.option_strings
-        ]
-        words += [
-            f"[{one.metavar} ...]" if one.nargs == "*" else str(one.metavar)
-            for one in actions
-            if not one.option_strings
-        ]
-        super().add_usage(usage or " ".join(["%(prog)s [options]", *words]), actions, groups, prefix)
 
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
+    from convbn.commands.options.parsing import Help, Parser
     from convbn.commands.options.precision import add_precision_arguments
     from convbn.commands.options.report import add_history_verbs, add_report_arguments
     from convbn.export.precision.precisions import PRECISIONS
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     common.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
 
-    source = argparse.ArgumentParser(add_help=False)
+    source = Parser(add_help=False)
     source.add_argument("--arch", metavar="SPEC", help=_ARCH_HELP)
     source.add_argument(
         "--arch-arg", metavar="K=V", action="append", default=[], help="argument of the architecture"
@@ -94,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--seed", type=_seed, default=0, help="of random inputs (default 0)")
 
-    rules = argparse.ArgumentParser(add_help=False)
+    rules = Parser(add_help=False)
     rules.add_argument(
         "--only", metavar="RULE", action="append", default=[], help="use this rule and no other"
     )
@@ -102,15 +84,15 @@ def parser() -> argparse.ArgumentParser:
     rules.add_argument("--freeze", action="store_true", help="make constants of inputs that have a value")
     rules.add_argument("--strict", action="store_true", help="fail where there would only be a warning")
 
-    target = argparse.ArgumentParser(add_help=False)
+    target = Parser(add_help=False)
     target.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
     target.add_argument("--force", action="store_true", help="replace an existing file")
     target.add_argument("--no-verify", action="store_true", help="write without comparing outputs first")
 
-    json = argparse.ArgumentParser(add_help=False)
+    json = Parser(add_help=False)
     json.add_argument("--json", metavar="FILE", help="write the report as JSON; - for stdout")
 
-    main_parser = argparse.ArgumentParser(
+    main_parser = Parser(
         prog="convbn",
         description="Fold BatchNorm into the layers around it, prove that nothing changed, export, measure.",
         epilog=_EXITS,
@@ -119,15 +101,16 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"convbn {__version__}")
     verbs = main_parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def verb(name: str, summary: str, *parents: Parser) -> Parser:
         return verbs.add_parser(
-            name, help=summary, description=summary, parents=[*parents, common], formatter_class=_Help
+            name, help=summary, description=summary, parents=[*parents, common], formatter_class=Help
         )
 
     inspect = verb(
         "inspect", "say what a fold would do, and why each remaining BatchNorm stays", source, rules, json
     )
     inspect.add_argument("input", metavar="IN", help="ONNX file, .pt2, checkpoint with --arch, or engine")
+    inspect.add_argument("--all", action="store_true", help="list every fold, and not the first twenty")
     inspect.add_argument(
         "--trust-engine", action="store_true", help="load an engine to list its layers, which runs its code"
     )
@@ -262,7 +245,6 @@ def _engine_arguments(export: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     from convbn.commands.steps.streams import open_streams, silence, writing_stdout
-    from convbn.commands.steps.targets import check_targets
 
     options = argparse.Namespace(debug=False, input=None)
     try:
@@ -273,6 +255,8 @@ def main(arguments: Sequence[str]) -> int:
             from convbn.commands.options.precision import check_precision
 
             check_precision(options)
+        from convbn.commands.steps.targets import check_targets
+
         check_targets(options)
         with seldom_collected():
             code = int(import_module(f"convbn.commands.{options.verb}").run(options))

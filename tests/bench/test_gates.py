@@ -214,3 +214,16 @@ def test_every_field_can_be_read_on_everything_or_is_not_known() -> None:
             for name, field in FIELDS.items():
                 value = field.read(Judged(one))
                 assert value is None or isinstance(value, float | str), name
+
+
+@pytest.mark.parametrize(
+    ("text", "opposite"),
+    [
+        ("ratio > 1.02", "ratio ≤ 1.02"),
+        ("latency.p99 >= 12 ms", "latency.p99 < 12 ms"),
+        ("verdict == slower", "verdict ≠ slower"),
+        ("ratio > 1 and (error > 0.1 or nodes != 3)", "ratio ≤ 1 or (error ≤ 0.1 and nodes = 3)"),
+    ],
+)
+def test_a_gate_says_what_must_hold(text: str, opposite: str) -> None:
+    assert parse(text).opposite == opposite

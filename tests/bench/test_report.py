@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,9 +17,9 @@ from support import bench_results
 from support.bench_results import HOSTILE
 
 from convbn.bench.measure import protocol
-from convbn.bench.report import html, junit, markdown, terminal, tracking
+from convbn.bench.report import facts, html, junit, markdown, terminal, tracking
 from convbn.bench.report.facts import sentences, title_of
-from convbn.bench.results.comparisons import case_label, geometric_mean, summaries
+from convbn.bench.results.comparisons import case_label, comparisons, geometric_mean, summaries
 from convbn.common.text import bytes_text, clean, seconds_text
 
 SCHEMA = json.loads((Path(str(protocol.__file__)).parents[1] / "bench-result.schema.json").read_text())
@@ -255,3 +256,20 @@ def test_invisible_characters_are_shown_and_long_text_is_cut() -> None:
     assert clean("x" * 500, 20) == f"{'x' * 10}…{'x' * 10}"
     assert len(clean("\x01" * 10_000)) < 300
     assert clean("é 日本 ok\n\tline") == "é 日本 ok line"
+
+
+def test_no_difference_beside_an_interval_that_leaves_one_out_says_why() -> None:
+    found = next(one for one in comparisons(bench_results.one()) if one.row["ratio"])
+    ratio = {**found.row["ratio"], "median": 1.006, "low": 1.004, "high": 1.008}
+    row = {**found.row, "verdict": "no difference detected", "ratio": ratio}
+    noisy = replace(found, row=row, control={**found.control, "noise_floor": 0.012})
+    assert "1.004 to 1.008, which leaves 1 out" in facts.sentence(noisy)
+    assert "the noise is 1.2 %" in facts.sentence(noisy)
+    around = replace(noisy, row={**row, "ratio": {**ratio, "low": 0.99}})
+    assert "leaves 1 out" not in facts.sentence(around)
+
+
+def test_gates_are_counted_by_what_became_of_them() -> None:
+    gates = [{"status": status, "sentence": "s"} for status in ("failed", "passed", "passed")]
+    assert facts.gate_lines(gates)[-1] == "gates: 1 failed, 2 held"
+    assert facts.gate_lines(gates[:1])[-1] == "gates: 1 failed"

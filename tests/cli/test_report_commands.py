@@ -62,7 +62,8 @@ def test_the_step_summary_is_appended_to_and_stays_below_its_limit(result: Path,
 def test_a_gate_that_fails_is_a_sentence_and_exit_code_1(result: Path, capsys: Any) -> None:
     assert run("report", result, "-q", "--fail-if", "batchnorm.left > 0") == 1
     error = capsys.readouterr().err
-    assert error.startswith("convbn: gate: resnet18: 'batchnorm.left > 0' fails: batchnorm.left is 1")
+    told = "must hold: batchnorm.left ≤ 0 → does not hold: batchnorm.left is 1"
+    assert error.startswith(f"convbn: gate: resnet18: {told}")
     assert error.count("\n") == 1
 
 

@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     nothing = {"status": "not run", "reason": "inspect writes nothing, so there is nothing to compare"}
     report = replace(source.named_in(folding.report), verify=nothing)
     console.report(report, would=True)
+    console.folds(report, everything=options.all)
     write_json(options.json, report.to_dict())
     refuse_warnings(options, report)
     return 0

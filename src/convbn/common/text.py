@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "bytes_text",
     "clean",
+    "did_you_mean",
     "first_line",
     "named_line",
     "number",
@@ -56,6 +57,14 @@ def clean(text: object, limit: int = _NAME_LIMIT) -> str:
         raw = f"{raw[:half]}…{raw[len(raw) - half :]}"
     shown = printable(" ".join(raw.split()), "⟨U+{:04X}⟩")
     return shown if len(shown) <= limit * 2 else f"{shown[: limit * 2]}…"
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
+    """A question for the choice that is most like a word; None where none is."""
+    from difflib import get_close_matches  # only for errors
+
+    found = get_close_matches(word, list(choices), 1)
+    return f"did you mean {printable(found[0])}?" if found else None
 
 
 def one_line(error: object, limit: int | None = None) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Console"]
 
 _WIDTH = 100
+#: Folds that are listed unless all are wanted.
+_FOLDS = 20
 
 
 class Console:
@@ -90,6 +92,23 @@ class Console:
             unseen = [printable(fold["name"]) for fold in proof["folds"] if fold["how"] is None]
             if unseen:
                 self._paragraph(f"not shown by any comparison: {', '.join(unseen)}")
+
+    def folds(self, report: Report, *, everything: bool) -> None:
+        """Which BatchNorm goes into what; long lists are shortened unless everything is wanted."""
+        if not report.folded:
+            return
+        self.say()
+        self.title("folds:")
+        shown = report.folded if everything else report.folded[:_FOLDS]
+        for fold in shown:
+            into = ", ".join(map(printable, fold.into))
+            self._paragraph(
+                f"{printable(fold.name)} -> {into} ({fold.rule})"
+                if into
+                else f"{printable(fold.name)} ({fold.rule})"
+            )
+        if len(shown) < len(report.folded):
+            self.say(f"  and {len(report.folded) - len(shown)} more; --all lists them")
 
     def _paragraph(self, text: str) -> None:
         self.say(
