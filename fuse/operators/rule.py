@@ -68,6 +68,10 @@ class Moves(Protocol):
         """``value`` will no longer have this map applied to it: let every reader apply it instead."""
         ...
 
+    def unnoticed(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
+        """``value`` becomes the map of what it was: no reader may notice."""
+        ...
+
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         """Try ways in turn and keep the first that works; the last refusal if none does."""
         ...

@@ -1,4 +1,4 @@
-"""Splitting along the map's axis: each piece has its own part of the map.
+"""Splitting: along the map's axis each piece has its own part of the map, along another one all of it.
 
 Forwards, the readers of a piece take its part. Backwards, the whole takes a map that leaves the channels of the other
 pieces as they are.
@@ -15,7 +15,7 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, size_along, wrong_channels
+from convbn.fuse.operators.rule import Moves, Rule, onto_data, size_along, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import DATA, Op
@@ -33,15 +33,20 @@ class Split(Op):
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``s·x₂ + t`` of one piece is ``split(1·x₁, s·x₂ + t)``."""
     if cast(Split, node.op).axis != axis:
-        return Refusal(Reason.AXIS_NOT_PROVEN, f"the other pieces of {node.label} would change, too")
+        for piece in node.outputs:
+            refusal = None if piece is output else moves.unnoticed(piece, affine, axis)
+            if refusal is not None:
+                detail = f"the other pieces of {node.label} would change, too: {refusal.detail}"
+                return Refusal(Reason.AXIS_NOT_PROVEN, detail)
+        return onto_data(moves, node, affine, axis)
     sizes = [size_along(piece, axis) for piece in node.outputs]
     known = [size for size in sizes if size is not None]
     # Shapes that the model only claims may be wrong: sizes that do not add up say where no piece lies.
     if len(known) < len(sizes) or sum(known) != size_along(node.input(0), axis):
         return unknown_channels(node)
-    piece = [value is output for value in node.outputs].index(True)
-    start = sum(known[:piece])
-    return into_part(moves, node, affine, axis, range(start, start + known[piece]))
+    place = [value is output for value in node.outputs].index(True)
+    start = sum(known[:place])
+    return into_part(moves, node, affine, axis, range(start, start + known[place]))
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

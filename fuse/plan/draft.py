@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
@@ -17,9 +18,10 @@ from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.rule import Axes, Pending, Rule, constant_at
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
+from convbn.fuse.plan.maps import affine_of
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.edits import Edit, SetConstant
+from convbn.fuse.view.edits import Bypass, Edit, SetConstant
 from convbn.fuse.view.view import View
 
 __all__ = ["Draft", "UnfitError"]
@@ -59,16 +61,18 @@ class Draft:
         self._set: dict[tuple[int, int], tuple[Node, Constant | Pending]] = {}
         self._eager = eager
         self._moving: dict[int, Value] = {}
+        self._spared: dict[int, Node] = {}
         self._steps = 0
         self._depth = 0
         self.rule: str | None = None
 
     @property
-    def edits(self) -> tuple[SetConstant, ...]:
-        """The constants to set, in the order in which they were first touched."""
-        return tuple(
+    def edits(self) -> tuple[SetConstant | Bypass, ...]:
+        """The constants to set, in the order in which they were first touched, and the BatchNorms that go as well."""
+        constants = (
             SetConstant(node, slot, self._computed(node, slot)) for (_, slot), (node, _) in self._set.items()
         )
+        return (*constants, *map(Bypass, self._spared.values()))
 
     def _computed(self, node: Node, slot: int) -> Constant:
         constant = self._set[id(node), slot][1]
@@ -111,13 +115,13 @@ class Draft:
 
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         """Try ways in turn; each starts from what stood before."""
-        kept, moving = dict(self._set), dict(self._moving)
+        kept, moving, spared = dict(self._set), dict(self._moving), dict(self._spared)
         refusal: Refusal | None = None
         for attempt in attempts:
             refusal = attempt()
             if refusal is None:
                 return None
-            self._set, self._moving = dict(kept), dict(moving)
+            self._set, self._moving, self._spared = dict(kept), dict(moving), dict(spared)
         return refusal
 
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
@@ -149,7 +153,7 @@ class Draft:
             self._depth -= 1
 
     def _backward(self, producer: Node, value: Value, affine: Affine, axis: Axes) -> Refusal | None:
-        if producer is self._mover:
+        if producer is self._mover or id(producer) in self._spared:
             return self._comes_back()
         rule = rule_for(producer.op)
         if rule is None or rule.backward is None or (rule.through and not self._view.pure):
@@ -188,10 +192,39 @@ class Draft:
             self._depth -= 1
         return None
 
+    def unnoticed(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
+        """``value`` becomes the map of what it was, and nobody may notice."""
+        self._look_at(value)
+        if value.observed:
+            return Refusal(Reason.OBSERVED, f"'{value.name}' is also {value.observed}")
+        refusal = self._enter(value)
+        if refusal is not None or value.producer is None:
+            return refusal
+        return self._compensate(value.producer, value, affine, axis, None)
+
+    def _same(self, reader: Reader, affine: Affine, axis: Axes) -> bool:
+        """Whether a reader is a BatchNorm that computes this very map: where the value has it, that one goes, too."""
+        node = reader.node
+        if not isinstance(node.op, BatchNorm) or not self._view.pure or node is self._mover or reader.slot:
+            return False
+        touched = any(id(node) == id(set_on) for set_on, _ in self._set.values())
+        if touched or node.scope != self._scope or self._view.check(Bypass(node)) is not None:
+            return False
+        found = affine_of(node)
+        return (
+            not isinstance(found, Refusal)
+            and found[1] == axis
+            and np.array_equal(found[0].scale, affine.scale)
+            and np.array_equal(found[0].shift, affine.shift)
+        )
+
     def _compensate(
-        self, producer: Node, value: Value, affine: Affine, axis: Axes, reader: Node
+        self, producer: Node, value: Value, affine: Affine, axis: Axes, reader: Node | None
     ) -> Refusal | None:
         others = [r for r in _affected(value) if r.node is not reader]
+        same = [r for r in others if self._same(r, affine, axis)]
+        self._spared |= {id(r.node): r.node for r in same}
+        others = [r for r in others if r not in same]
         if not others:
             return None
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
@@ -209,7 +242,7 @@ class Draft:
     def _forward(self, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
         if node.scope != self._scope:
             return Refusal(Reason.OTHER_SCOPE, f"{node.label} stands in another graph than the BatchNorm")
-        if node is self._mover:
+        if node is self._mover or id(node) in self._spared:
             return self._comes_back()
         rule = rule_for(node.op)
         if rule is None or rule.forward is None:

@@ -27,6 +27,7 @@ from convbn.fuse.plan.merging.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.edits import Bypass
 from convbn.fuse.view.view import View
 
 __all__ = ["make_plan"]
@@ -61,13 +62,18 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
 
 def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, thorough: bool) -> bool:
     """Try every map once; whether any went."""
-    before = len(plan.edits)
-    for node in (node for node in _maps(view) if not attempts.in_vain(node, thorough=thorough)):
+    before, gone = len(plan.edits), set[int]()
+    for node in (
+        node for node in _maps(view) if id(node) not in gone and not attempts.in_vain(node, thorough=thorough)
+    ):
         attempt = ways.Attempt(view, node, options, _beside(node))
         outcome = _fold(attempt, thorough=thorough)
         if isinstance(outcome, Refusal):
             attempts.note(view, node, outcome, attempt.seen, thorough=thorough)
             continue
+        others = [e.node for e in outcome.edits if isinstance(e, Bypass) and e.node is not node]
+        gone |= {id(other) for other in others}
+        plan.folded.extend(Folded(other.name, outcome.into, outcome.rule) for other in others)
         batchnorm = isinstance(node.op, BatchNorm)  # asked now: an edit may make it an addition
         for edit in outcome.edits:
             view.apply(edit)

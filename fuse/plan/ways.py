@@ -29,7 +29,7 @@ from convbn.fuse.plan.draft import Draft
 from convbn.fuse.plan.maps import data_slot
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
-from convbn.fuse.view.edits import Bypass, Edit, Replace
+from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.view import View
 
 __all__ = ["Attempt", "Fold", "apart", "backward", "forward", "to_add"]
@@ -137,7 +137,8 @@ def to_add(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold |
     if draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node) is not None:
         return None
     # A BatchNorm's own parameters may be of another type than its data (float32 beside float16).
-    changed = (edit.constant.dtype for edit in draft.edits if not isinstance(edit.node.op, BatchNorm))
+    settings = (edit for edit in draft.edits if isinstance(edit, SetConstant))
+    changed = (edit.constant.dtype for edit in settings if not isinstance(edit.node.op, BatchNorm))
     types = {dtype for dtype in changed if dtype.kind not in "iu"}
     if len(types) != 1:
         return None  # the type of an addition does not follow from the layers

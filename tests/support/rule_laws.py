@@ -79,6 +79,9 @@ class Moves:
         self.consumed.append((value, affine, axis))
         return None
 
+    def unnoticed(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
+        return NO
+
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         refusal: Refusal | None = None
         for attempt in attempts:
