@@ -1,8 +1,9 @@
-"""float16 as a GPU computes it, on a CPU that has no kernels for it.
+"""float16 and bfloat16 as a GPU computes them, on a CPU that has no kernels for them.
 
 onnxruntime's CPU provider computes most float16 nodes in float32 and leaves out the roundings between two of them,
 so that a value beyond 65504 passes through unseen. Here the same graph is written in float32, with every tensor
-that was float16 rounded to it once: sums in float32, results in float16.
+that was float16 or bfloat16 rounded to it once: sums in float32, results in 16 bits. Of bfloat16 convolutions there is
+no other way in bounded memory: onnx's reference evaluator unfolds a long signal into one matrix of all its windows.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["rounded_graph"]
 
-_FLOAT, _HALF = 1, 10
+_FLOAT = 1
+#: float16 and bfloat16.
+_HALF = (10, 16)
 #: Shape inference serialises the model, which protobuf allows up to 2 GiB.
 _LARGEST = 1_900_000_000
 
 
 def rounded_graph(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The float32 form of a graph with float16 in it.
+    """The float32 form of a graph with float16 or bfloat16 in it.
 
     Args:
         model: left as it is.
@@ -43,12 +46,12 @@ def rounded_graph(model: onnx.ModelProto) -> onnx.ModelProto | None:
     # Without the annotations, which may contradict what is inferred.
     del graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(wide).graph
-    half = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _HALF}
+    half = {t.name: t.data_type for t in model.graph.initializer if t.data_type in _HALF}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
-        if value.type.tensor_type.elem_type == _HALF:
-            half.add(value.name)
+        if value.type.tensor_type.elem_type in _HALF:
+            half[value.name] = value.type.tensor_type.elem_type
     for tensor in graph.initializer:
-        if tensor.data_type == _HALF:
+        if tensor.data_type in _HALF:
             tensor.CopyFrom(_widened(tensor))
     nodes: list[Any] = []
     inputs = {}
@@ -65,7 +68,7 @@ def rounded_graph(model: onnx.ModelProto) -> onnx.ModelProto | None:
             if name in half:
                 exact, rounded = f"{name}::exact", f"{name}::half"
                 node.output[index] = exact
-                nodes.append(onnx.helper.make_node("Cast", [exact], [rounded], to=_HALF))
+                nodes.append(onnx.helper.make_node("Cast", [exact], [rounded], to=half[name]))
                 nodes.append(onnx.helper.make_node("Cast", [rounded], [name], to=_FLOAT))
     for value in graph.output:
         if value.name in half and value.name not in inputs:
@@ -77,9 +80,9 @@ def rounded_graph(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 def _widen_attributes(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
-        if attribute.name in ("to", "dtype") and attribute.i == _HALF:
+        if attribute.name in ("to", "dtype") and attribute.i in _HALF:
             attribute.i = _FLOAT
-        if attribute.HasField("t") and attribute.t.data_type == _HALF:
+        if attribute.HasField("t") and attribute.t.data_type in _HALF:
             attribute.t.CopyFrom(_widened(attribute.t))
 
 

@@ -254,18 +254,23 @@ def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:
 
 
 def _lower(model: Model, feeds: Sequence[Feeds], runtime: str | None) -> Execution:
-    """Run a model of another precision, with every float16 rounding that the CPU provider would leave out."""
+    """Run a model of another precision, with every rounding that the CPU provider would leave out."""
     fitted = [_fitted(model, sample) for sample in feeds]
-    actual = execute(model, "candidate", fitted, runtime)
-    if runtime is not None or not is_onnx(model) or coarsest_float(model) != "float16":
-        return actual
-    import onnx
+    low = coarsest_float(model) if runtime is None and is_onnx(model) else None
+    rounded = None
+    if low in ("float16", "bfloat16") and is_onnx(model):
+        import onnx
 
-    rounded = rounded_graph(onnx.load(str(model)) if isinstance(model, str | Path) else model)
-    if rounded is None:
-        return replace(actual, runtime=f"{actual.runtime}, which computes float16 in float32")
+        rounded = rounded_graph(onnx.load(str(model)) if isinstance(model, str | Path) else model)
+    # The provider has no bfloat16 convolution to run.
+    if rounded is None or low == "float16":
+        actual = execute(model, "candidate", fitted, runtime)
+        if low != "float16":
+            return actual
+        if rounded is None:
+            return replace(actual, runtime=f"{actual.runtime}, which computes float16 in float32")
     exact = execute(rounded, "candidate", fitted)
-    return replace(exact, runtime=f"{exact.runtime}, rounded to float16 after every node")
+    return replace(exact, runtime=f"{exact.runtime}, rounded to {low} after every node")
 
 
 def _fitted(model: Model, feeds: Feeds) -> Feeds:

@@ -39,10 +39,12 @@ def contents_of(model: onnx.ModelProto) -> Contents:
         if node.op_type == "Cast":
             codes |= {attribute.i for attribute in node.attribute if attribute.name == "to"}
     known = helper.get_all_tensor_dtypes()
+    types = frozenset(helper.tensor_dtype_to_np_dtype(code).name for code in codes if code in known)
     return Contents(
-        frozenset(helper.tensor_dtype_to_np_dtype(code).name for code in codes if code in known),
+        types,
         any(node.op_type in _QUANTISED for node in model.graph.node),
-        _computed_in(model),
+        # Inside of local functions no type is found.
+        _computed_in(model) or types.intersection(_FLOATS.values()),
     )
 
 

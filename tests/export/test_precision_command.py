@@ -256,3 +256,15 @@ def test_an_engine_is_asked_for_its_shapes_before_folding(
     onnx.save(built, "in.onnx")
     assert export("-o", "o.engine") == 2
     assert "give each a range, like --shapes x=MIN:OPT:MAX" in capsys.readouterr().err
+
+
+def test_bf16_of_a_long_signal_is_judged_in_bounded_memory(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """onnx's reference evaluator would hold all windows of the signal at once."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[32, 32]), batchnorm("c", "y")]
+    weights = {"w": random(6, 1, 65), **batchnorm_parameters(6)}
+    onnx.save(model(nodes, {"x": [1, 1, 4000]}, ["y"], weights, opset=22), folder / "in.onnx")
+    assert export("-o", "o.onnx", "--precision", "bf16") == 0
+    assert "onnxruntime" in (out := capsys.readouterr().out)
+    assert "rounded to bfloat16 after every node" in out
