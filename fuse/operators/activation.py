@@ -5,6 +5,7 @@ A shift does not, nor does a negative scale: ``ReLU(−x)`` is no multiple of ``
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from convbn.fuse.algebra.affine import Affine
@@ -53,6 +54,38 @@ def from_onnx(call: OnnxCall) -> Op:
     return Activation(call.operator)
 
 
+def clip_from_onnx(call: OnnxCall) -> Op | None:
+    """Clip to one side of 0: ReLU, or its mirror image."""
+    bounds = [_bound(call, 1, "min", -math.inf), _bound(call, 2, "max", math.inf)]
+    return Activation("Clip") if bounds in ([0, math.inf], [-math.inf, 0]) else None
+
+
+def _bound(call: OnnxCall, slot: int, attribute: str, default: float) -> float | None:
+    """A bound; the largest number of float32 stands for none, as older opsets have it. None where it is not known."""
+    value = call.input(slot)
+    if value is None:
+        bound = float(call.attributes.get(attribute, default))
+    elif value.constant is None or math.prod(value.constant.shape) != 1:
+        return None
+    else:
+        bound = float(value.constant.exact().reshape(()))
+    return default if abs(bound) >= _LARGEST and (bound > 0) == (default > 0) else bound
+
+
+_LARGEST = 3.4028234e38
+"""Of float32."""
+
+
+def maximum_from_onnx(call: OnnxCall) -> Op | None:
+    """Max and Min of the data and 0."""
+    data, zero = call.input(0), call.input(1)
+    if len(call.inputs) != 2 or data is None or zero is None or zero.constant is None or data.rank is None:
+        return None
+    constant = zero.constant
+    plain = math.prod(constant.shape) == 1 and len(constant.shape) <= data.rank
+    return Activation(call.operator) if plain and not constant.array().any() else None
+
+
 _LABELS = {"relu": "ReLU", "leaky_relu": "LeakyReLU"}
 
 
@@ -71,7 +104,11 @@ RULE = Rule("activation", Activation, backward, forward, through=True)
 OPERATOR = Operator(
     Activation,
     RULE,
-    onnx=dict.fromkeys(("LeakyRelu", "PRelu", "Relu"), from_onnx),
+    onnx={
+        **dict.fromkeys(("LeakyRelu", "PRelu", "Relu"), from_onnx),
+        **dict.fromkeys(("Max", "Min"), maximum_from_onnx),
+        "Clip": clip_from_onnx,
+    },
     aten=(
         Aten(("relu",), from_aten, ("self", "inplace"), ("relu_",), shape=AtenCall.shape, keeps_rank=True),
         Aten(

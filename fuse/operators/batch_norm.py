@@ -177,7 +177,8 @@ _EPSILON = 9.999999747378752e-06
 def from_onnx(call: OnnxCall) -> Op | Refusal:
     """BatchNormalization, and why one is no per-channel map."""
     given = call.attributes
-    if not int(given.get("spatial", 1)):
+    data = call.input(DATA)
+    if not int(given.get("spatial", 1)) and (data is None or data.rank != 2):  # [N, C] has no positions
         return Refusal(
             Reason.NOT_PER_CHANNEL, "spatial=0: it has statistics for every position, not every channel"
         )

@@ -72,13 +72,19 @@ class OnnxCall:
         """Whether the padding is left to the runtime."""
         return self.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", "")
 
-    def window(self, spatial: int) -> Window | None:
-        """Where a kernel is laid; None where padding is left to the runtime or the numbers are not that many."""
+    def window(self, spatial: int, *, unpadded: bool = False) -> Window | None:
+        """Where a kernel is laid; None where padding is left to the runtime or the numbers are not that many.
+
+        Args:
+            spatial: the number of spatial axes.
+            unpadded: whether a runtime that is left to pad has nothing to pad.
+        """
         given = self.attributes
-        if self.padded_by_runtime:
+        if self.padded_by_runtime and not unpadded:
             return None
-        unpadded = [0] * 2 * spatial
-        pads = unpadded if given.get("auto_pad") == "VALID" else list(given.get("pads", unpadded))
+        none = [0] * 2 * spatial
+        by_rule = self.padded_by_runtime or given.get("auto_pad") == "VALID"
+        pads = none if by_rule else list(given.get("pads", none))
         strides = tuple(int(n) for n in given.get("strides", [1] * spatial))
         dilations = tuple(int(n) for n in given.get("dilations", [1] * spatial))
         if len(pads) != 2 * spatial or len(strides) != spatial or len(dilations) != spatial:

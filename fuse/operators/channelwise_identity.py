@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from convbn.fuse.algebra.affine import Affine
@@ -30,8 +31,12 @@ class ChannelwiseIdentity(Labelled, Rearrangement):
 
 def from_onnx(call: OnnxCall) -> Op | None:
     """Identity, and Dropout where it is not told to train and its mask is not used."""
-    if call.operator == "Dropout" and (len(call.inputs) > 2 or any(v is not None for v in call.outputs[1:])):
-        return None
+    if call.operator == "Dropout":
+        told, trains = call.input(2), True
+        if told is None or (told.constant is not None and math.prod(told.constant.shape) == 1):
+            trains = told is not None and told.constant is not None and bool(told.constant.array().any())
+        if trains or any(v is not None for v in call.outputs[1:]):
+            return None
     return ChannelwiseIdentity(call.operator)
 
 

@@ -126,7 +126,9 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
 def from_onnx(call: OnnxCall) -> Op:
     """Conv; the place of the kernel is not known where padding is left to the runtime or the rank is not known."""
     weight = call.input(WEIGHT)
-    laid = None if weight is None or weight.rank is None else call.window(weight.rank - 2)
+    kernel = None if weight is None or weight.shape is None else weight.shape[2:]
+    # SAME leaves ceil(size/stride) places, which a kernel of one element reaches without padding.
+    laid = None if kernel is None else call.window(len(kernel), unpadded=all(size == 1 for size in kernel))
     return Conv(groups=int(call.attributes.get("group", 1)), window=laid)
 
 

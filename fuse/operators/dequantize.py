@@ -7,6 +7,7 @@ number a channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_sum, round_vector
 from convbn.fuse.operators.calls import OnnxCall
-from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.operator import Evaluated, Operator
 from convbn.fuse.operators.rule import Moves, Rule, constant_at, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
@@ -155,6 +156,21 @@ def _turned(
     return Constant.of(stored * sign)
 
 
+def evaluated(op: Dequantize, known: Sequence[Constant | None]) -> Evaluated | None:
+    """Over constants, where they are no more than a vector: statistics and biases. Weights stay integers."""
+    integers, scale, zero = [*known, None, None][:3]
+    if integers is None or scale is None or len(integers.shape) > 1:
+        return None
+    if any(c is not None and c.shape not in ((), (1,), integers.shape) for c in (scale, zero)):
+        return None
+
+    def exact() -> NDArray[np.float64]:
+        result: NDArray[np.float64] = integers.exact() - (0.0 if zero is None else zero.exact())
+        return (result * scale.exact()).reshape(integers.shape)
+
+    return integers.shape, exact
+
+
 def from_onnx(call: OnnxCall) -> Op | None:
     """DequantizeLinear with one scale, or one for each index along an axis."""
     data, scale = call.input(INTEGERS), call.input(SCALE)
@@ -167,4 +183,4 @@ def from_onnx(call: OnnxCall) -> Op | None:
 
 RULE = Rule("dequantize", Dequantize, backward)
 
-OPERATOR = Operator(Dequantize, RULE, onnx={"DequantizeLinear": from_onnx})
+OPERATOR = Operator(Dequantize, RULE, evaluated, onnx={"DequantizeLinear": from_onnx})

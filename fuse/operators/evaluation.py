@@ -34,15 +34,17 @@ def evaluated(op: Op, inputs: Sequence[Value | None]) -> Constant | None:
     known = [None if value is None else value.constant for value in inputs]
     if not known or known[0] is None or any(v is not None and v.constant is None for v in inputs):
         return None
-    data, evaluate = known[0], evaluator_of(op)
+    evaluate = evaluator_of(op)
     found = None if evaluate is None else evaluate(op, known)
-    if found is None or data.dtype.name not in _FLOATS:
+    if found is None:
+        return None
+    dtype = next((c.dtype for c in known if c is not None and c.dtype.name in _FLOATS), None)
+    if dtype is None:
         return None
     shape, exact = found
     work = math.prod(shape) + sum(max(math.prod(c.shape), c.work) for c in known if c is not None)
     if math.prod(shape) > _LARGEST or work > _MOST_WORK:
         return None
-    dtype = data.dtype
     return Constant(
         shape,
         lambda: stored_as(exact(), dtype),

@@ -12,6 +12,8 @@ passes the constant ``α·tW`` on to whatever reads it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +24,7 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
-from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.operator import Evaluated, Operator
 from convbn.fuse.operators.rule import Moves, Pending, Rule, parameters, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
@@ -104,7 +106,8 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     row = _row(node, bias, outputs)
     if isinstance(row, Refusal):
         return row
-    total = Pending((outputs,), lambda: round_vector(row + added() / op.bias_factor, weight.dtype))
+    shape = np.broadcast_shapes(row.shape, (outputs,))
+    total = Pending(shape, lambda: round_vector(row + added() / op.bias_factor, weight.dtype))
     return moves.set(node, BIAS, total)
 
 
@@ -117,12 +120,14 @@ def _checked(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Ref
 
 
 def _row(node: Node, bias: Constant | None, outputs: int) -> NDArray[np.float64] | Refusal:
-    """The bias as one number an output."""
+    """The bias as one number an output, or for each row of the product and each output."""
     factor = cast(Linear, node.op).bias_factor
     if factor == 0 or not np.isfinite(factor):
         return Refusal(Reason.NO_BIAS, f"{node.label} multiplies its bias by {factor}")
     if bias is None:
         return np.zeros(outputs)
+    if len(bias.shape) == 2 and bias.shape[0] > 1 and bias.shape[1] in (1, outputs):
+        return bias.exact()
     if bias.shape not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
         return Refusal(
             Reason.AXIS_NOT_PROVEN, f"the bias of {node.label} has shape {list(bias.shape)}, not [{outputs}]"
@@ -139,6 +144,24 @@ def _scale(
     return moves.set(node, WEIGHT, scaled)
 
 
+_MOST_PRODUCTS = 1 << 26
+"""Multiplications of one product of constants."""
+
+
+def evaluated(op: Linear, known: Sequence[Constant | None]) -> Evaluated | None:
+    """A plain product of constants: spectral norm computes ``uᵀWv``."""
+    left, right = [*known, None][:2]
+    plain = op.output_axis == 1 and op.data_factor == 1 and not op.transposed_data
+    if len(known) != 2 or left is None or right is None or not plain or left.dtype != right.dtype:
+        return None
+    if not 1 <= len(left.shape) <= 2 or not 1 <= len(right.shape) <= 2 or left.shape[-1] != right.shape[0]:
+        return None
+    shape = (*left.shape[:-1], *right.shape[1:])
+    if math.prod(shape) * right.shape[0] > _MOST_PRODUCTS:
+        return None
+    return shape, lambda: np.asarray(left.exact() @ right.exact())
+
+
 def gemm_from_onnx(call: OnnxCall) -> Op | None:
     """Gemm, whose bias broadcasts from opset 7 on."""
     given = call.attributes
@@ -147,7 +170,8 @@ def gemm_from_onnx(call: OnnxCall) -> Op | None:
     return Linear(
         output_axis=0 if given.get("transB", 0) else 1,
         data_factor=float(given.get("alpha", 1.0)),
-        bias_factor=float(given.get("beta", 1.0)),
+        # With 0 the frontend shows no constant as bias, and writes 1 beside the one that it is given.
+        bias_factor=float(given.get("beta", 1.0)) or float(call.input(BIAS) is None),
         transposed_data=bool(given.get("transA", 0)),
     )
 
@@ -205,6 +229,7 @@ RULE = Rule("linear", Linear, backward, forward)
 OPERATOR = Operator(
     Linear,
     RULE,
+    evaluated,
     onnx={"Gemm": gemm_from_onnx, "MatMul": matmul_from_onnx},
     aten=(Aten(("linear", "matmul"), from_aten), Aten(("addmm", "mm"), from_aten)),
 )

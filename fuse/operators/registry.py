@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import _lru_cache_wrapper, cache
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
+from typing import cast as typed
 
 from convbn.errors import UsageError
 from convbn.fuse.operators import (
     activation,
     batch_norm,
+    cast,
     channelwise_identity,
     concat,
     conv,
@@ -20,17 +22,21 @@ from convbn.fuse.operators import (
     depth_to_space,
     dequantize,
     elementwise,
+    function,
     gather,
     linear,
     mean,
+    negation,
     normalization,
     pad,
     pool,
+    recurrent,
     reshape,
     shape_only,
     slice,
     softmax,
     split,
+    sum,
     transpose,
     weighted_mean,
 )
@@ -87,6 +93,7 @@ _FILES = (
     *(concat, split, slice, pool, pad, activation, transpose, reshape, mean, channelwise_identity),
     gather,
     depth_to_space,
+    *(cast, negation, recurrent, function, sum),
     shape_only,
 )
 _OPERATORS: list[Operator] = [file.OPERATOR for file in _FILES]
@@ -99,7 +106,7 @@ _answers: list[_lru_cache_wrapper[Any]] = []
 def until_change(answer: Callable[P, R]) -> Callable[P, R]:
     """Keep what a function answers until an operator is added or taken out."""
     _answers.append(cache(answer))
-    return cast(Callable[P, R], _answers[-1])
+    return typed(Callable[P, R], _answers[-1])
 
 
 def register(operator: Operator) -> None:

@@ -20,6 +20,7 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.broadcast import along
 from convbn.fuse.algebra.rounding import round_vector
 from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.cast import Cast
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.registry import WAYS
 from convbn.fuse.operators.rule import constant_at
@@ -140,7 +141,7 @@ def to_add(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold |
     settings = (edit for edit in draft.edits if isinstance(edit, SetConstant))
     changed = (edit.constant.dtype for edit in settings if not isinstance(edit.node.op, BatchNorm))
     types = {dtype for dtype in changed if dtype.kind not in "iu"}
-    if len(types) != 1:
+    if len(types) != 1 or any(isinstance(seen.op, Cast) for seen in attempt.seen.values()):
         return None  # the type of an addition does not follow from the layers
     constant = round_vector(along(affine.shift, axis, rank), types.pop())
     if isinstance(constant, Refusal):

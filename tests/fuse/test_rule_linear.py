@@ -153,7 +153,7 @@ def test_a_bias_that_is_not_known_stays() -> None:
     assert reason(forward(layer(fed), 0, affine(IN), 1)) == "overridable-initializer"
 
 
-@pytest.mark.parametrize("shape", [(5, OUT), (5, 1), (1, 1, OUT), (OUT + 1,)])
+@pytest.mark.parametrize("shape", [(5, OUT + 1), (1, 1, OUT), (OUT + 1,)])
 def test_a_bias_of_another_shape_stays(shape: tuple[int, ...]) -> None:
     expected = (NOT_PROVEN, f"the bias of Linear 'n' has shape {list(shape)}, not [{OUT}]")
     built = layer(numbers(*shape))

@@ -169,6 +169,10 @@ class _Writer:
         named = iter(node.outputs)
         outputs = [_name(next(named)) if name else "" for name in proto.output]
         if inputs != list(proto.input):
+            if proto.op_type == "Gemm" and len(inputs) > BIAS:
+                for attribute in proto.attribute:
+                    if attribute.name == "beta" and attribute.f == 0:
+                        attribute.f = 1.0  # the bias that stood beside it did not count
             proto.input[:] = inputs
         if outputs != list(proto.output):
             proto.output[:] = outputs

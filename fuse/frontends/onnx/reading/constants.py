@@ -75,7 +75,7 @@ def _as_dtype(source: Constant | None, dtype: np.dtype[Any] | None) -> Constant 
         with np.errstate(all="ignore"):
             return values.astype(dtype)
 
-    return Constant(source.shape, load, sources=[source])
+    return Constant(source.shape, load, dtype=dtype, sources=[source])
 
 
 def _numpy_dtype(element: Any) -> np.dtype[Any] | None:

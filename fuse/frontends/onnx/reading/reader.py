@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -210,6 +210,8 @@ class _Reader:
         inputs = [self._read_by(scope, given) if given else None for given in proto.input]
         results = [self._made_by(scope, given) if given else None for given in proto.output]
         outputs = [value for value in results if value is not None]
+        if own and kind == "Gemm" and _ignores_bias(proto, inputs):
+            inputs = inputs[:BIAS]
         readers = onnx_readers(kind if own else f"{proto.domain}::{kind}")
         chained = own and kind in CHAIN
         attributes, odd = attributes_of(proto, self._opset) if readers or chained else ({}, None)
@@ -256,6 +258,14 @@ def _shaped(value: Value, found: Dimensions | None) -> None:
     if found is not None:
         value.shape = tuple(size if isinstance(size, int) else None for size in found)
         value.names = tuple(size if isinstance(size, str) else None for size in found)
+
+
+def _ignores_bias(gemm: onnx.NodeProto, inputs: Sequence[Value | None]) -> bool:
+    """Whether a stored bias of a Gemm does not count, its factor being 0: another one may take its place."""
+    bias = inputs[BIAS] if len(inputs) > BIAS else None
+    return (bias is None or bias.producer is None) and any(
+        a.name == "beta" and a.type == a.FLOAT and a.f == 0 for a in gemm.attribute
+    )
 
 
 def _linear_shape(call: OnnxCall) -> tuple[None, ...] | None:
