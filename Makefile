@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: check  ## lint, types and the tests of up to ten seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4
 
-slow: $(STAMP)  ## the tests that take longer: crowds of mutants, kills, large files, engines
+slow: $(STAMP)  ## the tests that take longer: many broken models, kills, large files, engines
 	$(BIN)/python -m pytest -m slow
 
 coverage: $(STAMP)  ## lines and branches of fuse/ that its own tests reach; fails below 95 % of either
@@ -55,7 +55,7 @@ architecture: $(STAMP)  ## examples and every function that a model passes, into
 	$(BIN)/python tools/structure/examples.py docs/architecture.md
 	$(BIN)/python tools/structure/data_path.py --write docs/architecture.md
 
-demo: $(STAMP)  ## the whole road: train, fold, prove, export, build an engine, measure, report
+demo: $(STAMP)  ## the whole pipeline: train, fold, prove, export, build an engine, measure, report
 	$(BIN)/python examples/digits/road.py $(BUILD)/demo
 
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved

@@ -1,4 +1,4 @@
-"""The fold algebra: dataflow view, rules, plan and the two frontends that offer and edit it.
+"""BatchNorm folding: dataflow view, operators and their rules, planner, ONNX and PyTorch frontends.
 
 The package is also the function of the same name: ``convbn.fuse(model)`` calls :func:`convbn.api.fuse`
 (docs/decisions/0002-callable-rooms.md).

@@ -1,4 +1,4 @@
-"""Capture, plan, apply: the walk of one model through this room."""
+"""The entry point of a fold: the frontend captures the model, the planner plans, the frontend applies the edits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Gates: conditions under which a result fails, judged without crying wolf."""
+"""Gates: conditions under which a result fails; those on time must fail in two runs."""

@@ -1,4 +1,4 @@
-"""The errors of this room: what a user can meet while models are run, compared and measured."""
+"""Errors of running, comparing and measuring models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large an integer input may be: the size of the table that it is an index of."""
+"""Upper bounds of integer inputs: the sizes of the Gather and Embedding tables that they index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values of a folded model stand for which of the original's.
+"""Matches values of the folded model to values of the original.
 
 A node that reads the same and does the same gives the same; where a node differs, its output has to be shown equal to
 what the original's readers read in that place. What a fold changed on purpose lies between the BatchNorm and the nodes

@@ -1,4 +1,4 @@
-"""Value by value, where two models part: for a pair that any tool made, of which nothing else is known."""
+"""``convbn verify --layers``: compares all values that two ONNX models share by name; finds the first that differs."""
 
 from __future__ import annotations
 

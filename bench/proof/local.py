@@ -1,4 +1,4 @@
-"""Each folded region, run on the original's own values, against what the original made of them.
+"""Runs each changed region of the folded model on the original's own values and compares the results.
 
 A region starts at values that both models share and ends at values that they must share again. Whatever stands before
 or behind it, a stream of 1e5, a saturated sigmoid, a mask, has no part in it. What may differ:

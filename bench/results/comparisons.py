@@ -1,4 +1,4 @@
-"""A result as the comparisons in it, and what they come to over several models."""
+"""Pairs each side of a result with its baseline; geometric means over several models."""
 
 from __future__ import annotations
 

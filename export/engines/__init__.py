@@ -1,1 +1,1 @@
-"""TensorRT engines: one function over the backends that are installed."""
+"""TensorRT engines: backends, building, running."""

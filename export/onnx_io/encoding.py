@@ -1,4 +1,4 @@
-"""An ONNX model as a row of byte strings, so that its weights are not copied to be written.
+"""Serialises a ModelProto in pieces, without copying its weights.
 
 protobuf's own serialiser moves every byte several times and stops at 2 GiB. Here all but the large
 initializers is serialised piece by piece, and their bytes are taken from the model when they are

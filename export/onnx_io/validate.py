@@ -1,4 +1,4 @@
-"""Every message of an ONNX model, wherever it hides; whether names are text and bytes fit their shapes.
+"""Walks every message of a model, subgraphs and functions included; checks that names are UTF-8 and bytes fit shapes.
 
 Shapes come from the file and may lie; sizes are checked before anything is allocated from them.
 """

@@ -1,4 +1,4 @@
-"""PyTorch modules on their way to a file: ONNX, ``.pt2`` and ``.safetensors``.
+"""Writes PyTorch modules as ONNX, ``.pt2`` or ``.safetensors``.
 
 The module is exported as it is. torch's own ONNX exporter folds BatchNorm when it optimises, which would
 make a fused and an unfused export the same; here its optimiser is off.

@@ -1,4 +1,4 @@
-"""What was tried in vain. A map is tried again only if something that the attempt looked at has changed since."""
+"""Memory of failed attempts: a map is tried again only after something it looked at has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan holds: every BatchNorm with its fate, and the edits that bring it about."""
+"""The result of planning: each BatchNorm folded (where) or kept (why), and the list of edits."""
 
 from __future__ import annotations
 

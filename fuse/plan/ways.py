@@ -1,4 +1,4 @@
-"""The ways an affine map ``(s, t)`` can leave its node.
+"""The four ways to remove an affine map's node: backward, forward, apart, to an addition.
 
 1. *Backward* as a whole, into what produces its input.
 2. *Forward* as a whole, into everything that reads its output.

@@ -1,4 +1,4 @@
-"""The Python API: each function walks a model through the rooms; none of them computes anything itself."""
+"""The public Python API: fuse, inspect, bench, save_fused, load_fused; what computes stands in the rooms behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that are functions too: ``convbn.fuse(model)`` is a call, ``convbn.fuse.plan`` a module."""
+"""Makes the packages ``convbn.fuse`` and ``convbn.bench`` callable; ``convbn.fuse.plan`` stays a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One ONNX file folded into another, the weights passing through one at a time."""
+"""``convbn fuse`` from ONNX file to ONNX file, weights streamed one at a time."""
 
 from __future__ import annotations
 

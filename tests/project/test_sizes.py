@@ -54,4 +54,4 @@ def test_code_lines() -> None:
 def test_links_are_not_counted_twice() -> None:
     found = counted(ROOT / "src" / "convbn")
     assert ROOT / "src" / "convbn" / "cli.py" in found
-    assert not any("rules" in path.parts for path in found)
+    assert not any("operators" in path.parts for path in found)

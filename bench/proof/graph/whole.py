@@ -1,4 +1,4 @@
-"""One whole ONNX model that gives any of its values."""
+"""An opened ONNX model that returns any intermediate value by name."""
 
 from __future__ import annotations
 

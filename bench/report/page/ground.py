@@ -1,4 +1,4 @@
-"""The last part of the page: the machine, how to measure again, and the result itself."""
+"""The last sections of the page: environment, how to measure again, the result as JSON."""
 
 from __future__ import annotations
 

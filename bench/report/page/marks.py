@@ -1,4 +1,4 @@
-"""Drawings as inline SVG.
+"""SVG primitives of the report: axes, intervals, boxes, shares, sparklines.
 
 Horizontal places are percentages of the drawing's width, so one drawing serves a phone, a screen and
 paper, and its text keeps its size. Labels and numbers stand beside it as HTML.

@@ -1,4 +1,4 @@
-"""What is closed when its ``with`` block ends."""
+"""A base class: a context manager that calls ``close()`` at its end."""
 
 from __future__ import annotations
 

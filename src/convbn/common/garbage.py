@@ -1,4 +1,4 @@
-"""How often Python looks for cyclic garbage while a model is worked on."""
+"""A context manager that makes garbage collection rarer while a model is processed."""
 
 from __future__ import annotations
 

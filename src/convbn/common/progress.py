@@ -1,4 +1,4 @@
-"""How far something is, drawn as a bar."""
+"""A progress bar as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model without the bulk of its weights: as good for structure and shapes, and almost free to copy.
+"""A copy of a model without its large weights, for the checker and shape inference; almost free to make.
 
 onnx's checker and shape inference serialise what they are given; for a model of a gigabyte that is a
 gigabyte. Large floating initializers become inputs of the skeleton, with their type and shape. Small

@@ -1,4 +1,4 @@
-"""The structure of a fold as a value: from JSON, which may come from anyone, and to it."""
+"""The header of a folded checkpoint: validated when read from JSON, which anyone may have written, and written."""
 
 from __future__ import annotations
 

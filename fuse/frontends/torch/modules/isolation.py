@@ -1,4 +1,4 @@
-"""Running and capturing a user's module without a trace in the process or in the module.
+"""Runs and captures a user's module without side effects: global state, random states and buffers are put back.
 
 PyTorch's tracers replace ``nn.Module.__call__`` for all threads while they run, and torch.export switches oneDNN,
 cuDNN and NNPACK off. So one thread captures at a time, and what the tracers replace is replaced for that

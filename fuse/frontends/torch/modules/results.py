@@ -1,4 +1,4 @@
-"""What a forward gives back, where it is an object that PyTorch knows no nest of."""
+"""Forward outputs that are plain objects and no pytree, taken apart into their fields for the tracers."""
 
 from __future__ import annotations
 
