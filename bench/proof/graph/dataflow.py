@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,11 @@ class Dataflow:
 
     def __init__(self, model: onnx.ModelProto, read: Callable[[Any], bytes] | None = None) -> None:
         if model.functions:
-            from onnx import inliner
+            from onnx import checker, inliner
 
-            model = inliner.inline_local_functions(model)
+            # Functions that call themselves stay as they are: the runtime says what it has against them.
+            with suppress(checker.ValidationError):
+                model = inliner.inline_local_functions(model)
         self.model, self._read = model, read
         graph = model.graph
         self.nodes = list(graph.node)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.graph.dataflow import Dataflow, Part, name_outputs
 from convbn.bench.proof.graph.execution import Runner
@@ -87,6 +88,8 @@ class Whole:
         return [held[name] for name in self.outputs]
 
     def _run(self, feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
+        if not self.outputs:
+            raise SessionError("the model has no outputs, so there is nothing to compare")
         if self._runner is None:
             self._runner = Runner(self._bytes(), self._role, folder=self._folder)
         self.runtime = self._runner.runtime
