@@ -35,6 +35,12 @@ PIECE = 1 << 20
 
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 # Tied weights may share bytes, but a small file read a thousand times over is an attack on memory and disk.
+_KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
+"""What ONNX says of external data; runtimes refuse a file with other entries."""
+
+_PREPACKED = "prepacked"
+"""onnxruntime's own entries, for weights in the layout of its kernels."""
+
 _MAX_REREADS = 4
 # A model may have a file a tensor; a process may not have that many open.
 _MAX_OPEN = 64
@@ -120,6 +126,9 @@ class DataFiles(Closing):
         location = entries.get("location", "")
         needed = declared_bytes(tensor)
         shown = _shown(location, tensor)
+        for key in entries:
+            if key not in _KEYS and not key.startswith(_PREPACKED):
+                raise BadInputError(f"{shown} has an entry '{key}', which ONNX does not know")
         if location not in self._known:
             self._stream(location, tensor)
         try:

@@ -173,6 +173,7 @@ def test_references_are_not_saved_elsewhere(external, tmp_path):
         ({"offset": "-4"}, "ends at byte"),
         ({"offset": "1000000"}, "but the file has"),
         ({"offset": "x"}, "no number"),
+        ({"lgngth": "4"}, "has an entry 'lgngth', which ONNX does not know"),
         ({"length": "99999999999999"}, "where its shape needs"),
     ],
 )

@@ -139,21 +139,12 @@ def _equal(model: Path, out: Path) -> tuple[str, str]:
     import numpy as np
 
     def work() -> int:
-        import onnx
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-
-        def opened(path: Path) -> ort.InferenceSession:
-            try:
-                return ort.InferenceSession(str(path), options)
-            except ort.capi.onnxruntime_pybind11_state.Fail:
-                # onnx reads files that onnxruntime does not (an unknown key of external data); then that is the input.
-                return ort.InferenceSession(onnx.load(path).SerializeToString(), options)
-
-        sessions = [opened(path) for path in (model, out)]
+        sessions = [ort.InferenceSession(str(p), options) for p in (model, out)]
         rng = np.random.default_rng(11)
         feeds = {}
         for value in sessions[0].get_inputs():
