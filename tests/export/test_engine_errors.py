@@ -125,7 +125,7 @@ CASES = {
     "ShapeProfileError": (
         lambda scene: scene.build(scene.tiny.conv_bn(folded=True, batch="n")),
         2,
-        "the model has dynamic inputs without shapes: x (?x3x8x8); give each a shape like x=MIN:OPT:MAX",
+        "the model has dynamic inputs without shapes: x (?x3x8x8); give each a range, like --shapes x=MIN:OPT:MAX",
     ),
     "UnsupportedOpError": (
         lambda scene: scene.build(scene.tiny.single("FooBar", domain="my")),

@@ -291,7 +291,7 @@ ROWS: dict[int, Row] = {
                 "other_numbers_than_zero_pass_nothing",
                 "padded_channels_stop_it",
             ),
-            *_in("fuse/test_onnx_fold", "gemm_with_a_batch_shaped_bias_stays"),
+            *_in("fuse/test_onnx_fold", "gemm_with_a_batch_shaped_bias"),
             *_in("fuse/test_random_graphs", "float32"),
         ),
     ),
@@ -526,7 +526,7 @@ ROWS: dict[int, Row] = {
             "a_deep_fold_is_equal_in_every_precision_and_one_lost_bias_is_seen",
         )
         + _in("cli/test_fuse_command", "proof_of_nothing_writes_nothing")
-        + _in("faults/test_all_commands", "dead_activations_prove_nothing"),
+        + _in("faults/test_all_commands", "behind_dead_activations_the_fold_is_shown_where_it_happened"),
     ),
     28: Row(
         "results that differ from run to run",

@@ -218,7 +218,7 @@ class _Reader:
         call = OnnxCall(kind, self._opset, attributes, inputs, results)
         constant = CHAIN[kind](call) if chained and outputs and odd is None else None
         if constant is None:
-            self._complete(call, outputs)
+            self._complete(scope, call, outputs)
         operator = operator_of(call, readers, odd, batchnorm=own and kind == "BatchNormalization")
         if isinstance(operator, Refusal):
             self.unreachable.append(Kept(name, operator.reason, operator.detail))
@@ -240,10 +240,11 @@ class _Reader:
             outputs[0].constant, outputs[0].shape = constant, constant.shape
         self.nodes.append(node)
 
-    def _complete(self, call: OnnxCall, outputs: Iterable[Value]) -> None:
+    def _complete(self, scope: Scope, call: OnnxCall, outputs: Iterable[Value]) -> None:
         """Shapes that the model does not state, where there is a map that they may matter to."""
         for value in outputs:
-            if (value.shape is None or None in value.shape) and self._has_maps:
+            # What was inferred is of the main graph: a name in a body may be one of its own.
+            if not scope.name and (value.shape is None or None in value.shape) and self._has_maps:
                 _shaped(value, self._shapes.get(value.name))
             if value.shape is None and call.operator in ("Gemm", "MatMul"):
                 value.shape = _linear_shape(call)
