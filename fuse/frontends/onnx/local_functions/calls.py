@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.onnx.local_functions.inliner import FunctionKey, called
 from convbn.fuse.frontends.onnx.model.graphs import bodies_of, nodes_below
-from convbn.fuse.frontends.onnx.reading.operators import in_vocabulary
+from convbn.fuse.operators.registry import passes_maps
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +75,7 @@ def concerned(model: onnx.ModelProto, functions: dict[FunctionKey, onnx.Function
     sites: defaultdict[FunctionKey, list[tuple[_Graph, onnx.NodeProto]]] = defaultdict(list)
     waiting: list[tuple[_Graph, str]] = []
     # A function under the name of one of ONNX's own operators would be taken for it.
-    found: set[FunctionKey | None] = {key for key in functions if key[0] == "" and in_vocabulary(key[1])}
+    found: set[FunctionKey | None] = {key for key in functions if key[0] == "" and passes_maps(key[1])}
     for graph in graphs:
         for node in graph.nodes:
             if called(node) in functions:
@@ -93,7 +93,7 @@ def concerned(model: onnx.ModelProto, functions: dict[FunctionKey, onnx.Function
             key = called(node)
             if key in functions:
                 waiting += [(tops[key], formal) for formal in _opposite(node, functions[key], name)]
-            elif key[0] == "" and in_vocabulary(key[1]):
+            elif key[0] == "" and passes_maps(key[1]):
                 found.add(graph.owner)
                 if key[1] not in _LAYERS:
                     waiting += [(graph, other) for other in (*node.input, *node.output)]

@@ -8,16 +8,10 @@ from typing import Any
 from convbn.fuse.operators.calls import OnnxCall, OnnxReader
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Elementwise
-from convbn.fuse.operators.registry import passes_maps
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.op import Op, Other
 
-__all__ = ["in_vocabulary", "operator_of", "written"]
-
-
-def in_vocabulary(operator: str) -> bool:
-    """Whether a map may pass some nodes of this operator of ONNX's own, or go into them."""
-    return passes_maps(operator)
+__all__ = ["operator_of", "written"]
 
 
 def operator_of(
