@@ -13,6 +13,7 @@ from convbn.export.loading.source_model import SourceModel
 if TYPE_CHECKING:
     import onnx
 
+    from convbn.bench.equivalence.compare import Equality
     from convbn.export.precision.convert import Converted
     from convbn.export.precision.int8.images import Preprocess
     from convbn.export.precision.int8.samples import Calibration
@@ -84,7 +85,10 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
         return result
     outcome: dict[str, Any] = {"status": "not run", "reason": "the options say so"}
     if wanted.verify:
-        outcome = _compared(result.model, wanted, original, given)
+        answer = _compared(result.model, wanted, original, given)
+        if not answer.equal:
+            raise _refusal(answer, model, result, wanted, original, given, data)
+        outcome = answer.to_dict()
     return replace(result, record={**result.record, "verify": outcome})
 
 
@@ -93,12 +97,12 @@ def _compared(
     wanted: Conversion,
     original: SourceModel,
     calibration: Calibration | None,
-) -> dict[str, Any]:
+) -> Equality:
     from convbn.bench.equivalence.compare import compare
     from convbn.bench.equivalence.tolerance import tolerance_of
 
     inputs = None if calibration is None else list(calibration.limited(_VERIFIED_SAMPLES).samples())
-    answer = compare(
+    return compare(
         original.runnable,
         candidate,
         inputs=inputs,
@@ -107,12 +111,40 @@ def _compared(
         example_inputs=original.example_inputs,
         tolerance=tolerance_of(wanted.precision, wanted.tolerance),
     )
-    if not answer.equal:
-        hint = "nothing was written; calibrate with more or better data, keep nodes in float32, or set a tolerance"
-        judged = (
-            "is too far from the original" if answer.status == "different" else "was not shown to be close"
-        )
-        raise CheckFailedError(
-            f"the {wanted.precision} model {judged}: {answer.reason}", source=original.path, hint=hint
-        )
-    return answer.to_dict()
+
+
+def _refusal(
+    answer: Equality,
+    model: onnx.ModelProto,
+    result: Converted,
+    wanted: Conversion,
+    original: SourceModel,
+    given: Calibration | None,
+    data: Calibration | None,
+) -> CheckFailedError:
+    """Why a converted model is not written, with the nodes that are to blame and what would mend it."""
+    from convbn.bench.cases.forms import random_calibration
+    from convbn.bench.equivalence.mending import mended
+    from convbn.export.precision.convert import convert
+    from convbn.export.precision.errors import PrecisionError
+    from convbn.export.precision.options import PrecisionOptions
+
+    options = wanted.options or PrecisionOptions()
+    looked = data or random_calibration(model, original, "random input", seed=wanted.seed, samples=1)
+
+    def passes(keep: tuple[str, ...]) -> bool:
+        try:
+            other = convert(
+                model, wanted.precision, calibration=data, options=replace(options, keep_fp32=keep)
+            )
+        except PrecisionError:  # nothing is left that could compute in it
+            return False
+        return _compared(other.model, wanted, original, given).equal
+
+    found = mended(model, result, next(looked.samples()), options, passes)
+    judged = "is too far from the original" if answer.status == "different" else "was not shown to be close"
+    return CheckFailedError(
+        f"the {wanted.precision} model {judged}: {answer.reason}{found.blame}",
+        source=original.path,
+        hint=f"nothing was written; {found.way}",
+    )
