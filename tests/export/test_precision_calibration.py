@@ -12,10 +12,12 @@ import pytest
 from onnx import helper
 from support.graphs import model, random
 
+from convbn.converting import Conversion, converted
 from convbn.errors import FileAccessError, UsageError
 from convbn.export.precision.errors import CalibrationError
 from convbn.export.precision.int8.calibration import calibration_from, read_calibration
 from convbn.export.precision.int8.images import Preprocess, load_image, parse_preprocess
+from convbn.export.precision.options import PrecisionOptions
 
 
 def network(batch: int | str = 2, size: int | str = 4, channels: int = 3) -> onnx.ModelProto:
@@ -75,10 +77,60 @@ def test_inputs_without_a_batch_are_not_cut() -> None:
     built = model([helper.make_node("Mul", ["x", "s"], ["y"])], {"x": [4, 3], "s": []}, ["y"], {})
     feeds = {"x": random(4, 3), "s": np.array(2, np.float32)}
     assert [sample["x"].shape for sample in calibration_from([feeds], built).samples()] == [(4, 3)]
-    with pytest.raises(CalibrationError, match="differ in their number of samples"):
-        calibration_from([{**feeds, "x": random(8, 3)}], built)
-    with pytest.raises(CalibrationError, match="shape 2 does not fit input s"):
+    twice = calibration_from([{**feeds, "x": random(8, 3)}], built)
+    assert [(sample["x"].shape, sample["s"]) for sample in twice.samples()] == [((4, 3), 2), ((4, 3), 2)]
+    with pytest.raises(CalibrationError, match="shape 2 does not fit input s") as caught:
         calibration_from([{**feeds, "s": np.ones(2, np.float32)}], built)
+    assert caught.value.hint == "an input without axes takes one value for a whole file"
+
+
+def several_dynamic() -> onnx.ModelProto:
+    """Two signals of lengths of their own, and a count that both results are multiplied by."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv_x"),
+        helper.make_node("Conv", ["z", "v"], ["d"], name="conv_z"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["q"]),
+        helper.make_node("Add", ["p", "q"], ["s"]),
+        helper.make_node("Cast", ["k"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "f"], ["y"]),
+    ]
+    weights = {"w": random(6, 4, 3), "v": random(6, 4, 3, seed=1)}
+    built = model(nodes, {"x": ["n", 4, "t"], "z": ["n", 4, "u"]}, ["y"], weights)
+    built.graph.input.append(helper.make_tensor_value_info("k", onnx.TensorProto.INT64, []))
+    return built
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_a_folder_of_several_dynamic_inputs_and_a_count(tmp_path: Path, method: str) -> None:
+    for i in range(4):
+        rows = 3 + 6 * (i == 3)
+        arrays = {"x": random(rows, 4, 10 + i, seed=i), "z": random(rows, 4, 20 - i, seed=i + 9)}
+        np.savez(tmp_path / f"{i}.npz", k=np.int64(2), **arrays)
+    seen = [
+        {name: array.shape for name, array in sample.items()}
+        for sample in read_calibration(tmp_path, several_dynamic()).samples()
+    ]
+    assert len(seen) == 5
+    assert seen[1] == {"x": (3, 4, 11), "z": (3, 4, 19), "k": ()}
+    assert seen[3] == seen[4] == {"x": (8, 4, 13), "z": (8, 4, 17), "k": ()}
+    wanted = Conversion("int8", PrecisionOptions(method=method), calibration=tmp_path)
+    record = converted(several_dynamic(), wanted).record
+    assert record["quantised"] == ["conv_x", "conv_z"]
+    assert record["verify"]["status"] == "equal"
+    assert record["calibration"]["samples"] == 5
+
+
+def test_what_cannot_feed_a_count_says_which_form_can(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", random(3, 4, 10))
+    with pytest.raises(CalibrationError, match="is one array, but the model has 3 inputs") as caught:
+        read_calibration(tmp_path / "x.npy", several_dynamic())
+    assert "give .npz files" in str(caught.value.hint)
+    assert "k (int64 scalar)" in str(caught.value.hint)
+    (tmp_path / "x.npy").rename(tmp_path / "x.png")
+    with pytest.raises(CalibrationError, match=r"images need .* k \(int64 scalar\)") as caught:
+        read_calibration(tmp_path, several_dynamic(), preprocess=Preprocess())
+    assert "give .npz files" in str(caught.value.hint)
 
 
 def test_inputs_with_batches_of_their_own() -> None:

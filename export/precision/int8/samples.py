@@ -96,7 +96,7 @@ def only_input(specs: tuple[InputSpec, ...], array: Array, source: str) -> dict[
         CalibrationError: there are several.
     """
     if len(specs) != 1:
-        hint = f"name the inputs, {', '.join(map(str, specs))}"
+        hint = f"give .npz files, or mappings in Python, with an array for each input: {', '.join(map(str, specs))}"
         raise CalibrationError(
             f"is one array, but the model has {len(specs)} inputs", source=source, hint=hint
         )
@@ -124,11 +124,13 @@ def cut(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...], source: str) 
     for name in sorted(known - arrays.keys()):
         raise CalibrationError(f"has no array for input {name!r}", source=source, hint=shown)
     whole = {spec.name: _batched(spec, arrays[spec.name], source) for spec in specs}
-    counts = {len(array) if array.ndim else 1 for array in whole.values()}
+    # What has no axis is the same for every batch.
+    single = {spec.name for spec in specs if spec.shape == () or not whole[spec.name].ndim}
+    counts = {len(array) for name, array in whole.items() if name not in single} or {1}
     if 0 in counts:
         raise CalibrationError("holds an empty array", source=source)
     # Without a batch axis in common there is nothing to cut along.
-    if any(not spec.shape for spec in specs) or len(counts) > 1:
+    if len(single) == len(specs) or any(spec.shape is None for spec in specs) or len(counts) > 1:
         if any(spec.shape and spec.shape[0] not in (None, len(whole[spec.name])) for spec in specs):
             raise CalibrationError("its arrays differ in their number of samples", source=source)
         return [lambda: whole]
@@ -140,7 +142,10 @@ def cut(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...], source: str) 
 
     def maker(start: int) -> Callable[[], Feeds]:
         rows = np.arange(start, start + size) % count
-        return lambda: {name: np.ascontiguousarray(array[rows]) for name, array in whole.items()}
+        return lambda: {
+            name: array if name in single else np.ascontiguousarray(array[rows])
+            for name, array in whole.items()
+        }
 
     return [maker(start) for start in range(0, count, size)]
 
@@ -159,7 +164,8 @@ def _batched(spec: InputSpec, array: Array, source: str) -> Array:
             array = array[None]
         if not _fits(array.shape, (None, *spec.shape[1:]) if spec.shape else ()):
             cause = f"an array of shape {shape_text(array.shape)} does not fit input {spec}"
-            raise CalibrationError(cause, source=source)
+            note = None if spec.shape else "an input without axes takes one value for a whole file"
+            raise CalibrationError(cause, source=source, hint=note)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CalibrationError(f"the array for {spec.name!r} holds NaN or infinity", source=source)
     return array
