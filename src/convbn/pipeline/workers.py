@@ -1,0 +1,223 @@
+"""Processes of this machine that do steps: one a processor, and no more at once than its memory holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from convbn.common.text import clean
+from convbn.pipeline.outcome import Outcome
+from convbn.pipeline.pool import Runner
+from convbn.pipeline.step import Step
+
+__all__ = ["LocalRunner"]
+
+_GRACE = 3.0
+"""Seconds in which a worker that is told to end can take away what it has begun to write."""
+
+_DIED = 70
+"""Exit code of a step whose process died, as of any other bug."""
+
+_SHARE = 0.8
+"""Of the memory that is free when the run starts."""
+
+
+class LocalRunner(Runner):
+    """A pool of processes. Each imports what it needs once; one that dies costs only its step.
+
+    Args:
+        workers: how many; as many as this process may use processors without.
+        memory: bytes that all steps together may hold by their estimates; a share of what is free without.
+        retries: how often a step is tried again whose worker died.
+    """
+
+    def __init__(self, workers: int | None = None, *, memory: int | None = None, retries: int = 1) -> None:
+        self.workers = workers or _processors()
+        self.memory = int(_SHARE * free_memory()) if memory is None else memory
+        self._retries = retries
+        self._idle: list[_Worker] = []
+        self._busy: dict[_Worker, Step] = {}
+        self._deaths: dict[Step, int] = {}
+        self._again: list[Step] = []
+
+    def has_room(self, step: Step) -> bool:
+        """While a step runs that must be alone there is none; what is too large for the memory runs by itself."""
+        if not self._busy:
+            return not self._again
+        if self._again or step.place.alone or any(running.place.alone for running in self._busy.values()):
+            return False
+        held = sum(running.memory for running in self._busy.values())
+        return len(self._busy) < self.workers and held + step.memory <= self.memory
+
+    def submit(self, step: Step) -> None:
+        """Give a step to a worker. One that must be alone gets a fresh one, whose numbers of threads nobody limits."""
+        if step.place.alone:
+            worker = _Worker(threads=None)
+        elif self._idle:
+            worker = self._idle.pop()
+        else:
+            worker = _Worker(threads=max(1, _processors() // self.workers))
+        self._busy[worker] = step
+        worker.send(step)
+
+    def wait(self, seconds: float) -> list[tuple[Step, Outcome]]:
+        """What workers answer, or how they died."""
+        if self._again and not self._busy:  # perhaps there was too little memory: now there is all of it
+            self.submit(self._again.pop())
+        found = []
+        answered = connection.wait([worker.connection for worker in self._busy], seconds)
+        for worker in [one for one in self._busy if one.connection in answered]:
+            step = self._busy.pop(worker)
+            outcome = worker.answer()
+            if outcome is None:
+                outcome = self._died(step, worker)
+                if outcome is None:
+                    continue
+            elif step.place.alone:
+                worker.end()
+            else:
+                self._idle.append(worker)
+            found.append((step, outcome))
+        return found
+
+    def _died(self, step: Step, worker: _Worker) -> Outcome | None:
+        """What is said of a step whose worker died; None if it is tried again."""
+        cause = worker.bury()
+        self._deaths[step] = self._deaths.get(step, 0) + 1
+        if self._deaths[step] <= self._retries:
+            self._again.append(step)
+            return None
+        return Outcome(step.name, step.kind, step.model, "failed", error=cause, exit_code=_DIED)
+
+    def cancel(self) -> None:
+        """End all workers; those that are at work take away first what they have begun to write."""
+        busy, idle = list(self._busy), self._idle
+        self._busy, self._idle, self._again = {}, [], []
+        for worker in busy:
+            worker.terminate()
+        for worker in (*busy, *idle):
+            worker.end()
+
+    def close(self) -> None:
+        """End the workers."""
+        self.cancel()
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, *, threads: int | None) -> None:
+        # What libraries print, and what a dying process says last.
+        self._said = tempfile.NamedTemporaryFile(prefix="convbn-worker-", suffix=".log")  # noqa: SIM115
+        context = get_context("spawn")
+        self.connection, there = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(there, self._said.name, threads), name="convbn-worker"
+        )
+        self._process.start()
+        there.close()
+
+    def send(self, step: Step) -> None:
+        with suppress(OSError):  # it died while it was idle: its answer will say so
+            self.connection.send(step)
+
+    def answer(self) -> Outcome | None:
+        """What it says of its step; None if it is dead."""
+        try:
+            outcome: Outcome = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        return outcome
+
+    def bury(self) -> str:
+        """How it died, in a sentence."""
+        _kill_group(self._process.pid)
+        self._join()
+        code = self._process.exitcode or 0
+        how = f"ended with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        lines = Path(self._said.name).read_text(encoding="utf-8", errors="replace").splitlines()
+        last = next((clean(line) for line in reversed(lines) if line.strip()), "")
+        hint = "; too little memory ends processes so, fewer workers need less" if code == -9 else ""
+        self._said.close()
+        return f"its process {how}{f': {last}' if last else ''}{hint}"
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def end(self) -> None:
+        """Let it go."""
+        self._join()
+        self._said.close()
+
+    def _join(self) -> None:
+        """Wait until the process is gone; one that does not go is killed, with those it started."""
+        self.connection.close()
+        self._process.join(_GRACE)
+        if self._process.is_alive():
+            _kill_group(self._process.pid)
+            self._process.kill()
+            self._process.join()
+
+
+def _kill_group(leader: int | None) -> None:
+    """End what a worker started and left behind."""
+    if leader is not None and hasattr(os, "killpg"):
+        with suppress(OSError):
+            os.killpg(leader, signal.SIGKILL)
+
+
+def _serve(commands: Any, said: str, threads: int | None) -> None:
+    """Do steps until the pipe is closed: the life of a worker."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C on the terminal goes to the parent, which decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    out = os.open(said, os.O_WRONLY | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(out, descriptor)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    from convbn.pipeline.perform import perform
+
+    with suppress(EOFError, OSError):
+        while True:
+            commands.send(perform(commands.recv()))
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed ends at once, with what it started."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        _kill_group(os.getpid())
+        os._exit(1)
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that processes started now could use: what the system has available, within the limit of the container."""
+    available = 4 << 30
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        available = int(line.split()[1]) << 10
+    with suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        available = min(available, limit - used)
+    return available
