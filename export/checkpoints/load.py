@@ -18,7 +18,8 @@ from convbn.common.exclusive import without_warnings
 from convbn.common.text import first_line, shape_text
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError
 from convbn.export.checkpoints.limits import Limits, check_archive
-from convbn.export.checkpoints.state_dicts import find_state, fitted, some
+from convbn.export.checkpoints.names import AS_THEY_ARE, Naming, fitted
+from convbn.export.checkpoints.state_dicts import find_state, some
 from convbn.export.checkpoints.trusted import load_pickled, load_script, refusal
 from convbn.export.files.atomic import file_access
 from convbn.export.files.sniff import ArtifactKind, sniff
@@ -87,44 +88,61 @@ def load_state(
 
 
 def apply_state(
-    module: torch.nn.Module, checkpoint: Checkpoint, *, as_stored: bool = False
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    naming: Naming = AS_THEY_ARE,
+    as_stored: bool = False,
 ) -> tuple[str, ...]:
     """Load weights into a module, every one of them.
 
     Args:
-        module: changed in place; after an error its weights are a mixture and it must be dropped.
-        checkpoint: must name exactly the module's parameters and buffers, save for a prefix that all its
-            names have (``module.``, ``_orig_mod.``, ``model.``) and none of the module's.
+        module: changed in place, once names and shapes are known to fit.
+        checkpoint: must give every parameter and buffer, see :func:`convbn.export.checkpoints.names.fitted`.
+        naming: what the user says about the names.
         as_stored: give the module tensors of the stored dtype instead of casting to its own.
 
     Returns:
-        A sentence for each prefix that was removed.
+        A sentence for each thing that was done to the names.
 
     Raises:
         BadInputError: names or shapes differ; the first few are listed.
+        UsageError: ``naming`` makes no sense for these names.
     """
     notes: list[str] = []
     own = module.state_dict()
-    given = fitted(checkpoint.tensors, own, notes)
+    given = fitted(checkpoint.tensors, own, notes, naming)
+    _check_fit(given, own)
     if as_stored:
         given = {name: _on_its_device(tensor, own.get(name)) for name, tensor in given.items()}
     try:
         module.load_state_dict(given, strict=True, assign=as_stored)
     except RuntimeError as error:
-        # torch itself fills in a missing num_batches_tracked, which files from before 2018 lack.
-        missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-        unexpected = [name for name in given if name not in own]
-        mismatched = [
-            f"{name} ({shape_text(given[name].shape)} for {shape_text(own[name].shape)})"
-            for name in own
-            if name in given and given[name].shape != own[name].shape
-        ]
-        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
-        parts = [f"{len(names)} {label}: {some(names)}" for label, names in found if names]
-        cause = "; ".join(parts) or str(error).splitlines()[-1].strip()
-        hint = "name the architecture the checkpoint was saved from"
-        raise BadInputError(f"the checkpoint does not fit the module: {cause}", hint=hint) from error
+        raise _misfit(str(error).splitlines()[-1].strip()) from error
     return tuple(notes)
+
+
+def _check_fit(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Names and shapes, before anything is copied."""
+    # torch itself fills in a missing num_batches_tracked, which files from before 2018 lack.
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in own]
+    mismatched = [
+        f"{name} ({shape_text(given[name].shape)} for {shape_text(tensor.shape)})"
+        for name, tensor in own.items()
+        if name in given and hasattr(tensor, "shape") and given[name].shape != tensor.shape
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+    parts = [f"{len(names)} {label}: {some(names)}" for label, names in found if names]
+    if parts:
+        raise _misfit("; ".join(parts), droppable=not (missing or mismatched))
+
+
+def _misfit(cause: str, *, droppable: bool = False) -> BadInputError:
+    hint = "name the architecture the checkpoint was saved from"
+    if droppable:
+        hint += ", or leave out what it does not ask for with --drop-unexpected"
+    return BadInputError(f"the checkpoint does not fit the module: {cause}", hint=hint)
 
 
 def _on_its_device(tensor: torch.Tensor, own: Any) -> torch.Tensor:

@@ -1,28 +1,31 @@
-"""From what a checkpoint holds to the state dict in it, and from its names to those of a module.
+"""From what a checkpoint holds to the state dict in it.
 
-Training scripts wrap a state dict (``{"model": …, "epoch": 3}``) and wrappers of modules prefix its names
-(``module.conv1.weight``). What was done about it is said in sentences.
+Training scripts wrap a state dict (``{"model": …, "epoch": 3}``). What was done about it is said in sentences; that of
+several sets of weights one was taken is a warning. How its names become those of a module:
+:mod:`convbn.export.checkpoints.names`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convbn.errors import BadInputError, UsageError
+from convbn.errors import BadInputError, Concern, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WRAPPERS", "find_state", "fitted", "some"]
+__all__ = ["WRAPPERS", "find_state", "some", "taken"]
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "ema", "state_dict_ema")
+WRAPPERS = (
+    *("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights"),
+    *("module", "G", "teacher", "model_ema", "ema", "state_dict_ema", "params_ema", "G_ema"),
+)
 """The first of these that is there is taken: trained weights before their moving average."""
 
 _DEEPEST = 4
 _SHOWN = 4
-_PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a module around the model"}
 _SAVE_STATE = "save torch.save(model.state_dict(), FILE) and name the architecture"
 
 
@@ -34,7 +37,8 @@ def find_state(
     Args:
         loaded: a state dict, a mapping around one, or (from a trusted file) a module.
         notes: gets a sentence for each thing that was done.
-        key: where the weights lie; by default the first of :data:`WRAPPERS` that is there.
+        key: where the weights lie, ``outer.inner`` for a mapping in another; by default the first of
+            :data:`WRAPPERS` that is there, and where there is none the only entry that holds tensors.
         source: the file, for errors.
 
     Raises:
@@ -51,55 +55,34 @@ def find_state(
         if isinstance(current, torch.nn.Module):
             notes.append(f"Took the weights of the pickled {type(current).__name__}.")
             current = current.state_dict()
-        wrappers = _wrappers(current)
-        if not wrappers:
+        home = _home(current, guess=key is None)
+        if home is None:
             break
-        others = f", not {some(wrappers[1:])}" if wrappers[1:] else ""
-        notes.append(f"Took the weights under {wrappers[0]!r}{others}.")
-        current = current[wrappers[0]]
+        notes.append(taken("weights", home, current))
+        current = current[home]
     if not isinstance(current, Mapping):
         raise BadInputError(
             f"holds a {type(current).__name__}, not a state dict", source=source, hint=_SAVE_STATE
         )
     tensors = {str(name): value for name, value in current.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        keys = some(map(str, current)) or "nothing"
-        nested = [str(name) for name, value in current.items() if isinstance(value, Mapping)]
-        hint = f"name the key with --checkpoint-key, such as {nested[0]}" if nested else _SAVE_STATE
-        raise BadInputError(f"holds no weights, only {keys}", source=source, hint=hint)
+        keys = ", ".join(map(str, current)) or "nothing"
+        raise BadInputError(
+            f"holds no weights, only {keys}", source=source, hint=_where_they_may_lie(current)
+        )
     dropped = [str(name) for name in current if str(name) not in tensors]
     if dropped:
         notes.append(f"Left out what is no tensor: {some(dropped)}.")
     return tensors
 
 
-def fitted(
-    tensors: Mapping[str, torch.Tensor], own: Collection[str], notes: list[str]
-) -> dict[str, torch.Tensor]:
-    """The tensors under the names that a module has for them.
-
-    A prefix goes if every name in the file has it and no name in the module does.
-
-    Args:
-        tensors: by the names in the file.
-        own: the module's names.
-        notes: gets a sentence for each prefix.
-    """
-    result = dict(tensors)
-    averaged = result.keys() - {name for name in result if name.startswith("module.")}
-    if averaged == {"n_averaged"} and "n_averaged" not in own:
-        del result["n_averaged"]
-        notes.append("Left out the counter 'n_averaged' of AveragedModel.")
-    while result:
-        for prefix, origin in _PREFIXES.items():
-            all_have_it = all(name.startswith(prefix) and name != prefix for name in result)
-            if all_have_it and not any(name.startswith(prefix) for name in own):
-                notes.append(f"Removed the prefix {prefix!r} of {origin} from every name.")
-                result = {name.removeprefix(prefix): tensor for name, tensor in result.items()}
-                break
-        else:
-            break
-    return result
+def taken(what: str, home: str, mapping: Mapping[Any, Any]) -> str:
+    """What was taken from a checkpoint; a warning, if there was more of the kind to choose from."""
+    text = f"Took the {what} under {home!r}"
+    others = [str(name) for name, value in mapping.items() if name != home and _holds_weights(value)]
+    if not others:
+        return f"{text}."
+    return Concern(f"{text}, not {', '.join(others)} (--checkpoint-key {others[0]} would take that).")
 
 
 def some(names: Iterable[str]) -> str:
@@ -109,7 +92,20 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _wrappers(value: object) -> list[str]:
+def _home(value: object, *, guess: bool) -> str | None:
+    """Where in a mapping the weights lie; None if they are its own entries, or nothing tells."""
+    import torch
+
+    known = _known(value)
+    if known or not guess or not isinstance(value, Mapping):
+        return known[0] if known else None
+    if any(isinstance(entry, torch.Tensor) for entry in value.values()):
+        return None
+    likely = [name for name, entry in value.items() if _holds_weights(entry)]
+    return likely[0] if len(likely) == 1 else None
+
+
+def _known(value: object) -> list[str]:
     import torch
 
     if not isinstance(value, Mapping):
@@ -117,8 +113,36 @@ def _wrappers(value: object) -> list[str]:
     return [name for name in WRAPPERS if isinstance(value.get(name), Mapping | torch.nn.Module)]
 
 
+def _holds_weights(value: object, depth: int = _DEEPEST) -> bool:
+    """Whether something is a module, a state dict, or a known wrapper around one."""
+    import torch
+
+    if isinstance(value, torch.nn.Module):
+        return True
+    if not isinstance(value, Mapping) or not depth:
+        return False
+    if any(isinstance(name, str) and isinstance(entry, torch.Tensor) for name, entry in value.items()):
+        return True
+    return any(_holds_weights(value[name], depth - 1) for name in _known(value))
+
+
+def _where_they_may_lie(value: Mapping[Any, Any]) -> str:
+    nested = [str(name) for name, entry in value.items() if isinstance(entry, Mapping)]
+    likely = [name for name in nested if _holds_weights(value.get(name))] or nested
+    if not likely:
+        return f"{_SAVE_STATE}; weights are looked for under {', '.join(WRAPPERS)}"
+    return f"name the key with --checkpoint-key, such as {', '.join(likely)}"
+
+
 def _under(value: object, key: str, source: str | os.PathLike[str]) -> Any:
     if isinstance(value, Mapping) and key in value:
         return value[key]
-    keys = some(map(str, value)) if isinstance(value, Mapping) else f"no keys, it is a {type(value).__name__}"
+    outer, dot, inner = key.partition(".")
+    if dot and isinstance(value, Mapping) and isinstance(value.get(outer), Mapping):
+        return _under(value[outer], inner, source)
+    keys = (
+        ", ".join(map(str, value))
+        if isinstance(value, Mapping)
+        else f"no keys, it is a {type(value).__name__}"
+    )
     raise UsageError(f"has no key {key!r}", source=source, hint=f"it has {keys}")

@@ -93,9 +93,9 @@ def _fitted(
     if document is not None:
         return rebuilt(module, checkpoint, document, path), ("Rebuilt what an earlier fold made.",)
     try:
-        return module.eval(), apply_state(module, checkpoint)
-    except BadInputError as error:
-        raise BadInputError(error.cause, source=path, hint=error.hint) from error
+        return module.eval(), apply_state(module, checkpoint, naming=options.naming)
+    except (BadInputError, UsageError) as error:
+        raise type(error)(error.cause, source=path, hint=error.hint) from error
 
 
 def _pickled_module(path: str, options: LoadOptions) -> SourceModel:
@@ -103,7 +103,7 @@ def _pickled_module(path: str, options: LoadOptions) -> SourceModel:
 
     import torch
 
-    from convbn.export.checkpoints.state_dicts import WRAPPERS
+    from convbn.export.checkpoints.state_dicts import WRAPPERS, taken
     from convbn.export.checkpoints.trusted import load_pickled
 
     if options.allow_cwd and options.trust:
@@ -114,7 +114,7 @@ def _pickled_module(path: str, options: LoadOptions) -> SourceModel:
         keys = (options.key,) if options.key is not None else WRAPPERS
         found = next((key for key in keys if isinstance(loaded.get(key), torch.nn.Module)), None)
         if found is not None:
-            loaded, notes = loaded[found], (f"Took the module under {found!r}.",)
+            loaded, notes = loaded[found], (taken("module", found, loaded),)
     if not isinstance(loaded, torch.nn.Module):
         raise UsageError(f"holds a {type(loaded).__name__} and no module", source=path, hint=_NO_ARCHITECTURE)
     return _module_source(path, loaded, notes, options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.errors import UsageError
 from convbn.export.checkpoints.limits import Limits
+from convbn.export.checkpoints.names import AS_THEY_ARE, Naming
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -35,6 +36,7 @@ class LoadOptions:
         trust: run the code that a checkpoint, ``.pt2`` or TorchScript archive brings.
         allow_cwd: let ``arch`` be imported from the current folder.
         key: where in a training checkpoint the weights lie.
+        naming: what becomes of the names there.
         limits: caps on what a file may make its reader hold.
     """
 
@@ -47,6 +49,7 @@ class LoadOptions:
     trust: bool = False
     allow_cwd: bool = False
     key: str | None = None
+    naming: Naming = AS_THEY_ARE
     limits: Limits = field(default_factory=Limits)
 
 

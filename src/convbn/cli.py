@@ -61,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
         "--allow-cwd", action="store_true", help="let --arch be imported from the current folder"
     )
     source.add_argument("--checkpoint-key", metavar="KEY", help="where in a checkpoint the weights lie")
+    source.add_argument("--strip-prefix", metavar="P", help="take P away from the names in a checkpoint")
+    source.add_argument(
+        "--drop-unexpected", action="store_true", help="leave out weights that the architecture lacks"
+    )
     source.add_argument(
         "--trust-checkpoint", action="store_true", help="run the code in a pickle, .pt2 or TorchScript file"
     )

@@ -240,3 +240,24 @@ def test_bench_measures_both_forms(convbn: Any, checkpoint: Path) -> None:
         ("torch-cpu", "original"),
         ("torch-cpu", "folded"),
     ]
+
+
+def test_names_of_training_tools(convbn: Any, checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    torch.save({"model": state, "ema": state}, tmp_path / "two.pth")
+    environment = {"PYTHONPATH": path_with(tmp_path)}
+    strict = convbn("inspect", "two.pth", *OPTIONS, "--strict", **environment)
+    assert strict.returncode == 1
+    assert "not ema (--checkpoint-key ema would take that)" in strict.stderr
+    chosen = ("--checkpoint-key", "ema", "--strict")
+    assert convbn("inspect", "two.pth", *OPTIONS, *chosen, **environment).returncode == 0
+    prefixed = {prefix + name: tensor for name, tensor in state.items() for prefix in ("a.", "b.")}
+    torch.save({**prefixed, "a.more": torch.zeros(1)}, tmp_path / "both.pth")
+    for options, code, told in (
+        ((), 3, "--strip-prefix a."),
+        (("--strip-prefix", "a"), 3, "1 unexpected: more; "),
+        (("--strip-prefix", "a", "--drop-unexpected"), 0, ""),
+        (("--strip-prefix", "c"), 2, "they begin with a, b"),
+    ):
+        result = convbn("inspect", "both.pth", *OPTIONS, *options, **environment)
+        assert (result.returncode, told in result.stderr) == (code, True), result.stderr

@@ -63,9 +63,9 @@ def test_what_was_not_taken_is_noted(tmp_path):
     assert load_state(tmp_path / "b.pth").notes == ("Left out what is no tensor: step.",)
 
 
-def test_a_prefix_that_not_all_names_have_is_kept():
+def test_what_stands_beside_a_wrapped_module_is_unexpected():
     state = {**renamed("module."), "head": torch.zeros(1)}
-    with pytest.raises(BadInputError, match="unexpected: module"):
+    with pytest.raises(BadInputError, match=r"1 unexpected: head; .*--drop-unexpected"):
         apply_state(net(), Checkpoint(state))
 
 

@@ -35,6 +35,7 @@ __all__ = [
 def load_options(options: argparse.Namespace) -> LoadOptions:
     """How the command line says to open IN."""
     from convbn.export.checkpoints.limits import Limits
+    from convbn.export.checkpoints.names import Naming
 
     return LoadOptions(
         options.arch,
@@ -45,6 +46,7 @@ def load_options(options: argparse.Namespace) -> LoadOptions:
         trust=options.trust_checkpoint,
         allow_cwd=options.allow_cwd,
         key=options.checkpoint_key,
+        naming=Naming(options.strip_prefix, options.drop_unexpected),
         limits=Limits(options.max_pickle_mib, options.max_unpacked_mib),
     )
 
