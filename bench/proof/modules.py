@@ -146,9 +146,9 @@ class _Call:
     """What a module was given and what it gave, the last time."""
 
     given: Any
-    address: int
+    given_place: tuple[object, ...]
     gave: Any
-    gave_address: int
+    gave_place: tuple[object, ...]
     times: int
 
 
@@ -183,7 +183,7 @@ class _Watch:
             x = given[0]
             times = self._calls[name].times + 1 if name in self._calls else 1
             self._calls[name] = _Call(
-                x.detach().clone(), x.data_ptr(), gave.detach().clone(), gave.data_ptr(), times
+                x.detach().clone(), _place(x), gave.detach().clone(), _place(gave), times
             )
             for number, batchnorm, layer in self._folds:
                 if name in (batchnorm, layer) and batchnorm in self._calls and layer in self._calls:
@@ -195,9 +195,9 @@ class _Watch:
         norm, linear = self._calls.pop(batchnorm), self._calls.pop(layer)
         if norm.times > 1 or linear.times > 1 or layer not in self._parts:
             return
-        if norm.address == linear.gave_address and norm.given.shape == linear.gave.shape:
+        if norm.given_place == linear.gave_place:
             given, wanted, name = linear.given, norm.gave, batchnorm
-        elif linear.address == norm.gave_address and linear.given.shape == norm.gave.shape:
+        elif linear.given_place == norm.gave_place:
             given, wanted, name = norm.given, linear.gave, layer
         else:
             return
@@ -216,6 +216,11 @@ class _Watch:
         )
         if gap.ok and beyond(exact, spoilt, bound):
             self.seen.add(number)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Which numbers in memory a tensor shows, and how: a transposed one is another one."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
@@ -256,7 +261,8 @@ def _spoil(layer: torch.nn.Module, error: float | None = None) -> bool:
     """Put the weights of a layer off; whether it has any."""
     import torch
 
-    weights = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
+    own = [p for p in layer.parameters(recurse=False) if p.is_floating_point()]
+    weights = [p for p in own if p.ndim > 1] or own[:1]  # a normalisation has a vector
     with torch.no_grad():
         for weight in weights:
             weight.mul_(1 + (error or spoil_of(array_of(weight.flatten()[:1]).dtype)))

@@ -94,6 +94,15 @@ def from_aten(call: AtenCall) -> Mapped | None:
     return call.unary(Activation(_LABELS[call.name]))
 
 
+def clamp_from_aten(call: AtenCall) -> Mapped | None:
+    """``clamp`` to one side of 0, and ``threshold`` at 0."""
+    if call.name == "threshold":
+        bounds = (call.given.get("threshold"), call.given.get("value"))
+        return call.unary(Activation("Threshold")) if bounds == (0, 0) else None
+    bounds = (call.given.get("min"), call.given.get("max"))
+    return call.unary(Activation("Clamp")) if bounds in ((0, None), (None, 0)) else None
+
+
 def prelu_from_aten(call: AtenCall) -> Mapped:
     """PReLU, whose slopes are a tensor."""
     return call.reads(Activation("PReLU"), "self", "weight")
@@ -117,6 +126,15 @@ OPERATOR = Operator(
             ("self", "negative_slope", "inplace"),
             shape=AtenCall.shape,
             keeps_rank=True,
+        ),
+        *(
+            Aten(names, clamp_from_aten, ("self", *bounds), further, shape=AtenCall.shape, keeps_rank=True)
+            for names, bounds, further in (
+                (("clamp", "clip"), ("min", "max"), ("clip",)),
+                (("clamp_min",), ("min",), ()),
+                (("clamp_max",), ("max",), ()),
+                (("threshold",), ("threshold", "value", "inplace"), ()),
+            )
         ),
         Aten(
             ("prelu", "_prelu_kernel"),

@@ -118,6 +118,10 @@ class Tensors(Protocol):
         """Whether it is a parameter or an input of the graph."""
         ...
 
+    def dtype(self, value: Any) -> str | None:
+        """The name of its type, such as ``float32``; None where it is not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class AtenCall:
@@ -200,6 +204,7 @@ class Aten:
         keeps_rank: whether the result has the rank of the data, or of every tensor of a list.
         several: whether the result is a list, and ``shape`` that of each of its tensors.
         fresh: whether the result lies in memory of its own, unless the call is told to work in place.
+        overloads: those that compute what the name says, beside the usual ones.
     """
 
     names: tuple[str, ...]
@@ -211,6 +216,7 @@ class Aten:
     keeps_rank: bool = False
     several: bool = False
     fresh: bool = True
+    overloads: tuple[str, ...] = ()
 
 
 def axis_of(axis: int, rank: int | None) -> int | None:

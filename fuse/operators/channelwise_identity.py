@@ -54,7 +54,7 @@ def resize_from_onnx(call: OnnxCall) -> Op | None:
 
 
 def from_aten(call: AtenCall) -> Mapped | None:
-    """``clone`` and ``contiguous``."""
+    """``clone``, ``contiguous`` and ``positive``."""
     return call.unary(ChannelwiseIdentity(call.name.capitalize()))
 
 
@@ -75,7 +75,10 @@ OPERATOR = Operator(
     onnx={"Dropout": from_onnx, "Identity": from_onnx, "Resize": resize_from_onnx},
     aten=(
         Aten(("clone",), from_aten, ("self",), shape=AtenCall.shape, keeps_rank=True),
-        Aten(("contiguous",), from_aten, ("self",), shape=AtenCall.shape, keeps_rank=True, fresh=False),
+        *(
+            Aten((name,), from_aten, ("self",), (python,), shape=AtenCall.shape, keeps_rank=True, fresh=False)
+            for name, python in (("contiguous", "contiguous"), ("positive", "pos"))
+        ),
         # In inference it is another name for its data, which the frontend knows.
         Aten(
             ("dropout",),

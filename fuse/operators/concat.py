@@ -1,4 +1,7 @@
-"""Concatenation: along the map's axis each input takes its own part of the map, along another one all of it."""
+"""Concatenation: along the map's axis each input takes its own part of the map, along another one all of it.
+
+Stacking joins along an axis that the inputs do not have, so each of them takes all of a map along another one.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ __all__ = ["OPERATOR", "Concat"]
 
 @dataclass(frozen=True, slots=True)
 class Concat(Op):
-    """The inputs one after another along ``axis``."""
+    """The inputs one after another along ``axis``, which only the output has where they are ``stacked``."""
 
     axis: int
+    stacked: bool = False
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
@@ -30,10 +34,14 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     inputs = [value for value in node.inputs if value is not None]
     if len({id(value) for value in inputs}) != len(inputs):
         return Refusal(Reason.SEVERAL_READERS, f"{node.label} reads one value twice")
+    op = cast(Concat, node.op)
+    along = op.axis == axis
+    if op.stacked and along:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} makes the map's axis of its inputs")
+    axis -= op.stacked and op.axis < axis
     sizes = _sizes(node, axis)
     if sizes is None:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"the sizes of what {node.label} joins are not known")
-    along = cast(Concat, node.op).axis == axis
     start = 0
     for value, size in zip(inputs, sizes, strict=True):
         piece = affine
@@ -47,8 +55,8 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
     """The readers apply the map to their part, and nothing to the others."""
-    sizes = _sizes(node, axis)
-    if sizes is None or cast(Concat, node.op).axis != axis or sizes[slot] != affine.channels:
+    sizes, op = _sizes(node, axis), cast(Concat, node.op)
+    if sizes is None or op.axis != axis or op.stacked or sizes[slot] != affine.channels:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"{node.label} joins along another axis or unknown sizes")
     before, after = sum(sizes[:slot]), sum(sizes[slot + 1 :])
     scale = np.concatenate([np.ones(before), affine.scale, np.ones(after)])
@@ -69,15 +77,22 @@ def from_onnx(call: OnnxCall) -> Op | None:
 
 
 def from_aten(call: AtenCall) -> Mapped | None:
-    """``cat`` over tensors of one rank."""
+    """``cat`` and ``stack`` over tensors of one rank."""
     tensors = call.given.get("tensors")
     if not isinstance(tensors, list | tuple) or not all(map(call.tensors.is_tensor, tensors)):
         return None
     shapes = map(call.tensors.shape, tensors)
     ranks = {None if shape is None else len(shape) for shape in shapes}
     # Of another rank is only the empty tensor, which older code starts a list with.
-    axis = call.axis("dim", next(iter(ranks)), 0) if len(ranks) == 1 else None
-    return None if axis is None else Mapped(Concat(axis), tuple(tensors))
+    rank, stacked = next(iter(ranks), None), call.name == "stack"
+    rank = None if rank is None else rank + stacked
+    axis = call.axis("dim", rank, 0) if len(ranks) == 1 else None
+    if call.name in _AXES:  # of a vector they make something else
+        axis = None if rank is None or rank < 2 else _AXES[call.name]
+    return None if axis is None else Mapped(Concat(axis, stacked), tuple(tensors))
+
+
+_AXES = {"vstack": 0, "hstack": 1}
 
 
 def shape_of_cat(call: AtenCall) -> Shape | None:
@@ -97,6 +112,17 @@ def shape_of_cat(call: AtenCall) -> Shape | None:
     return tuple(merged)
 
 
+def shape_of_stack(call: AtenCall) -> Shape | None:
+    """One more axis, with the number of tensors; along the others any size that is known."""
+    shape, axis, tensors = shape_of_cat(call), call.given.get("dim", 0), call.given.get("tensors")
+    if shape is None or not isinstance(axis, int) or not isinstance(tensors, list | tuple):
+        return None
+    axis %= len(shape) + 1
+    sizes = [call.tensors.shape(tensor) or shape for tensor in tensors]
+    merged = [next((s[i] for s in sizes if s[i] is not None), None) for i in range(len(shape))]
+    return (*merged[:axis], len(tensors), *merged[axis:])
+
+
 RULE = Rule("concat", Concat, backward, forward, through=True)
 
 OPERATOR = Operator(
@@ -112,5 +138,7 @@ OPERATOR = Operator(
             shape=shape_of_cat,
             keeps_rank=True,
         ),
+        Aten(("stack",), from_aten, ("tensors", "dim"), shape=shape_of_stack),
+        *(Aten((name,), from_aten, ("tensors",), keeps_rank=True) for name in _AXES),
     ),
 )

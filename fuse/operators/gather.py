@@ -1,7 +1,7 @@
 """Gathering: along another axis than the map's any positions, known or not, have the same map; along it, each its own.
 
 Backwards along the map's axis, the whole takes the map at the positions that are read and nothing at the others; a
-position that is read twice must have the same map both times.
+position that is read twice must have the same map both times. A table that is read from (an embedding) takes it itself.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import cast
 
 from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.broadcast import along
+from convbn.fuse.algebra.rounding import round_scaled, round_sum
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Rule, axis_not_proven
+from convbn.fuse.operators.rule import Moves, Pending, Rule, axis_not_proven
 from convbn.fuse.operators.split import into_part, picked
 from convbn.fuse.refusal import Refusal
-from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import DATA, Op
 
 __all__ = ["OPERATOR", "Gather"]
@@ -50,9 +52,29 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if data is None or added is None:
         return axis_not_proven(node)
     if not place <= axis < place + added:
-        return moves.produce(data, affine, axis if axis < place else axis - added + 1, reader=node)
+        at = axis if axis < place else axis - added + 1
+        table = moves.constant(node, DATA)
+        if isinstance(table, Constant):
+            return _into_table(moves, node, table, affine, at)
+        return moves.produce(data, affine, at, reader=node)
     positions = _positions(node)
     return axis_not_proven(node) if positions is None else into_part(moves, node, affine, axis, positions)
+
+
+def _into_table(moves: Moves, node: Node, table: Constant, affine: Affine, axis: int) -> Refusal | None:
+    """``W'[…, c] = s[c]·W[…, c] + t[c]``."""
+    rank = len(table.shape)
+    if axis >= rank or table.shape[axis] != affine.channels:
+        return axis_not_proven(node)
+    if affine.is_scale:
+        scale = along(affine.scale, axis, rank)
+        return moves.set(node, DATA, Pending(table.shape, lambda: round_scaled(table, scale, axes=(axis,))))
+
+    def mapped() -> Constant | Refusal:
+        total = along(affine.scale, axis, rank) * table.exact() + along(affine.shift, axis, rank)
+        return round_sum(total, table.dtype, axis, "table")
+
+    return moves.set(node, DATA, Pending(table.shape, mapped))
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -73,7 +95,9 @@ def from_onnx(call: OnnxCall) -> Op | None:
 
 
 def from_aten(call: AtenCall) -> Mapped | None:
-    """``index_select`` and ``select``."""
+    """``index_select``, ``select`` and ``embedding``."""
+    if call.name == "embedding":
+        return call.reads(Gather(0), "weight", "indices")
     axis = call.axis("dim", call.rank(), 0)
     if axis is None:
         return None
@@ -90,5 +114,6 @@ OPERATOR = Operator(
     aten=(
         Aten(("select",), from_aten, ("self", "dim", "index"), fresh=False),
         Aten(("index_select",), from_aten, ("self", "dim", "index"), keeps_rank=True),
+        Aten(("embedding",), from_aten),
     ),
 )

@@ -13,6 +13,7 @@ import numpy as np
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall
 from convbn.fuse.operators.operator import Operator
 from convbn.fuse.operators.rule import Moves, Rule, parameters, wrong_axis, wrong_channels
@@ -76,13 +77,30 @@ def from_onnx(call: OnnxCall) -> Op | None:
 
 
 def from_aten(call: AtenCall) -> Mapped | None:
-    """``layer_norm`` over one axis, and ``group_norm``."""
-    if call.name == "group_norm":
+    """``layer_norm`` and ``rms_norm`` over one axis, and ``group_norm``."""
+    if "group_norm" in call.name:
         return call.reads(Normalization("GroupNorm", 1), "input", "weight", "bias")
     if len(call.given["normalized_shape"]) != 1:
         return None
+    if "rms_norm" in call.name:
+        return call.reads(Normalization("RMSNorm", None, shifts=False), "input", "weight")
     return call.reads(Normalization("LayerNorm", None), "input", "weight", "bias")
 
+
+def instance_norm_from_aten(call: AtenCall) -> Mapped | None:
+    """``instance_norm``; with its own running statistics it is a BatchNorm outside training."""
+    by_sample = call.given.get("use_input_stats", True)
+    if by_sample is True:
+        return call.reads(Normalization("InstanceNorm", 1), "input", "weight", "bias")
+    if by_sample is not False or None in (call.tensor("running_mean"), call.tensor("running_var")):
+        return None
+    op = BatchNorm(float(call.given.get("eps", 1e-5)))
+    return call.reads(op, "input", "weight", "bias", "running_mean", "running_var")
+
+
+_FUNCTIONAL = (
+    *("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+)
 
 RULE = Rule("normalization", Normalization, backward)
 
@@ -92,5 +110,8 @@ OPERATOR = Operator(
     onnx=dict.fromkeys(
         ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"), from_onnx
     ),
-    aten=(Aten(("layer_norm", "native_layer_norm", "group_norm"), from_aten),),
+    aten=(
+        Aten(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "rms_norm"), from_aten),
+        Aten(("instance_norm",), instance_norm_from_aten, _FUNCTIONAL, keeps_rank=True),
+    ),
 )

@@ -220,7 +220,16 @@ OPERATOR = Operator(
     onnx=dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), from_onnx),
     aten=(
         Aten(
-            ("reshape", "view", "_unsafe_view", "_reshape_alias", "view_as", "reshape_as", "unflatten"),
+            (
+                "reshape",
+                "view",
+                "_unsafe_view",
+                "_reshape_alias",
+                "view_as",
+                "reshape_as",
+                "unflatten",
+                "ravel",
+            ),
             from_aten,
             ("self", "*shape"),
             ("view",),

@@ -100,6 +100,15 @@ def flip_from_aten(call: AtenCall) -> Mapped | None:
     return call.unary(Slice(tuple((axis, _cut(shape[axis], None, None, -1)) for axis in places)))
 
 
+def roll_from_aten(call: AtenCall) -> Mapped | None:
+    """Along other axes than the map's every position has the same map, wherever it goes."""
+    rank, axes = call.rank(), call.given.get("dims")
+    axes = list(axes) if isinstance(axes, list | tuple) else [axes]
+    if rank is None or not axes or not all(type(axis) is int for axis in axes):
+        return None  # without axes all of them are one
+    return call.unary(Slice(tuple((axis, None) for axis in sorted({axis % rank for axis in axes}))))
+
+
 def narrowed_shape(call: AtenCall) -> Shape | None:
     """As many along the axis as the call says."""
     shape, axis, length = call.shape(), call.given.get("dim", 0), call.given.get("length")
@@ -121,6 +130,7 @@ OPERATOR = Operator(
             shape=narrowed_shape,
             fresh=False,
         ),
+        Aten(("roll",), roll_from_aten, ("self", "shifts", "dims"), shape=AtenCall.shape, keeps_rank=True),
         Aten(("flip",), flip_from_aten, ("self", "*dims"), shape=AtenCall.shape, keeps_rank=True),
     ),
 )

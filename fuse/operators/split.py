@@ -25,20 +25,22 @@ __all__ = ["OPERATOR", "Split", "into_part", "picked", "unknown_channels"]
 
 @dataclass(frozen=True, slots=True)
 class Split(Op):
-    """The data in pieces along ``axis``, one an output."""
+    """The data in pieces along ``axis``, one an output; ``single`` positions have that axis no more."""
 
     axis: int
+    single: bool = False
 
 
 def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
     """``s·x₂ + t`` of one piece is ``split(1·x₁, s·x₂ + t)``."""
-    if cast(Split, node.op).axis != axis:
+    op = cast(Split, node.op)
+    if op.single or op.axis != axis:
         for piece in node.outputs:
             refusal = None if piece is output else moves.unnoticed(piece, affine, axis)
             if refusal is not None:
                 detail = f"the other pieces of {node.label} would change, too: {refusal.detail}"
                 return Refusal(Reason.AXIS_NOT_PROVEN, detail)
-        return onto_data(moves, node, affine, axis)
+        return onto_data(moves, node, affine, axis + (op.single and axis >= op.axis))
     sizes = [size_along(piece, axis) for piece in node.outputs]
     known = [size for size in sizes if size is not None]
     # Shapes that the model only claims may be wrong: sizes that do not add up say where no piece lies.
@@ -51,7 +53,11 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
     """``split(s·x + t)`` is ``s₁·x₁ + t₁, s₂·x₂ + t₂``."""
-    along = cast(Split, node.op).axis == axis
+    op = cast(Split, node.op)
+    along = op.axis == axis
+    if op.single and along:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"the pieces of {node.label} have the map's axis no more")
+    axis -= op.single and axis > op.axis
     start = 0
     for output in node.outputs:
         piece = affine
@@ -108,9 +114,9 @@ def from_onnx(call: OnnxCall) -> Op | None:
 
 
 def from_aten(call: AtenCall) -> Mapped | None:
-    """``split`` and ``chunk``."""
+    """``split``, ``chunk`` and ``unbind``."""
     axis = call.axis("dim", call.rank(), 0)
-    return None if axis is None else call.unary(Split(axis))
+    return None if axis is None else call.unary(Split(axis, call.name == "unbind"))
 
 
 def piece_shape(call: AtenCall) -> Shape | None:
@@ -134,5 +140,9 @@ OPERATOR = Operator(
     Split,
     Rule("split", Split, backward, forward, through=True),
     onnx={"Split": from_onnx},
-    aten=(_aten(("split", "split_with_sizes"), "split_size"), _aten(("chunk",), "chunks")),
+    aten=(
+        _aten(("split", "split_with_sizes"), "split_size"),
+        _aten(("chunk",), "chunks"),
+        Aten(("unbind",), from_aten),
+    ),
 )

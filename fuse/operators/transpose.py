@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
@@ -82,9 +82,32 @@ def from_aten(call: AtenCall) -> Mapped | None:
     return call.unary(Transpose(tuple(order)))
 
 
+def moved_from_aten(call: AtenCall) -> Mapped | None:
+    """``movedim``: axes to other places, the rest in the order that they have."""
+    given: list[Any] = [call.given.get(name) for name in ("source", "destination")]
+    rank, (moved, places) = call.rank(), [list(x) if isinstance(x, list | tuple) else [x] for x in given]
+    if rank is None or len(moved) != len(places) or not all(type(axis) is int for axis in (*moved, *places)):
+        return None
+    moved, places = [int(axis) % rank for axis in moved], [int(axis) % rank for axis in places]
+    rest = iter(axis for axis in range(rank) if axis not in moved)
+    order = tuple(moved[places.index(place)] if place in places else next(rest) for place in range(rank))
+    return call.unary(Transpose(order))
+
+
+def turned_from_aten(call: AtenCall) -> Mapped | None:
+    """``mT``, the last two axes, and ``T``, all of them."""
+    rank = call.rank()
+    if rank is None or rank < 2:
+        return None
+    order = list(range(rank))
+    order = order[::-1] if call.name == "numpy_T" else [*order[:-2], rank - 1, rank - 2]
+    return call.unary(Transpose(tuple(order)))
+
+
 def transposed_shape(call: AtenCall) -> Shape | None:
     """The sizes in the order that the reader finds."""
-    found, shape = (permute_from_aten if call.name == "permute" else from_aten)(call), call.shape()
+    read = {"permute": permute_from_aten, "movedim": moved_from_aten}.get(call.name, from_aten)
+    found, shape = read(call), call.shape()
     return None if found is None or not shape else tuple(shape[i] for i in cast(Transpose, found.op).order)
 
 
@@ -95,12 +118,22 @@ OPERATOR = Operator(
     aten=(
         Aten(("permute",), permute_from_aten, ("self", "*dims"), shape=transposed_shape, fresh=False),
         Aten(
-            ("transpose", "swapaxes", "t"),
+            ("transpose", "swapaxes", "swapdims", "t"),
             from_aten,
             ("self", "dim0", "dim1"),
-            ("swapaxes",),
+            ("swapaxes", "swapdims"),
             shape=transposed_shape,
             fresh=False,
         ),
+        Aten(
+            ("movedim", "moveaxis"),
+            moved_from_aten,
+            ("self", "source", "destination"),
+            ("moveaxis",),
+            shape=transposed_shape,
+            fresh=False,
+            overloads=("intlist",),
+        ),
+        Aten(("mT", "numpy_T"), turned_from_aten),
     ),
 )

@@ -70,7 +70,7 @@ class View:
                 Reason.NOT_A_MODULE,
                 f"'{value.name}' of {edit.node.label} would need the shape {list(edit.constant.shape)}",
             )
-        if value.constant.cloneable or len(value.readers) == 1:
+        if value.constant.cloneable or sum(reader.sees_numbers for reader in value.readers) == 1:
             return None
         others = ", ".join(sorted({r.node.label for r in value.readers if r.node is not edit.node}))
         return Refusal(

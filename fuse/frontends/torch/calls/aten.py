@@ -21,7 +21,16 @@ from convbn.fuse.operators.registry import aten_rows
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["EXPORTED", "GraphTensors", "fixed_shape", "map_aten", "read", "shape_of", "written_nodes"]
+__all__ = [
+    "EXPORTED",
+    "GraphTensors",
+    "fixed_shape",
+    "map_aten",
+    "read",
+    "shape_of",
+    "type_name",
+    "written_nodes",
+]
 
 _PLAIN_OVERLOADS = (
     *("default", "Tensor", "Scalar", "dim", "dims", "int", "ints", "sizes", "vec", "using_ints"),
@@ -34,7 +43,9 @@ def map_aten(node: torch.fx.Node) -> Mapped | None:
     """The operator of the view that a node is, None where there is none for it."""
     namespace, _, name = operator_name(node).partition("::")
     key = name.removesuffix("_") if namespace == "aten" else f"{namespace}::{name}"
-    if not aten_rows(key) or overload(node) not in _PLAIN_OVERLOADS or not _is_float(node):
+    rows = aten_rows(key)
+    known = overload(node) in _PLAIN_OVERLOADS or any(overload(node) in row.overloads for row in rows)
+    if not rows or not known or not _is_float(node):
         return None
     return read(AtenCall(key, arguments(node), EXPORTED))
 
@@ -73,8 +84,17 @@ class GraphTensors:
         """Whether a node is one of the graph's inputs."""
         return value.op in ("placeholder", "get_attr")
 
+    def dtype(self, value: Any) -> str | None:
+        """As the export noted it."""
+        return type_name(getattr(value.meta.get("val"), "dtype", None))
+
 
 EXPORTED = GraphTensors()
+
+
+def type_name(dtype: object) -> str | None:
+    """The name of a type of tensors, such as ``float32``."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def shape_of(node: object) -> Shape | None:

@@ -27,10 +27,11 @@ from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.elementwise import Elementwise
+from convbn.fuse.operators.gather import Gather
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.normalization import Normalization
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, Value
+from convbn.fuse.view.dataflow import Node, Reader, Value
 from convbn.fuse.view.op import BIAS, WEIGHT
 
 if TYPE_CHECKING:
@@ -62,9 +63,14 @@ def _slots(node: Node) -> tuple[int, ...]:
         return (1, 2, 3, 4)
     if isinstance(node.op, Conv | ConvTranspose | Linear | Normalization):
         return (WEIGHT, BIAS)
-    if isinstance(node.op, Elementwise):
+    if isinstance(node.op, Elementwise | Gather):
         return tuple(slot for slot, value in enumerate(node.inputs) if value is not None and value.constant)
     return ()
+
+
+def _seeing(value: Value) -> list[Reader]:
+    """Those who read more of a value than its shape and type."""
+    return [reader for reader in value.readers if reader.sees_numbers]
 
 
 def _between(before: list[str], behind: list[str]) -> set[str]:
@@ -92,7 +98,12 @@ class _EditConstraints:
         self._listed = kept_in_attributes(instrumented.module)
         read = [value for node in graph_view.view.nodes for value in node.inputs if value is not None]
         # In whatever shape it is read, and as a bias that is not there yet.
-        self._uses = Counter(value.name for value in read)
+        self._uses = Counter(
+            value.name
+            for node in graph_view.view.nodes
+            for slot, value in enumerate(node.inputs)
+            if value is not None and node.op.sees_numbers(slot)
+        )
         self._uses.update(name for slots in graph_view.on_trial.values() for name in slots.values())
         used = {value.name: self._tensors[value.name] for value in read if value.name in self._tensors}
         self._overlapping = overlapping(used)
@@ -155,7 +166,8 @@ class _EditConstraints:
         """The qualified names of a node's tensors, by slot; also of those that are there on trial."""
         names = dict(self._graph_view.on_trial.get(node, {}))
         for slot, value in enumerate(node.inputs):
-            if slot and value is not None and value.name in self._tensors:
+            stored = slot or isinstance(node.op, Gather)
+            if stored and value is not None and value.name in self._tensors:
                 names[slot] = value.name
         return names
 
@@ -178,7 +190,7 @@ class _EditConstraints:
                 node.locks[slot] = unknown
             elif slot not in names:
                 node.locks[slot] = self._no_parameter(node, slot, value)
-            elif self._uses[names[slot]] > (1 if value is None else len(value.readers)):
+            elif self._uses[names[slot]] > (1 if value is None else len(_seeing(value))):
                 node.locks[slot] = self._used_again(node, names[slot])
             elif names[slot] in self._overlapping:
                 node.locks[slot] = Refusal(
@@ -236,7 +248,7 @@ class _EditConstraints:
         )
 
     def _only_called_again(self, value: Value, path: str) -> bool:
-        readers = {reader.node for reader in value.readers}
+        readers = {reader.node for reader in _seeing(value)}
         return len(readers) > 1 and {innermost(node.handle) for node in readers} == {path}
 
     def _why_it_must_stay(

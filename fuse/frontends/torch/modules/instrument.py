@@ -168,7 +168,7 @@ def _add_trials(parts: Mapping[str, torch.nn.Module], *, trust_shapes: bool) -> 
         if isinstance(part, _ConvNd) and weight is not None:
             size = weight.shape[1] * part.groups if isinstance(part, _ConvTransposeNd) else weight.shape[0]
             parameters["bias"] = torch.nn.Parameter(weight.detach().new_zeros(size))
-        elif weight is not None and (isinstance(part, torch.nn.Linear) or _own_layer(part, trust_shapes)):
+        elif weight is not None and (_takes_a_bias(part) or _own_layer(part, trust_shapes)):
             parameters["bias"] = torch.nn.Parameter(weight.detach().new_zeros(weight.shape[0]))
         elif isinstance(part, _BatchNorm) and mean is not None:
             parameters["bias"] = torch.nn.Parameter(torch.zeros_like(mean))
@@ -179,6 +179,16 @@ def _add_trials(parts: Mapping[str, torch.nn.Module], *, trust_shapes: bool) -> 
             continue
         added.append(f"{prefix}bias")
     return added
+
+
+def _takes_a_bias(part: torch.nn.Module) -> bool:
+    """Whether a layer of PyTorch's has a number for each of its outputs, and a place for another one."""
+    import torch
+    from torch.nn.modules.instancenorm import _InstanceNorm
+
+    if isinstance(part, torch.nn.LayerNorm):
+        return len(part.normalized_shape) == 1
+    return isinstance(part, torch.nn.Linear | torch.nn.GroupNorm | _InstanceNorm)
 
 
 def _own_layer(part: torch.nn.Module, trust_shapes: bool) -> bool:

@@ -9,6 +9,7 @@ from convbn.fuse.operators.calls import window
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.normalization import Normalization
 from convbn.fuse.view.op import Op
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ def plain_forward(part: torch.nn.Module) -> bool:
     for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         if isinstance(part, base):
             return kind.forward is base.forward and kind._conv_forward is base._conv_forward
-    for other in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear):
+    others: tuple[Any, ...] = (
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.Linear,
+        *_norms(),
+    )
+    for other in others:
         if isinstance(part, other):
             return kind.forward is other.forward
     return isinstance(part, _BatchNorm) and kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -47,7 +55,19 @@ def layer_of(part: torch.nn.Module) -> Op | None:
         return Conv(part.groups, window=laid)
     if isinstance(part, nn.Linear):
         return Linear(output_axis=0)
-    return None
+    kind = next((known for known in _norms() if isinstance(part, known)), None)
+    if kind is None or getattr(part, "running_mean", None) is not None:
+        return None
+    if isinstance(part, nn.LayerNorm):
+        return Normalization("LayerNorm", None) if len(part.normalized_shape) == 1 else None
+    return Normalization(str(kind.__name__).rstrip("123d"), 1)
+
+
+def _norms() -> tuple[type[torch.nn.Module], ...]:
+    """The classes that normalise by the data at hand."""
+    from torch import nn
+
+    return nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 
 
 def batchnorm_of(part: torch.nn.Module) -> BatchNorm:

@@ -76,7 +76,9 @@ def named_call(node: torch.fx.Node, tensors: Tensors = EXPORTED) -> AtenCall | N
 
 def _plain(name: str, given: Mapping[str, Any]) -> bool:
     """Whether the call computes what its ATen name says."""
-    if given.get("out") is not None or given.get("return_indices", False) or given.get("dtype") is not None:
+    if given.get("out") is not None or given.get("return_indices", False):
+        return False
+    if given.get("dtype") is not None and name != "to":
         return False
     return name != "dropout" or given.get("training", True) is False
 

@@ -11,11 +11,12 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.torch.calls.aten import GraphTensors
+from convbn.fuse.frontends.torch.calls.aten import GraphTensors, type_name
 from convbn.fuse.frontends.torch.modules.layers import layer_of, plain_forward
 from convbn.fuse.frontends.torch.tracing.aten_names import call_of_module, named_call
 from convbn.fuse.operators.calls import AtenCall, Shape
 from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.normalization import Normalization
 from convbn.fuse.operators.registry import aten_rows
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class TracedShapes(GraphTensors):
         names: Mapping[torch.fx.Node, str],
     ) -> None:
         self._parts = parts
+        self._types = {node: type_name(getattr(state[name], "dtype", None)) for node, name in names.items()}
         self._calls = {node: self._call(node) for node in graph.nodes}
         called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
         # Layers and BatchNorms; one with a forward of its own may give anything.
@@ -64,6 +66,12 @@ class TracedShapes(GraphTensors):
     def call(self, value: torch.fx.Node) -> AtenCall | None:
         """The call that a node is, by its ATen name."""
         return self._calls[value]
+
+    def dtype(self, value: Any) -> str | None:
+        """Of a parameter, and of code that asks one for its type."""
+        if value.target is getattr and value.args[1:2] == ("dtype",):
+            value = value.args[0]
+        return self._types.get(value)
 
     def _part(self, node: torch.fx.Node) -> torch.nn.Module | None:
         return self._parts[str(node.target)] if node.op == "call_module" else None
@@ -134,6 +142,8 @@ class TracedShapes(GraphTensors):
         if layer is None:  # a BatchNorm
             mean = part.running_mean
             return data if mean is None or len(data) < 2 else (data[0], len(mean), *data[2:])
+        if isinstance(layer, Normalization):
+            return data
         weight: Any = part.weight
         if isinstance(layer, Linear):
             return (*data[:-1], int(weight.shape[0]))
