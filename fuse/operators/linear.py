@@ -7,7 +7,7 @@ the output must then have rank 2: over ``[N, L, C]`` it would normalise the sequ
 nothing but the numbers would tell.
 
 In front of it: ``α·(s·x + t)W + β·b = α·x(diag(s)·W) + β·(b + α/β·tW)``. A product without a place for a bias
-passes the constant ``α·tW`` on to whatever reads it.
+passes the constant ``α·tW`` on to whatever reads it, or gains an addition where a BatchNorm goes for it.
 """
 
 from __future__ import annotations
@@ -100,15 +100,22 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
             return refusal
     if affine.is_scale:
         return None
-    if BIAS in node.locks and bias is None:
+
+    def into_bias() -> Refusal | None:
+        outputs = weight.shape[op.output_axis]
+        row = _row(node, bias, outputs)
+        if isinstance(row, Refusal):
+            return row
+        shape = np.broadcast_shapes(row.shape, (outputs,))
+        total = Pending(shape, lambda: round_vector(row + added() / op.bias_factor, weight.dtype))
+        return moves.set(node, BIAS, total)
+
+    def onward() -> Refusal | None:
         return moves.consume(node.outputs[0], Affine.shift_by(added()), axis)
-    outputs = weight.shape[op.output_axis]
-    row = _row(node, bias, outputs)
-    if isinstance(row, Refusal):
-        return row
-    shape = np.broadcast_shapes(row.shape, (outputs,))
-    total = Pending(shape, lambda: round_vector(row + added() / op.bias_factor, weight.dtype))
-    return moves.set(node, BIAS, total)
+
+    if bias is not None or not (BIAS in node.locks or BIAS in node.adds):
+        return into_bias()
+    return onward() if BIAS in node.locks else moves.first(onward, into_bias)
 
 
 def _checked(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:

@@ -106,12 +106,27 @@ class Draft:
             constant = constant.compute()
         if isinstance(constant, Refusal):
             return constant
+        if (refusal := self._gains(node, slot)) is not None:
+            return refusal
         known = Constant(constant.shape, _unread) if isinstance(constant, Pending) else constant
         edit: Edit = SetConstant(node, slot, known)
         refusal = self._view.check(edit)
         if refusal is None:
             self._set[id(node), slot] = (node, constant)
         return refusal
+
+    def _gains(self, node: Node, slot: int) -> Refusal | None:
+        """Why the model may not gain the operator that this constant would be read by."""
+        if slot not in node.adds or node.input(slot) is not None:
+            return None
+        gained = {key for key, (n, _) in self._set.items() if key[1] in n.adds and n.input(key[1]) is None}
+        # An operator for a BatchNorm: no more of them than before, and a sum is not moved to become another one.
+        goes = (1 + len(self._spared)) * isinstance(self._mover.op, BatchNorm) * self._view.additions
+        if len(gained | {(id(node), slot)}) <= goes:
+            return None
+        return Refusal(
+            Reason.NO_BIAS, f"{node.label} has no bias, and an addition for it costs what the BatchNorm does"
+        )
 
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         """Try ways in turn; each starts from what stood before."""

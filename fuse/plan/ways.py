@@ -132,7 +132,12 @@ def to_add(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold |
     """Way 4: the scale goes, the shift stays as an addition in the node's place; None where it cannot."""
     node = attempt.node
     rank = source.rank
-    if rank is None or rank > _LARGEST_RANK_OF_AN_ADDITION or not attempt.options.allows(WAYS[2]):
+    if (
+        not attempt.view.additions
+        or rank is None
+        or rank > _LARGEST_RANK_OF_AN_ADDITION
+        or not attempt.options.allows(WAYS[2])
+    ):
         return None
     draft = attempt.draft()
     if draft.produce(source, Affine.scale_by(affine.scale), axis, reader=node) is not None:

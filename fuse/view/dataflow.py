@@ -208,6 +208,7 @@ class Node:
         scope: the graph it stands in ("" for the main one); an edit never crosses scopes.
         locks: edits that the frontend cannot make here, by what they would change: ``"bypass"`` or
             a slot number.
+        adds: empty slots for which the model would gain an operator, such as an addition for the bias of a product.
         handle: the frontend's own object, which nobody else looks into.
         touched: the view's clock when an edit last touched it.
     """
@@ -218,6 +219,7 @@ class Node:
     outputs: list[Value]
     scope: str = ""
     locks: dict[str | int, Refusal] = field(default_factory=dict)
+    adds: frozenset[int] = frozenset()
     handle: Any = None
     touched: int = 0
 

@@ -26,15 +26,19 @@ class View:
             move in every direction.
         replaceable: nodes may change their operator. True of graphs; a PyTorch module's code stays, and only
             takes other parameters of the same shapes and bypasses.
+        additions: the model can be given a sum that broadcasts; ONNX has none before opset 7.
 
     Attributes:
         clock: how many edits were applied so far.
     """
 
-    def __init__(self, nodes: Sequence[Node], *, pure: bool = False, replaceable: bool = True) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], *, pure: bool = False, replaceable: bool = True, additions: bool = True
+    ) -> None:
         self._nodes = {id(node): node for node in nodes}
         self.pure = pure
         self.replaceable = replaceable
+        self.additions = additions
         self.clock = 0
 
     @property

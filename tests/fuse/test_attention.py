@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from support.graphs import batchnorm, batchnorm_parameters, model, random, relative_error, run
+from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
 from convbn.fuse.fold import Folding, fold
 
@@ -49,8 +49,9 @@ TRANSPOSED = [node("Transpose", "o", "ot", perm=[0, 2, 1]), batchnorm("ot", "y")
 @pytest.mark.parametrize("axis", [-1, 2])
 def test_a_batchnorm_behind_attention_goes_into_the_values(axis: int) -> None:
     result = check([*attention(axis), node("MatMul", "p v", "o"), *TRANSPOSED], (2, 5, 8), 0)
-    # V's projection has no bias to take the shift.
-    assert result.report.folded[0].rule == "batchnorm-to-add"
+    # V's projection has no bias to take the shift, and gains one.
+    assert result.report.folded[0].into == ("v",)
+    assert operators(result.model).count("Add") == 1
     biased = [*attention(axis), node("Add", "v bn.beta", "vb"), node("MatMul", "p vb", "o"), *TRANSPOSED]
     assert check(biased, (2, 5, 8), 0).report.folded
 

@@ -180,7 +180,10 @@ def test_no_addition_of_half_precision_takes_the_place_of_a_batchnorm_in_float32
     nodes = [
         node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
         node("MatMul", ["h", "m"], ["c"]),
-        node("Transpose", ["c"], ["t"], perm=[0, 2, 1]),
+        node("Sigmoid", ["c"], ["g"]),
+        node("MatMul", ["h", "m"], ["d"]),
+        node("Mul", ["d", "g"], ["p"]),
+        node("Transpose", ["p"], ["t"], perm=[0, 2, 1]),
         node("Cast", ["t"], ["b"], to=TensorProto.FLOAT),
         batchnorm("b", "y"),
     ]

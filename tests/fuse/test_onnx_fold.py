@@ -180,11 +180,11 @@ def test_matmul_over_a_sequence_stays() -> None:
     assert only_reason(built) == "axis-not-proven"
 
 
-def test_matmul_with_the_weight_on_the_left_stays() -> None:
+def test_matmul_with_the_weight_on_the_left_has_no_channels_along_the_last_axis() -> None:
     node = helper.make_node("MatMul", ["w", "x"], ["c"], name="fc")
     initializers = {"w": random(6, 6), **batchnorm_parameters(6)}
     built = model([node, batchnorm("c", "y")], {"x": [6, 6]}, ["y"], initializers)
-    assert only_reason(built) == "weight-not-constant"
+    assert only_reason(built) == "reads-the-input"
 
 
 def test_gemm_with_a_batch_shaped_bias() -> None:
@@ -545,12 +545,14 @@ def test_an_addition_is_of_the_type_of_its_data() -> None:
     initializers = {"w": random(6, 6, dtype=np.float16), **batchnorm_parameters(6)}
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
-        helper.make_node("Transpose", ["m"], ["c"], perm=[0, 2, 1]),
+        helper.make_node("Sigmoid", ["x"], ["g"]),
+        helper.make_node("Mul", ["m", "g"], ["p"]),
+        helper.make_node("Transpose", ["p"], ["c"], perm=[0, 2, 1]),
         batchnorm("c", "y"),
     ]
     built = model(nodes, {"x": [2, 4, 6]}, ["y"], initializers, elem_type=TensorProto.FLOAT16)
     result = folded(built)
-    assert operators(result.model) == ["MatMul", "Transpose", "Add"]
+    assert operators(result.model) == ["MatMul", "Sigmoid", "Mul", "Transpose", "Add"]
     assert {t.data_type for t in result.model.graph.initializer} == {TensorProto.FLOAT16}
 
 

@@ -46,54 +46,58 @@ def check(built: onnx.ModelProto, left: list[str], *, bound: float = 2e-6, **opt
 
 # --- to an addition ------------------------------------------------------------------------------------
 
-SEQUENCE = [
+GATE = [
     node("MatMul", "x w", "m"),
-    node("Transpose", "m", "t", perm=[0, 2, 1]),
-    batchnorm("t", "n"),
-    node("Tanh", "n", "y"),
+    node("MatMul", "x v", "k"),
+    node("Sigmoid", "k", "g"),
+    node("Mul", "m g", "p"),
 ]
+GATED = operators(model(GATE, {}, [], {}))
+SEQUENCE = [*GATE, node("Transpose", "p", "t", perm=[0, 2, 1]), batchnorm("t", "n"), node("Tanh", "n", "y")]
 
 
 def sequence(dtype: Any = np.float32, **changed: np.ndarray) -> onnx.ModelProto:
-    """A product without a bias over ``[N, L, I]``, turned to ``[N, C, L]``, with a BatchNorm behind it."""
-    numbers = {"w": random(4, 6, dtype=dtype), **batchnorm_parameters(6), **changed}
+    """A gate over ``[N, L, I]``, turned to ``[N, C, L]``, with a BatchNorm behind it: it takes a scale and no shift."""
+    numbers = {"w": random(4, 6, dtype=dtype), "v": random(4, 6, seed=1, dtype=dtype)}
+    numbers |= {**batchnorm_parameters(6), **changed}
     elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return model(SEQUENCE, {"x": [2, 5, 4]}, ["y"], numbers, elem_type=elem_type)
 
 
 def test_an_addition_takes_the_place_of_a_batchnorm() -> None:
-    result = check(sequence(), ["MatMul", "Transpose", "Add", "Tanh"])
+    result = check(sequence(), [*GATED, "Transpose", "Add", "Tanh"])
     (folded,) = result.report.folded
     assert (folded.name, folded.into, folded.rule) == ("bn", ("m",), "batchnorm-to-add")
 
 
 def test_a_shift_that_the_type_cannot_hold_is_no_addition() -> None:
     """The BatchNorm's own parameters are float32, the data is float16."""
-    left = ["MatMul", "Transpose", "BatchNormalization", "Tanh"]
+    left = [*GATED, "Transpose", "BatchNormalization", "Tanh"]
     large = fold(sequence(np.float16, **{"bn.beta": np.full(6, 1e5, "f4")}))
     assert operators(large.model) == left
-    assert large.report.kept[0].reason is Reason.OUT_OF_RANGE
+    assert large.report.kept[0].reason is Reason.PRODUCER_NOT_LINEAR
     fits = fold(sequence(np.float16, **{"bn.beta": np.full(6, 6e4, "f4"), "bn.mean": np.zeros(6, "f4")}))
-    assert operators(fits.model) == [*left[:2], "Add", "Tanh"]
+    assert operators(fits.model) == [*left[:-2], "Add", "Tanh"]
     assert {tensor.data_type for tensor in fits.model.graph.initializer} == {TensorProto.FLOAT16}
 
 
 def test_an_addition_is_made_only_where_no_later_round_finds_a_place() -> None:
     """The products with 1 go in the first round; before, they keep the convolution out of reach."""
     nodes = [
-        *SEQUENCE[:2],
+        *SEQUENCE[:-2],
         batchnorm("t", "v0"),
         *(node("Mul", f"v{i} one", f"v{i + 1}") for i in range(70)),
-        node("Conv", "v70 k", "y"),
+        node("Conv", "v70 kernel", "y"),
     ]
     numbers = {
         "w": random(4, 6),
+        "v": random(4, 6),
         "one": np.ones((1, 6, 1), "f4"),
-        "k": random(3, 6, 1),
+        "kernel": random(3, 6, 1),
         **batchnorm_parameters(6),
     }
     built = onnx.shape_inference.infer_shapes(model(nodes, {"x": [2, 5, 4]}, ["y"], numbers))
-    (folded,) = check(built, ["MatMul", "Transpose", "Conv"]).report.folded
+    (folded,) = check(built, [*GATED, "Transpose", "Conv"]).report.folded
     assert (folded.into, folded.rule) == (("y",), "batchnorm-forward")
 
 
@@ -102,14 +106,15 @@ def test_on_images_an_addition_costs_what_the_batchnorm_did(rank: int) -> None:
     x = {3: [2, 5, 4], 4: [2, 3, 5, 4]}[rank]
     turned = [0, 2, 1] if rank == 3 else [0, 3, 1, 2]
     nodes = [
-        node("MatMul", "x w", "m"),
-        node("Transpose", "m", "t", perm=turned),
+        *GATE,
+        node("Transpose", "p", "t", perm=turned),
         batchnorm("t", "n"),
         node("Tanh", "n", "y"),
     ]
-    built = model(nodes, {"x": x}, ["y"], {"w": random(4, 6), **batchnorm_parameters(6)})
+    numbers = {"w": random(4, 6), "v": random(4, 6), **batchnorm_parameters(6)}
+    built = model(nodes, {"x": x}, ["y"], numbers)
     left = "Add" if rank == 3 else "BatchNormalization"
-    check(built, ["MatMul", "Transpose", left, "Tanh"])
+    check(built, [*GATED, "Transpose", left, "Tanh"])
 
 
 def test_no_addition_where_only_a_batchnorm_takes_the_scale() -> None:
@@ -271,10 +276,14 @@ def test_both_refusals_are_told() -> None:
 def test_integers_do_not_say_what_an_addition_must_be_of() -> None:
     """A quantised weight changes its scales, and where a factor is negative its integers."""
     quantised = helper.make_node("DequantizeLinear", ["q", "s"], ["w"], name="dq", axis=1)
-    numbers = {"q": np.arange(-12, 12, dtype=np.int8).reshape(4, 6), "s": np.full(6, 0.1, "f4")}
+    numbers = {
+        "q": np.arange(-12, 12, dtype=np.int8).reshape(4, 6),
+        "s": np.full(6, 0.1, "f4"),
+        "v": random(4, 6),
+    }
     built = model([quantised, *SEQUENCE], {"x": [2, 5, 4]}, ["y"], {**numbers, **batchnorm_parameters(6)})
     assert (batchnorm_parameters(6)["bn.gamma"] < 0).any()
-    check(built, ["DequantizeLinear", "MatMul", "Transpose", "Add", "Tanh"])
+    check(built, ["DequantizeLinear", *GATED, "Transpose", "Add", "Tanh"])
 
 
 # --- views in which nodes write to their inputs ------------------------------------------------------------

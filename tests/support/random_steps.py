@@ -113,6 +113,26 @@ def conv(g: Growth) -> None:
     )
 
 
+def product(g: Growth) -> None:
+    """A matrix without a bias on the channels: by letters, from the left, or between two transpositions."""
+    name, shape = g.pick(3)
+    outputs, rank = g.of(2, shape[1]), len(shape)
+    made, way = (shape[0], outputs, *shape[2:]), g.of("letters", "left", "right")
+    if way == "letters" or (way == "left" and rank > 3):
+        letters = "nchwd"[:rank]
+        equation = f"oc,{letters}->{letters.replace('c', 'o')}"
+        weight = g.weight(outputs, shape[1], fan=shape[1])
+        g.add("Einsum", [weight, name], made, equation=equation)
+    elif way == "left":
+        g.add("MatMul", [g.weight(outputs, shape[1], fan=shape[1]), name], made)
+    else:
+        last = (shape[0], *shape[2:], shape[1])
+        turned = g.add("Transpose", [name], last, perm=[0, *range(2, rank), 1])
+        weight = g.weight(shape[1], outputs, fan=shape[1])
+        mixed = g.add("MatMul", [turned, weight], (*last[:-1], outputs))
+        g.add("Transpose", [mixed], made, perm=[0, rank - 1, *range(1, rank - 1)])
+
+
 def conv_transpose(g: Growth) -> None:
     name, (n, c, *space) = g.pick(3)
     if max(space) > 12:
@@ -433,6 +453,7 @@ STEPS += [
     resize,
     pad,
     shuffle,
+    product,
     reciprocal,
     instance_norm,
     attention,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.onnx.model.graphs import Names, delete, graphs_below, nodes_below
@@ -134,26 +135,45 @@ class _Writer:
     def _nodes(self) -> set[str]:
         """Write the nodes that changed and delete those that are gone; the names that these used before."""
         before: set[str] = set()
-        gone: list[Node] = []
+        resized: list[Node] = []
         for node in self._reading.nodes:
             place: Place = node.handle
             if node not in self._view:
                 for below in nodes_below([place.proto]):
                     before.update((*below.input, *below.output))
-                gone.append(node)
+                resized.append(node)
             elif node.changed:
                 before.update((*place.proto.input, *place.proto.output))
                 self._write_node(node, place.proto)
-        for node in reversed(gone):
-            if not _keep_as_identity(node):
-                del node.handle.scope.graph.node[node.handle.index]
+                resized += [node] * _gains_addition(node)
+        # From behind, so that places in front keep their numbers.
+        for node in reversed(resized):
+            graph, index = node.handle.scope.graph, node.handle.index
+            if node in self._view:
+                graph.node.insert(index + 1, self._addition(node, graph.node[index]))
+            elif not _keep_as_identity(node):
+                del graph.node[index]
         return before
+
+    def _addition(self, node: Node, product: onnx.NodeProto) -> onnx.NodeProto:
+        """The addition of a product's bias, which gives the product's value in its place."""
+        import onnx
+
+        bias, output = product.input[BIAS], product.output[0]
+        del product.input[BIAS:]
+        product.output[0] = self._names.fresh(f"{output}_product")
+        name = self._nodes_names.fresh(f"{product.name}_bias") if product.name else ""
+        return onnx.helper.make_node("Add", [product.output[0], bias], [output], name)
+
+    @cached_property
+    def _nodes_names(self) -> Names:
+        return Names(node.handle.proto.name for node in self._reading.nodes)
 
     def _write_node(self, node: Node, proto: onnx.NodeProto) -> None:
         if id(node) in self._replaced:
             kind, attributes = written(node.op)
-        elif proto.op_type == "MatMul" and len(node.inputs) > BIAS:
-            # Only a product of rank 2 is ever given a bias; a Gemm is that product with a bias.
+        elif proto.op_type == "MatMul" and len(node.inputs) > BIAS and not node.adds:
+            # A Gemm is a product of rank 2 with a bias; others gain an addition.
             kind, attributes = "Gemm", {}
         else:
             kind, attributes = "", {}
@@ -198,6 +218,11 @@ class _Writer:
 
 def _name(value: Value) -> str:
     return value.renamed or value.name
+
+
+def _gains_addition(node: Node) -> bool:
+    """Whether a product was given a bias, for which it has no place of its own."""
+    return BIAS in node.adds and node.input(BIAS) is not None
 
 
 def _keep_as_identity(node: Node) -> bool:

@@ -359,16 +359,42 @@ def test_shift_stays_as_an_addition_where_there_is_no_place_for_a_bias(randomise
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.randn(4, 5))
+            self.gate = nn.Linear(4, 5)
             self.bn = nn.BatchNorm1d(5)
 
         def forward(self, x):
-            return self.bn((x @ self.weight).transpose(1, 2)).tanh()
+            return self.bn((x @ self.weight * self.gate(x).sigmoid()).transpose(1, 2)).tanh()
 
     model, x = randomised(Product()), torch.randn(2, 3, 4)
     for program in (exported(model, x), exported(model, x).run_decompositions({})):
         outcome = fold_program(program)
         assert outcome.report.folded[0].rule == "batchnorm-to-add"
         assert "bn.folded" in outcome.model.state_dict
+        assert difference(model, outcome.model.module(), x) < 2e-6
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_product_without_a_bias_gains_an_addition(randomised, fold_program, difference, left):
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 4))
+            self.bn, self.behind = nn.BatchNorm1d(5), nn.BatchNorm1d(5)
+            self.conv = nn.Conv1d(5, 2, 1)
+
+        def forward(self, x):
+            y = self.weight @ x if left else (x.transpose(1, 2) @ self.weight.T).transpose(1, 2)
+            y = self.bn(y)
+            return self.conv(self.behind(y.sigmoid())), y
+
+    model, x = randomised(Product()), torch.randn(2, 4, 3)
+    programs = [exported(model, x)]
+    # What is decomposed expands a matrix on the left to a batch of them, which is no longer the stored one.
+    for program in programs if left else [*programs, programs[0].run_decompositions({})]:
+        outcome = fold_program(program)
+        assert outcome.report.batchnorm.after == 0
+        called = [str(node.target) for node in outcome.model.graph.nodes if node.op == "call_function"]
+        assert sum("add.Tensor" in name for name in called) == 1
         assert difference(model, outcome.model.module(), x) < 2e-6
 
 

@@ -16,6 +16,7 @@ from convbn.fuse.frontends.onnx.model.tensors import Read, Stored, dtype_of
 from convbn.fuse.frontends.onnx.reading.constants import CHAIN
 from convbn.fuse.frontends.onnx.reading.operators import operator_of
 from convbn.fuse.operators.calls import OnnxCall
+from convbn.fuse.operators.contraction import Contraction
 from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.operators.registry import onnx_readers
 from convbn.fuse.plan.plan import Kept
@@ -103,7 +104,8 @@ def read_view(
             if proto.op_type == "BatchNormalization" and is_standard(proto):
                 detail = f"it stands in the model-local function {function.name}, which was not written out"
                 reader.unreachable.append(Kept(reader.unique(proto), Reason.LOCAL_FUNCTION, detail))
-    return Reading(View(reader.nodes, pure=True), scopes, reader.nodes, reader.unreachable)
+    view = View(reader.nodes, pure=True, additions=reader.opset >= 7)
+    return Reading(view, scopes, reader.nodes, reader.unreachable)
 
 
 class _Reader:
@@ -118,7 +120,7 @@ class _Reader:
         self._overridable = overridable
         self._infer = infer
         self._read = read
-        self._opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+        self.opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
         self.nodes: list[Node] = []
         self.unreachable: list[Kept] = []
         self._names: Counter[str] = Counter()
@@ -214,8 +216,8 @@ class _Reader:
             inputs = inputs[:BIAS]
         readers = onnx_readers(kind if own else f"{proto.domain}::{kind}")
         chained = own and kind in CHAIN
-        attributes, odd = attributes_of(proto, self._opset) if readers or chained else ({}, None)
-        call = OnnxCall(kind, self._opset, attributes, inputs, results)
+        attributes, odd = attributes_of(proto, self.opset) if readers or chained else ({}, None)
+        call = OnnxCall(kind, self.opset, attributes, inputs, results)
         constant = CHAIN[kind](call) if chained and outputs and odd is None else None
         if constant is None:
             self._complete(scope, call, outputs)
@@ -224,9 +226,8 @@ class _Reader:
             self.unreachable.append(Kept(name, operator.reason, operator.detail))
             operator = Other(kind)
         node = Node(name, operator, inputs, outputs, scope.name, handle=Place(scope, index, proto))
-        if kind == "MatMul" and (not outputs or outputs[0].rank != 2):
-            detail = f"{node.label} has no bias, and no rank 2 to become a Gemm"
-            node.locks[BIAS] = Refusal(Reason.NO_BIAS, detail)
+        if isinstance(operator, Contraction) or (kind == "MatMul" and outputs and outputs[0].rank != 2):
+            node.adds = frozenset((BIAS,))
         for slot, value in enumerate(inputs):
             if value is not None:
                 value.readers.append(Reader(node, slot))

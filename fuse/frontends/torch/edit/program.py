@@ -45,7 +45,7 @@ def edit_program(
     for i, edit in enumerate(edits):
         if isinstance(edit, SetConstant):
             if last[id(edit.node), edit.slot] is edit and later.get(id(edit.node), -1) < i:
-                editor.set_constant(edit.node.handle.name, edit.slot, edit.values)
+                editor.set_constant(edit)
         elif isinstance(edit, Replace):
             editor.exchange(edit)
         elif isinstance(edit, Bypass):
@@ -82,10 +82,12 @@ class _Editor:
             self._nodes[node.name] = node
         self._stale: set[torch.fx.Node] = set()
         self._gone: set[torch.fx.Node] = set()
+        self._sums: dict[torch.fx.Node, torch.fx.Node] = {}
         self._wanted: dict[torch.fx.Node, str] = {}
         self._specs = dict(zip(self._graph.find_nodes(op="placeholder"), self._inputs, strict=True))
 
-    def set_constant(self, name: str, slot: int, values: NDArray[Any]) -> None:
+    def set_constant(self, edit: SetConstant) -> None:
+        name, slot, values, adds = edit.node.handle.name, edit.slot, edit.values, edit.node.adds
         node = self._nodes[name]
         mapped = self._mapped(node)
         read = mapped.slots[slot] if slot < len(mapped.slots) else None
@@ -105,7 +107,21 @@ class _Editor:
             self._stale.add(mapped.through)
         else:
             self._stale.update(other for other in (read,) if isinstance(other, type(node)))
-            put_argument(node, mapped, slot, own)
+            if slot in adds:
+                self._add(node, own)
+            else:
+                put_argument(node, mapped, slot, own)
+
+    def _add(self, node: torch.fx.Node, bias: torch.fx.Node) -> None:
+        """The sum of a product and a bias, which whoever read the product reads in its place."""
+        import torch
+
+        with self._graph.inserting_after(node):
+            total = self._graph.call_function(torch.ops.aten.add.Tensor, (node, bias))
+        total.meta.update(node.meta)
+        node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        self._rename(node.name, total.name)
+        self._sums[node] = total
 
     def exchange(self, edit: Replace) -> None:
         """Another operator over other operands, in the place of the node and under its name."""
@@ -160,7 +176,7 @@ class _Editor:
             return self._nodes[value.name]
         node: torch.fx.Node = self._nodes[producer.handle.name]
         if not isinstance(node.meta.get("val"), tuple | list):
-            return node  # one result
+            return self._sums.get(node, node)  # one result
         index = producer.outputs.index(value)
         found: torch.fx.Node = next(user for user in node.users if user.args[1] == index)
         return found

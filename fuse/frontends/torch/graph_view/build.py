@@ -19,6 +19,7 @@ from convbn.fuse.frontends.torch.calls.tensors import number, to_array, why_not_
 from convbn.fuse.frontends.torch.graph_view.aliasing import Memory
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.calls import Mapped, Shape
+from convbn.fuse.operators.contraction import Contraction
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.linear import Linear
@@ -198,11 +199,15 @@ class _ViewBuilder:
             if value is not None:
                 value.readers.append(Reader(made, slot))
         self._outputs(node, made)
-        product = isinstance(made.op, Linear) and mapped is not None and mapped.names[BIAS:] == (None,)
-        if product and not (self._captured.graph_form and made.outputs[0].rank == 2):
-            made.locks[BIAS] = Refusal(
-                Reason.NO_BIAS, f"{made.label} has no bias, and no rank 2 to become an addmm"
-            )
+        if (
+            mapped is not None
+            and isinstance(made.op, Linear | Contraction)
+            and mapped.names[BIAS:] == (None,)
+        ):
+            if not self._captured.graph_form:
+                made.locks[BIAS] = Refusal(Reason.NO_BIAS, f"{made.label} is called without a bias")
+            elif isinstance(made.op, Contraction) or made.outputs[0].rank != 2:
+                made.adds = frozenset((BIAS,))
         self._write(node, made)
         self._nodes.append(made)
 

@@ -24,6 +24,7 @@ from convbn.fuse.frontends.torch.modules.hidden_state import (
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.layers import plain_forward
 from convbn.fuse.operators.batch_norm import BatchNorm
+from convbn.fuse.operators.contraction import Contraction
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.elementwise import Elementwise
@@ -63,6 +64,8 @@ def _slots(node: Node) -> tuple[int, ...]:
         return (1, 2, 3, 4)
     if isinstance(node.op, Conv | ConvTranspose | Linear | Normalization):
         return (WEIGHT, BIAS)
+    if isinstance(node.op, Contraction):
+        return (node.op.weight_slot, BIAS)
     if isinstance(node.op, Elementwise | Gather):
         return tuple(slot for slot, value in enumerate(node.inputs) if value is not None and value.constant)
     return ()

@@ -1,0 +1,213 @@
+"""A product with a constant that is written as one of axes by letters: ``W @ x``, and Einsum with one constant.
+
+``y[out] = Σ W[w]·x[d]`` over the letters that ``out`` lacks, plus a bias that may be absent. A map along an axis of y
+whose letter W has goes into W, ``W' = s·W``; along one that x alone has its scale goes on to x. Its shift becomes an
+addition behind the product, ``b' = s·b + t``, which has no place for a bias: the model gains an operator for it.
+
+In front, along a letter that W has: ``W' = s·W``, and ``Σ W·t`` is added. Along one that W has not the scale goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.algebra.broadcast import along
+from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
+from convbn.fuse.operators.operator import Operator
+from convbn.fuse.operators.rule import Moves, Pending, Rule, axis_not_proven, size_along, wrong_channels
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.dataflow import Constant, Node, Value
+from convbn.fuse.view.op import BIAS, Labelled, Op
+
+__all__ = ["OPERATOR", "Contraction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction(Labelled):
+    """Slots: the two factors, then a bias that broadcasts to the output. ``weight_slot`` is the constant one's.
+
+    Attributes:
+        weight_slot: 0 or 1.
+        weight, data, output: a letter for each axis, none twice.
+    """
+
+    weight_slot: int
+    weight: str
+    data: str
+    output: str
+
+    @property
+    def data_slot(self) -> int:
+        """The other one."""
+        return 1 - self.weight_slot
+
+
+def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int) -> Refusal | None:
+    """The scale into W or on to x, the shift into the bias."""
+    op = cast(Contraction, node.op)
+    if axis >= len(op.output):
+        return axis_not_proven(node)
+    letter = op.output[axis]
+    bias = moves.constant(node, BIAS)
+    if isinstance(bias, Refusal):
+        return bias
+    if bias is not None or not affine.is_scale:
+        dtype = _dtype(moves, node)
+        if isinstance(dtype, Refusal):
+            return dtype
+        rank = len(op.output)
+        total = along(affine.shift, axis, rank)
+        if bias is not None:
+            total = along(affine.scale, axis, rank) * bias.exact() + total
+        if (refusal := moves.set(node, BIAS, round_vector(_trimmed(total), dtype))) is not None:
+            return refusal
+    if letter in op.weight:
+        return _scale(moves, node, affine.scale, letter)
+    data = node.input(op.data_slot)
+    if data is None:
+        return axis_not_proven(node)
+    return moves.produce(data, Affine.scale_by(affine.scale), op.data.index(letter), reader=node)
+
+
+def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
+    """The scale into W or on to y, ``Σ W·t`` into the bias."""
+    op = cast(Contraction, node.op)
+    if slot != op.data_slot or axis >= len(op.data):
+        return axis_not_proven(node)
+    letter = op.data[axis]
+    onward = letter not in op.weight
+    summed = set(op.data) - set(op.weight) - set(op.output)
+    if (onward or summed) and not (affine.is_scale and letter in op.weight + op.output):
+        return Refusal(Reason.NO_BIAS, f"what {node.label} would add of a shift is no number a channel")
+    if onward:
+        return moves.consume(node.outputs[0], affine, op.output.index(letter))
+    if not affine.is_scale and (refusal := _shift(moves, node, affine, letter)) is not None:
+        return refusal
+    return _scale(moves, node, affine.scale, letter)
+
+
+def _shift(moves: Moves, node: Node, affine: Affine, letter: str) -> Refusal | None:
+    """Add ``Σ W·t``, which varies along those axes of y that W has."""
+    op = cast(Contraction, node.op)
+    weight, bias = moves.constant(node, op.weight_slot), moves.constant(node, BIAS)
+    for constant in (weight, bias):
+        if isinstance(constant, Refusal):
+            return constant
+    if not isinstance(weight, Constant) or isinstance(bias, Refusal):
+        return axis_not_proven(node)
+    if weight.shape[op.weight.index(letter)] != affine.channels:
+        return wrong_channels(node, weight.shape[op.weight.index(letter)], affine.channels, "input")
+    kept = "".join(found for found in op.output if found in op.weight)
+    sizes = {found: size for found, size in zip(op.weight, weight.shape, strict=True) if found in kept}
+    shape = tuple(sizes.get(found, 1) for found in op.output)
+
+    def added() -> NDArray[np.float64]:
+        result: NDArray[np.float64] = np.einsum(f"{op.weight},{letter}->{kept}", weight.exact(), affine.shift)
+        return result.reshape(shape) + (0.0 if bias is None else bias.exact())
+
+    dtype = weight.dtype
+    full = shape if bias is None else np.broadcast_shapes(shape, bias.shape)
+    total = Pending(full, lambda: round_vector(added(), dtype))
+    return moves.set(node, BIAS, total)
+
+
+def _scale(moves: Moves, node: Node, scale: NDArray[np.float64], letter: str) -> Refusal | None:
+    op = cast(Contraction, node.op)
+    weight, axis = moves.constant(node, op.weight_slot), op.weight.index(letter)
+    if isinstance(weight, Refusal) or weight is None:
+        return weight if weight is not None else axis_not_proven(node)
+    if weight.shape[axis] != scale.size:
+        return wrong_channels(node, weight.shape[axis], scale.size)
+    if bool((scale == 1).all()):
+        return None
+    factor = along(scale, axis, len(weight.shape))
+    scaled = Pending(weight.shape, lambda: round_scaled(weight, factor, axes=(axis,)))
+    return moves.set(node, op.weight_slot, scaled)
+
+
+def _dtype(moves: Moves, node: Node) -> np.dtype[np.generic] | Refusal:
+    weight = moves.constant(node, cast(Contraction, node.op).weight_slot)
+    if isinstance(weight, Refusal):
+        return weight
+    return axis_not_proven(node) if weight is None else weight.dtype
+
+
+def _trimmed(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without leading axes of size 1."""
+    while numbers.ndim > 1 and numbers.shape[0] == 1:
+        numbers = numbers[0]
+    return numbers
+
+
+def _left_product(label: str, weight: Shape | None, data_rank: int | None) -> Contraction | None:
+    """A matrix from the left."""
+    if weight is None or len(weight) != 2 or not data_rank or not 2 <= data_rank <= 20:
+        return None
+    batch = _LETTERS[: data_rank - 2]
+    return Contraction(label, 0, "YZ", f"{batch}ZX", f"{batch}YX")
+
+
+_LETTERS = "abcdefghijklmnopqrstuvw"
+
+
+def matmul_from_onnx(call: OnnxCall) -> Op | None:
+    """MatMul whose constant is a matrix on the left."""
+    left, right = [*call.inputs, None, None][:2]
+    if left is None or left.constant is None or right is None or right.constant is not None:
+        return None
+    return _left_product(call.operator, left.shape, right.rank)
+
+
+def einsum_from_onnx(call: OnnxCall) -> Op | None:
+    """Einsum of a constant and a value; letters that an operand has twice are none of its axes."""
+    equation = str(call.attributes.get("equation", "")).replace(" ", "")
+    terms, arrow, output = equation.partition("->")
+    operands, letters = list(call.inputs), terms.split(",")
+    if not arrow or len(letters) != 2 or len(operands) != 2 or "." in equation:
+        return None
+    slot = next((i for i, v in enumerate(operands) if v is not None and v.constant is not None), None)
+    known = [v is not None and v.rank == len(names) for v, names in zip(operands, letters, strict=True)]
+    data = None if slot is None else operands[1 - slot]
+    if slot is None or data is None or data.constant is not None or not all(known):
+        return None
+    once = all(len(set(names)) == len(names) for names in (*letters, output)) and set(output) <= set(terms)
+    op = Contraction(call.operator, slot, letters[slot], letters[1 - slot], output)
+    # Only sizes that are the same on both sides are the axis's own; a 1 may be broadcast.
+    shared = set(op.weight) & set(op.data)
+    constant = operands[slot]
+    equal = all(
+        size_along(constant, op.weight.index(x)) == size_along(data, op.data.index(x)) for x in shared
+    )
+    return op if once and equal and output else None
+
+
+_PRODUCTS = ("addmm", "linear", "matmul", "mm")
+
+
+def from_aten(call: AtenCall) -> Mapped | None:
+    """``mm`` and ``matmul`` with a stored matrix on the left."""
+    name = "other" if call.name == "matmul" else "mat2"
+    left, right = call.tensor(), call.tensor(name)
+    if left is None or right is None or not call.tensors.is_stored(left):
+        return None
+    made_by = call.tensors.call(right)
+    if call.rank(name) == 2 and (made_by is None or made_by.name not in _PRODUCTS):
+        return None  # it may be a matrix that is computed of parameters, and the left one the data
+    op = _left_product(call.name, call.shape(), call.rank(name))
+    return None if op is None else call.reads(op, "self", name, None)
+
+
+RULE = Rule("contraction", Contraction, backward, forward)
+
+OPERATOR = Operator(
+    Contraction,
+    RULE,
+    onnx={"Einsum": einsum_from_onnx, "MatMul": matmul_from_onnx},
+    aten=(Aten(("matmul",), from_aten), Aten(("mm",), from_aten)),
+)
