@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench gpu-page forms coverage-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench gpu-page forms coverage-report proof-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left
 coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
 	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency
+
+proof-report: $(STAMP)  ## those networks in three exports, proven, and with one fold off by 1 %, into docs/proof-networks.md
+	$(BIN)/python tools/proof_report/report.py --cache $(BUILD)/field --out docs/proof-networks.md --json docs/proof-networks.json
 
 contract: $(STAMP)  ## hold every call of TensorRT against its bindings, 10.12 to 11.4 (downloads small wheels)
 	$(BIN)/python tools/tensorrt_contract.py $(BUILD)/contract

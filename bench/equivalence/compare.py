@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convbn.bench.equivalence.difference import OutputDifference, Status, Verdict, has_nonfinite, judge
-from convbn.bench.equivalence.pair import pair_of
+from convbn.bench.equivalence.difference import (
+    Moved,
+    OutputDifference,
+    Status,
+    Verdict,
+    has_nonfinite,
+    judge,
+)
+from convbn.bench.equivalence.pairs.choice import pair_of
 from convbn.bench.equivalence.tolerance import Tolerance, coarsest_float
 from convbn.bench.models.errors import ReferenceFailedError, SessionError
 from convbn.bench.models.feeds import inputs_differ, model_feeds, scaled
@@ -155,7 +163,7 @@ def compare(
             if not has_nonfinite(again.outputs):
                 scale, feeds, expected = RETRY_SCALE, smaller, again
         ran, proof = expected.runtime, None
-        moved = pair.noise(feeds[0])
+        moved = pair.noise(feeds)
         try:
             actual = pair.candidate(feeds)
         except SessionError as error:
@@ -164,10 +172,15 @@ def compare(
             if actual.runtime != ran:
                 ran = f"{ran} against {actual.runtime}"
 
-            def judged(outputs: Sequence[Sequence[Array]]) -> Verdict:
+            def judged(
+                outputs: Sequence[Sequence[Array]],
+                names: Sequence[str] = expected.names,
+                reference_outputs: Sequence[Sequence[Array]] = expected.outputs,
+                moved: Sequence[Moved] = (),
+            ) -> Verdict:
                 return judge(
-                    expected.names,
-                    expected.outputs,
+                    names,
+                    reference_outputs,
                     outputs,
                     computed_in=(_coarsest(reference), expected.computed_in, actual.computed_in),
                     inputs_differ=inputs_differ(feeds),
@@ -175,11 +188,12 @@ def compare(
                     moved=moved,
                 )
 
-            verdict = judged(actual.outputs)
-            if verdict.status == "different" and verdict.outputs and (more := pair.more_noise(feeds[0])):
+            verdict = judged(actual.outputs, moved=moved)
+            if verdict.status == "different" and verdict.outputs and (more := pair.more_noise(feeds)):
                 moved += more
-                verdict = judged(actual.outputs)
-            verdict, proof = pair.proven(verdict, feeds, judged)
+                verdict = judged(actual.outputs, moved=moved)
+            judging = partial(judged, moved=moved)
+            verdict, proof = pair.proven(verdict, feeds, judging)
     return Equality(
         verdict.status,
         verdict.reason,

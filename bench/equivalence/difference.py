@@ -24,9 +24,11 @@ from convbn.bench.models.inputs import Array
 from convbn.common.dtypes import is_float
 from convbn.common.encoding import JsonReady
 
-__all__ = ["OutputDifference", "Status", "Verdict", "has_nonfinite", "judge"]
+__all__ = ["Moved", "OutputDifference", "Status", "Verdict", "has_nonfinite", "judge"]
 
 Status: TypeAlias = Literal["equal", "different", "inconclusive"]
+#: The number of a sample, and the reference's outputs for it, moved by what rounding may move it.
+Moved: TypeAlias = tuple[int, Sequence[Array]]
 
 #: A channel needs this many values before its root mean square says something about it.
 MIN_CHANNEL_VALUES = 8
@@ -100,7 +102,7 @@ def judge(
     computed_in: Sequence[str | None] = (),
     inputs_differ: bool,
     tolerance: Tolerance | None = None,
-    moved: Sequence[Sequence[Array]] = (),
+    moved: Sequence[Moved] = (),
 ) -> Verdict:
     """Compare outputs and say whether they are equal, different, or prove nothing.
 
@@ -112,7 +114,7 @@ def judge(
         inputs_differ: whether the samples had different inputs.
         tolerance: of a candidate in another precision, whose float outputs may then be of another type too.
             Without it the bound follows from `computed_in` and the outputs.
-        moved: outputs of the reference for its first sample, moved by what rounding may move it.
+        moved: outputs of the reference, moved by what rounding may move them.
 
     Returns:
         "different" before "inconclusive" before "equal".
@@ -132,7 +134,7 @@ def judge(
         if mismatch:
             return Verdict("different", f"output {name!r} {mismatch}")
     outputs = tuple(
-        _difference(name, a, b, computed_in, tolerance, [run[i] for run in moved])
+        _difference(name, a, b, computed_in, tolerance, [(sample, run[i]) for sample, run in moved])
         for i, (name, (a, b)) in enumerate(zip(names, pairs, strict=True))
     )
     wrong = [output for output in outputs if not output.ok]
@@ -183,10 +185,10 @@ def _difference(
     candidate: Sequence[Array],
     computed_in: Sequence[str | None],
     tolerance: Tolerance | None,
-    moved: Sequence[Array],
+    moved: Sequence[tuple[int, Array]],
 ) -> OutputDifference:
     first = reference[0]
-    moved = [other for other in moved if other.shape == first.shape]
+    moved = [(i, other) for i, other in moved if other.shape == reference[i].shape]
     if not _continuous(first.dtype):
         return _discrete(name, reference, candidate, moved)
     a = [_wide(array) for array in reference]
@@ -197,7 +199,7 @@ def _difference(
     coarse = bound > BOUND_16_BIT
     floor = (CHANNEL_NOISE_16_BIT if coarse else CHANNEL_NOISE) * bound * largest
     multiple = multiple_of(bound, tolerance)
-    shifts = [np.abs(a[0] - _wide(other)) for other in moved]
+    shifts = [np.abs(a[i] - _wide(other)) for i, other in moved]
     noise = max((float(shift.max(initial=0.0)) for shift in shifts), default=0.0)
     channels = _channels(a, b, floor)
     relative = ratio(gap, largest)
@@ -231,13 +233,13 @@ def _difference(
 
 
 def _discrete(
-    name: str, reference: Sequence[Array], candidate: Sequence[Array], moved: Sequence[Array]
+    name: str, reference: Sequence[Array], candidate: Sequence[Array], moved: Sequence[tuple[int, Array]]
 ) -> OutputDifference:
     """Integers and booleans are the same or not; where rounding alone changes some, so many may be."""
     first = reference[0]
     same = all(np.array_equal(a, b) for a, b in zip(reference, candidate, strict=True))
     gap = 0.0 if same else _largest_gap(reference, candidate)
-    share = max((_share(first, other) for other in moved), default=0.0)
+    share = max((_share(reference[i], other) for i, other in moved), default=0.0)
     off = max(_share(a, b) for a, b in zip(reference, candidate, strict=True))
     noisy = not same and 0.0 < off <= NOISE_MULTIPLE * share
     error = 0.0 if same else math.inf

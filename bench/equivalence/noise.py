@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convbn.bench.equivalence.tolerance import Tolerance
 from convbn.bench.models.arguments import alike
-from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.models.inputs import Array, Feeds, is_onnx
 from convbn.common.dtypes import is_float
+
+if TYPE_CHECKING:
+    import onnx
+
+    from convbn.bench.equivalence.reference_run import Model
 
 __all__ = [
     "BLIND",
@@ -20,6 +28,7 @@ __all__ = [
     "moved_by_rounding",
     "multiple_of",
     "noise_by_channel",
+    "weights_moved",
 ]
 
 #: Bounds (√ε) from here on belong to 16-bit types.
@@ -77,3 +86,57 @@ def moved_by_rounding(feeds: Feeds, unit: float | None = None) -> Feeds | None:
             moved[name] = (wide * (1 + step * signs)).astype(array.dtype)
             floats += array.size
     return alike(feeds, moved) if floats else None
+
+
+def weights_moved(model: Model, unit: float, seed: int) -> Model | None:
+    """A copy of a model with every number of its weights moved up or down; None where there is no such copy.
+
+    Args:
+        model: ONNX or a module; what has fewer than two dimensions stays, since it may be a shape.
+        unit: by how much, relative to the number.
+        seed: of the signs.
+    """
+    random = np.random.default_rng(seed)
+
+    def factors(shape: Sequence[int]) -> Array:
+        factors: Array = 1 + unit * (random.integers(0, 2, tuple(shape)) * 2.0 - 1)
+        return factors
+
+    if is_onnx(model):
+        return _graph_moved(model, factors)
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        return None
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.is_floating_point() and parameter.ndim > 1:
+                parameter.mul_(torch.from_numpy(factors(parameter.shape)).to(parameter.dtype))
+    return moved
+
+
+def _graph_moved(
+    model: onnx.ModelProto | str | Path, factors: Callable[[Sequence[int]], Array]
+) -> onnx.ModelProto:
+    import onnx
+    from onnx import numpy_helper
+
+    if isinstance(model, str | Path):
+        moved = onnx.load(str(model))
+    else:
+        moved = type(model)()
+        moved.CopyFrom(model)
+    constants = [
+        entry.t
+        for node in moved.graph.node
+        if node.op_type == "Constant"
+        for entry in node.attribute
+        if entry.HasField("t")
+    ]
+    for tensor in (*moved.graph.initializer, *constants):
+        if len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT:
+            weight = numpy_helper.to_array(tensor)
+            off = (weight * factors(weight.shape)).astype(weight.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(off, tensor.name))
+    return moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 from support.networks import randomised, torchvision_models
 
 import convbn
+from convbn.cli import main
 from convbn.errors import CheckFailedError
 from convbn.proof import verified
 
@@ -52,14 +54,20 @@ def ocr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        *(("det", shape) for shape in ((1, 3, 320, 320), (1, 3, 640, 640), (1, 3, 96, 480))),
-        *(("rec", shape) for shape in ((1, 3, 48, 320), (1, 3, 48, 160), (2, 3, 48, 96))),
+        *(("ch_PP-OCRv4_det", shape) for shape in ("1x3x320x320", "1x3x416x416", "1x3x96x480")),
+        *(("ch_PP-OCRv4_rec", shape) for shape in ("1x3x48x320", "1x3x48x160", "2x3x48x96")),
+        *(("ch_ppocr_mobile_v2.0_cls", shape) for shape in ("1x3x48x192", "2x3x48x192", "1x3x48x96")),
     ],
 )
-def test_text_recognition_is_folded_and_every_fold_shown(
-    ocr: Path, name: str, shape: tuple[int, ...]
-) -> None:
-    report = convbn.fuse(ocr / f"ch_PP-OCRv4_{name}_infer.onnx", input_shapes={"x": shape}).report
+def test_text_recognition_is_folded_cast_and_built(ocr: Path, name: str, shape: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    path, engine = str(ocr / f"{name}_infer.onnx"), tmp_path / "m.engine"
+    command = ["export", path, "-o", str(engine), "--backend", "tensorrt-rtx", "--precision", "fp16"]
+    assert main([*command, "--input-shape", f"x:{shape}", "--shapes", f"x={shape}:{shape}:{shape}"]) == 0
+    made = json.loads(Path(f"{engine}.json").read_text())
+    assert made["conversion"]["verify"]["status"] == "equal"
+    sizes = tuple(map(int, shape.split("x")))
+    report = convbn.fuse(path, input_shapes={"x": sizes}).report
     assert report.batchnorm.after == 0
     assert report.verify["status"] == "equal"
     assert all(fold["how"] for fold in report.verify["proof"]["folds"])

@@ -15,8 +15,8 @@ __all__ = ["PRELOAD", "PYTHONPATH", "isolated"]
 PRELOAD = ("coverage_report.preload",)
 GRACE_S = 10.0
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("tools", "tests"))
-"""Where a process of its own finds this package, and the networks of the tests."""
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tools", "tests"))
+"""Where a process of its own finds convbn as it stands here, this package, and the networks of the tests."""
 
 
 def isolated(

@@ -1,0 +1,133 @@
+"""A model and the same folded: beside the outputs, every fold is judged where it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from convbn.bench.equivalence.difference import Moved, Verdict
+from convbn.bench.equivalence.pairs.pair import Judge, Pair
+from convbn.bench.equivalence.reference_run import Execution, execute
+from convbn.bench.models.errors import SessionError
+from convbn.bench.models.inputs import Array, Feeds
+from convbn.bench.proof.graph.whole import Whole
+from convbn.bench.proof.prove import FoldPlan, LocalProver
+from convbn.bench.proof.verdict import Proof, joined
+from convbn.errors import BadInputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FoldedModules", "FoldedPair"]
+
+
+class FoldedPair(Pair):
+    """An ONNX model and the same folded: every value of both can be asked for.
+
+    Args:
+        reference: the model before.
+        candidate: the model after.
+        plan: what the fold says that it did.
+    """
+
+    def __init__(self, reference: Any, candidate: Any, plan: FoldPlan) -> None:
+        super().__init__(reference, candidate)
+        self._opened = ExitStack()
+        self._before = self._opened.enter_context(Whole(reference, "reference"))
+        self._after: Whole | None = None
+        self._prover: LocalProver | None = None
+        try:
+            self._after = self._opened.enter_context(Whole(candidate, "candidate"))
+            self._prover = LocalProver(self._before, self._after, plan)
+        except BadInputError:  # it will be said when the candidate is run
+            pass
+
+    def candidate(self, feeds: Sequence[Feeds]) -> Execution:
+        """The candidate's outputs (see :class:`Pair`)."""
+        if self._after is None:
+            return super().candidate(feeds)
+        # One model is loaded at a time; what was computed stays.
+        self._before.release()
+        found = _executed(self._after, feeds)
+        self._after.release()
+        return found
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
+        """Judge every region where it stands (see :class:`convbn.bench.proof.prove.LocalProver`)."""
+        if self._prover is None:
+            return verdict, None
+        try:
+            local = self._prover.prove(feeds[0])
+        except SessionError as error:
+            return verdict, Proof(
+                f"outputs compared end to end; no part could be run by itself ({error.cause})"
+            )
+        return joined(verdict, local, len(feeds))
+
+    def _run_reference(self, feeds: Sequence[Feeds]) -> Execution:
+        return _executed(self._before, feeds)
+
+    def _rewritten(self, feeds: Sequence[Feeds]) -> list[Moved]:
+        try:
+            runner = self._before.optimised()
+            runs = [runner.run(sample) for sample in feeds]
+        except SessionError:
+            return []
+        return [(i, [found[name] for name in self._before.outputs]) for i, found in enumerate(runs)]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+
+class FoldedModules(Pair):
+    """A PyTorch module and the same folded.
+
+    Args:
+        reference: the module before.
+        candidate: the module after.
+        plan: what the fold says that it did.
+    """
+
+    def __init__(self, reference: torch.nn.Module, candidate: torch.nn.Module, plan: FoldPlan) -> None:
+        from convbn.fuse.frontends.torch.modules.copies import checked
+
+        super().__init__(reference, candidate)
+        # Out of what only wraps it, as the fold takes it.
+        self._modules, self._plan = (checked(reference), checked(candidate)), plan
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
+        """Judge every layer that took a BatchNorm in (see :mod:`convbn.bench.proof.modules`)."""
+        from convbn.bench.proof import modules
+
+        name = modules.other_mode(*self._modules)
+        if name is not None:
+            said = f"module {name!r} is in training mode in only one of the two"
+            return Verdict("different", said, verdict.outputs), None
+
+        def run(module: torch.nn.Module, feeds: Feeds) -> list[Array]:
+            return execute(module, "copy", [feeds]).outputs[0]
+
+        def notices(module: torch.nn.Module) -> bool:
+            return judged([run(module, sample) for sample in feeds]).status == "different"
+
+        local = modules.prove_layers(*self._modules, self._plan, feeds[0], run)
+        if local is None:
+            return verdict, Proof(
+                "outputs compared end to end; the module cannot be copied or run in float64"
+            )
+        if verdict.outputs and verdict.status != "equal" and not local.wrong:
+            exact = modules.settled_in_float64(*self._modules, self._plan, feeds, run)
+            if exact is not None:
+                verdict = replace(exact, outputs=verdict.outputs)
+        local = modules.shown_by_spoiling(self._modules[1], self._plan, local, notices)
+        return joined(verdict, local, len(feeds))
+
+
+def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:
+    outputs = [model.outputs_for(sample, keep=i == 0) for i, sample in enumerate(feeds)]
+    return Execution(tuple(model.outputs), outputs, model.runtime)
