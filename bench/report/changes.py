@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from convbn.bench.report.markdown import COMMENT_BYTES, escaped, fitted
-from convbn.bench.report.terminal import aligned, wrap
 from convbn.bench.results.compare import Change, ComparedResults
+from convbn.common.document.markdown import COMMENT_BYTES
+from convbn.common.document.markdown import rendered as rendered_markdown
+from convbn.common.document.model import Column, Document, Inline, Row, Table, Text, verdict_mark
+from convbn.common.document.terminal import rendered as rendered_terminal
 from convbn.common.text import clean, plural, ratio_text, seconds_text
 
 __all__ = ["markdown", "terminal", "verdict_sentences"]
-
-_HEAD = ("case", "runtime", "side", "before", "after", "after / before [interval]", "result")
 
 
 def verdict_sentences(compared: ComparedResults) -> Iterator[str]:
@@ -58,39 +58,34 @@ def verdict_sentences(compared: ComparedResults) -> Iterator[str]:
             yield f"{word.capitalize()} times for {plural(count, 'row')}."
 
 
-def terminal(compared: ComparedResults) -> str:
-    """Lay the changes out as text.
+def document(compared: ComparedResults) -> Document:
+    """What changed, as a document: sentences, then every change."""
+    left, right = Column("case"), "num"
+    columns = [
+        left,
+        Column("runtime", spare=0),
+        Column("side"),
+        Column("before", right, spare=2),
+        Column("after", right, spare=1),
+        Column("after / before [interval]", right),
+        Column("result", "result"),
+    ]
+    rows = [Row(_cells(change)) for change in compared.changes]
+    told = [Text(sentence) for sentence in verdict_sentences(compared)]
+    return Document("What changed", "comparison", "", [*told, Table("Changes", columns, rows)])
 
-    Args:
-        compared: what changed.
 
-    Returns:
-        Lines without control characters, ending in a newline.
-    """
-    lines = [line for sentence in verdict_sentences(compared) for line in wrap(sentence)]
-    cells = [_HEAD, *(tuple(_cells(change)) for change in compared.changes)]
-    return "\n".join([*lines, "", *aligned(cells, left=3)]) + "\n"
+def terminal(compared: ComparedResults, *, width: int | None = None, colour: bool = False) -> str:
+    """Lay the changes out as text."""
+    return rendered_terminal(document(compared), width=width, colour=colour)
 
 
 def markdown(compared: ComparedResults, *, most_bytes: int = COMMENT_BYTES) -> str:
-    """Lay the changes out as Markdown.
-
-    Args:
-        compared: what changed.
-        most_bytes: length of the text in UTF-8.
-
-    Returns:
-        Markdown in which names are text.
-    """
-    head = [f"| {' | '.join(_HEAD)} |", "|---|---|---|--:|--:|--:|---|"]
-    rows = [f"| {' | '.join(escaped(cell, 80) for cell in _cells(change))} |" for change in compared.changes]
-    told = [f"- {escaped(sentence, 800)}" for sentence in verdict_sentences(compared)]
-    return fitted(
-        [("the verdict", ["### What changed", "", *told]), ("the table", [*head, *rows])], most_bytes
-    )
+    """Lay the changes out as Markdown of so many bytes."""
+    return rendered_markdown(document(compared), most_bytes=most_bytes)
 
 
-def _cells(change: Change) -> Sequence[str]:
+def _cells(change: Change) -> Sequence[Inline]:
     before, after = ("–" if value is None else seconds_text(value) for value in (change.before, change.after))
     ratio = "–" if change.ratio is None else ratio_text(change.ratio.to_dict())
     verdict = f"{change.verdict} (yardstick)" if change.is_reference else change.verdict
@@ -103,5 +98,5 @@ def _cells(change: Change) -> Sequence[str]:
         before,
         after,
         ratio,
-        verdict,
+        verdict_mark(verdict),
     )

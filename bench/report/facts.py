@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from convbn.bench.cases.variants import SELF_FUSED
 from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
 from convbn.common.text import clean, percent, plural, seconds_text, shape_text
 
@@ -14,16 +15,64 @@ __all__ = [
     "environment_lines",
     "equality_entries",
     "fold_groups",
-    "gate_lines",
+    "gate_counts",
+    "is_reference",
     "noise_floors",
     "option_lines",
+    "runtime_label",
     "sentence",
     "sentences",
     "summary_sentence",
     "title_of",
     "total_batchnorms",
+    "verdict_words",
     "worst_error",
 ]
+
+
+SAME_WITHIN = 0.05
+"""Two sides count as the same where their interval holds 1 and neither it nor the noise reaches farther than this."""
+
+_LABELS = {"torch-cpu": "eager PyTorch", "torch-cuda": "eager PyTorch on CUDA"}
+
+
+def runtime_label(name: str) -> str:
+    """What people call a runtime."""
+    return _LABELS.get(name) or clean(name, 40)
+
+
+def is_reference(side: str) -> bool:
+    """Whether a side is there to compare with: what a runtime makes of the original by itself."""
+    return side == SELF_FUSED
+
+
+def verdict_words(verdict: str, ratio: Mapping[str, Any] | None, noise: float | None) -> str:
+    """A verdict in a word or two: faster, slower, the same, or not proven and by how much it is in doubt.
+
+    Args:
+        verdict: by the published schema.
+        ratio: it was found by.
+        noise: floor of the runtime, as a share.
+    """
+    if verdict != "no difference detected" or ratio is None:
+        return verdict
+    reach = max(abs(ratio["low"] - 1.0), abs(ratio["high"] - 1.0))
+    around = ratio["low"] <= 1.0 <= ratio["high"]
+    if around and max(reach, noise or 0.0) <= SAME_WITHIN:
+        return "same"
+    return f"not proven (noise ± {max(noise or 0.0, reach if around else 0.0) * 100:.1f} %)"
+
+
+def gate_counts(gates: Sequence[Mapping[str, Any]]) -> str:
+    """How many gates failed and held, in words; a condition is one gate, whatever it was judged on."""
+    order = ("failed", "not judged", "passed", "skipped")
+    worst: dict[str, str] = {}
+    for gate in gates:
+        known = worst.setdefault(gate["gate"], gate["status"])
+        worst[gate["gate"]] = min(known, gate["status"], key=order.index)
+    words = {"failed": "failed", "not judged": "not judged", "skipped": "skipped", "passed": "held"}
+    counted = Counter(worst.values())
+    return ", ".join(f"{counted[status]} {word}" for status, word in words.items() if counted[status])
 
 
 def title_of(result: Mapping[str, Any]) -> str:
@@ -75,7 +124,20 @@ def summary_sentence(summary: Summary) -> str:
         summary.noise_floor,
         mean="the geometric mean over models",
     )
-    return f"{told} {summary.counts}."
+    return f"{told} {summary.counts}.{_spread(summary)}"
+
+
+def _spread(summary: Summary) -> str:
+    """What a mean does not say: the middle one, the range, and the model that it rests on."""
+    ratios = sorted(summary.ratios, key=lambda one: one[1])
+    if len(ratios) < 2:
+        return ""
+    (least, low), (most, high) = ratios[0], ratios[-1]
+    told = f" Median {summary.middle:.3f}, range {low:.3f} ({clean(least, 60)}) to {high:.3f} ({clean(most, 60)})."
+    if summary.rests_on is not None:
+        name, without = summary.rests_on
+        told += f" The mean rests on {clean(name, 60)}: without it, it is {without:.3f}."
+    return told
 
 
 def _told(
@@ -141,7 +203,9 @@ def fold_groups(fold: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
     ]
 
 
-def equality_entries(result: Mapping[str, Any], joint: str = ", ") -> list[tuple[str, Mapping[str, Any]]]:
+def equality_entries(
+    result: Mapping[str, Any], joint: str = ", ", *, references: bool = True
+) -> list[tuple[str, Mapping[str, Any]]]:
     """Each comparison of outputs with what was compared where; the model first where there are several."""
     found = []
     for case in result["cases"]:
@@ -151,7 +215,7 @@ def equality_entries(result: Mapping[str, Any], joint: str = ", ") -> list[tuple
         if verify.get("outputs"):
             found.append((f"{start}the fold itself ({clean(verify.get('runtime'))})", verify))
         for row in case["rows"]:
-            if row["equality"] is not None:
+            if row["equality"] is not None and (references or not is_reference(row["side"])):
                 what = f"{clean(row['side'])} in {clean(row['runtime'])}"
                 found.append((f"{start}{what}", row["equality"]))
     return found
@@ -224,16 +288,3 @@ def _case_lines(case: Mapping[str, Any], label: str) -> Iterator[tuple[str, str]
 
 def _listed(items: Sequence[str] | Iterator[str]) -> str:
     return ", ".join(items)
-
-
-def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every gate that did not simply pass, in a sentence, and how many failed and held."""
-    told = [
-        f"gate {clean(gate['status'], 20)}: {clean(gate['sentence'], 600)}"
-        for gate in gates
-        if gate["status"] != "passed" or "second run" in gate["sentence"]
-    ]
-    counted = Counter(gate["status"] for gate in gates)
-    words = {"failed": "failed", "not judged": "not judged", "skipped": "skipped", "passed": "held"}
-    counts = ", ".join(f"{counted[status]} {word}" for status, word in words.items() if counted[status])
-    return [*told, f"gates: {counts}"] if gates else told

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 
-from convbn.bench.report.page import marks
-from convbn.bench.report.page.elements import (
-    cells,
-    definitions,
-    document,
-    esc,
-    group,
-    more,
-    scroll,
-    section,
-    simple_table,
-    tag,
-    verdict_card,
-    verdict_cards,
-)
+from convbn.bench.report.sections import marks
 from convbn.bench.results.history import History, Machine, Series
+from convbn.common.document.html import MOST_BYTES, rendered
+from convbn.common.document.model import (
+    Block,
+    Card,
+    Cards,
+    Cell,
+    Column,
+    Details,
+    Document,
+    Facts,
+    Group,
+    Inline,
+    Mark,
+    Row,
+    Section,
+    Table,
+    verdict_mark,
+)
 from convbn.common.text import clean, plural, ratio_text, seconds_text
 
-__all__ = ["render"]
+__all__ = ["MOST_BYTES", "render"]
 
-MOST_BYTES = 500_000
-_LIMITS = (400, 150, 50, 15)
 _LEAD = (
     "Each line is one side in one runtime, oldest run on the left. Time ratio: to the baseline, below 1 is faster, "
     "with its 95 % interval. Time: the median, with the middle half of all inferences. Since the run before: what "
     "the last two runs show, each side through the baseline model where that is the same file."
+)
+_COLUMNS = (
+    Column("Model"),
+    Column("Time ratio", "plot"),
+    Column("last [95 % interval]", "num ratio", label="ratio"),
+    Column("Time", "plot time"),
+    Column("last", "num", label="median"),
+    Column("Since the run before", "result", label=""),
 )
 
 
@@ -43,31 +52,22 @@ def render(history: History) -> str:
     Returns:
         HTML under 500 kB without script or request.
     """
-    for limit in _LIMITS:
-        page = _page(history, limit)
-        if len(page.encode()) < MOST_BYTES:
-            break
-    return page
-
-
-def _page(history: History, limit: int) -> str:
     runs = [run for machine in history.machines for run in machine.runs]
     days = sorted(clean(run.created[:10]) for run in runs)
     span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     machines = plural(len(history.machines), "machine")
-    body = [_verdicts(history.machines)]
-    for index, machine in enumerate(history.machines[:limit]):
-        body.append(_machine(machine, limit, lead=None if index else _LEAD))
-    body.append(more(len(history.machines), limit))
+    blocks: list[Block] = [_verdicts(history.machines)]
+    blocks += [_machine(machine, "" if i else _LEAD) for i, machine in enumerate(history.machines)]
     if history.left_out:
-        rows = [(esc(name), esc(reason, 300)) for name, reason in history.left_out[:limit]]
-        body.append(section("Left out", None, simple_table("Files left out", ("File", "Reason"), rows)))
-    body.append("<footer>Made by convbn from the JSON results in one folder.</footer>")
-    under = escape(f"{plural(len(runs), 'run')} on {machines}, {span}")
-    return document("History of measurements", "history", under, "".join(body))
+        rows = [Row((clean(name), clean(reason, 300))) for name, reason in history.left_out]
+        table = Table("Files left out", (Column("File"), Column("Reason")), rows)
+        blocks.append(Section("Left out", [table]))
+    under = f"{plural(len(runs), 'run')} on {machines}, {span}"
+    foot = "Made by convbn from the JSON results in one folder."
+    return rendered(Document("History of measurements", "history", under, blocks, foot))
 
 
-def _verdicts(machines: Sequence[Machine]) -> str:
+def _verdicts(machines: Sequence[Machine]) -> Cards:
     """What the newest run shows against the one before it."""
     changes = [one.last for one in machines[0].series if one.last is not None and not one.last.is_reference]
     slower = [one for one in changes if one.verdict == "slower"]
@@ -81,59 +81,47 @@ def _verdicts(machines: Sequence[Machine]) -> str:
         big, kind, told = "Nothing slower", "faster" if faster else "none", "Since the run before."
     if changes:
         told += f" {plural(len(changes), 'comparison')}, {faster} faster, {len(slower)} slower."
-    return verdict_cards([verdict_card(kind, machines[0].label, escape(big), f"<p>{escape(told)}</p>")])
+    return Cards([Card(kind, clean(machines[0].label, 200), "", big, "", told)])
 
 
-def _machine(machine: Machine, limit: int, *, lead: str | None) -> str:
-    head = (
-        '<thead><tr><th scope="col">Model</th><th scope="col" class="way">Time ratio</th>'
-        '<th scope="col" class="num">last [95 % interval]</th><th scope="col" class="way">Time</th>'
-        '<th scope="col" class="num">last</th><th scope="col">Since the run before</th></tr></thead>'
-    )
-    shown = machine.series[:limit]
-    bodies = []
-    for runtime in dict.fromkeys(one.runtime for one in shown):
-        rows = "".join(_row(one, _label(one, shown)) for one in shown if one.runtime == runtime)
-        bodies.append(group(runtime, 6, rows))
-    table = f'<table class="results trend">{head}{"".join(bodies)}</table>'
-    runs = [(esc(run.name), esc(run.created)) for run in reversed(machine.runs[-limit:])]
-    listed = (
-        f"<details><summary>{plural(len(runs), 'run')}</summary>"
-        f'<div class="card">{definitions(runs)}</div></details>'
-    )
-    return section(machine.label, lead, scroll(table, "Series") + more(len(machine.series), limit) + listed)
+def _machine(machine: Machine, lead: str) -> Section:
+    groups = [
+        Group(
+            clean(runtime, 60),
+            [Row(list(_cells(one, machine.series))) for one in machine.series if one.runtime == runtime],
+        )
+        for runtime in dict.fromkeys(one.runtime for one in machine.series)
+    ]
+    runs = [(clean(run.name), clean(run.created)) for run in reversed(machine.runs)]
+    table = Table("Series", _COLUMNS, groups, "results trend")
+    return Section(clean(machine.label, 200), [table, Details(plural(len(runs), "run"), [Facts(runs)])], lead)
 
 
-def _label(one: Series, shown: Sequence[Series]) -> str:
-    """The side, and the case where one name stands for several."""
+def _cells(one: Series, shown: Sequence[Series]) -> Iterator[Inline | Cell]:
+    """Name, time ratio and time over the runs with the last of each, and what changed since the run before."""
     several = len({other.case for other in shown if other.name == one.name}) > 1
-    return f"{esc(one.side, 40)} · {esc(one.case, 60)}" if several else esc(one.side, 40)
-
-
-def _row(one: Series, under: str) -> str:
+    under = clean(one.side, 40) + (f" · {clean(one.case, 60)}" if several else "")
+    yield clean(one.name, 60), " ", Mark(under, "small")
     label = f"{clean(one.name, 60)}, {clean(one.side, 40)} in {clean(one.runtime, 40)}"
     ratios = [point for point in one.ratios if point is not None]
-    ratio_cells = '<td class="plot"></td><td class="num ratio"></td>'
     if ratios:
         low, median, high = ratios[-1]
         told = f"time ratio of {label} over {plural(len(ratios), 'run')}, last {median:.3f}"
-        last = ratio_text({"low": low, "median": median, "high": high})
-        spark = marks.sparkline(one.ratios, told)
-        ratio_cells = f'<td class="plot">{spark}</td>{cells([("num ratio", "ratio", last)])}'
+        yield Cell("", drawing=marks.sparkline(one.ratios, told))
+        yield ratio_text({"low": low, "median": median, "high": high})
+    else:
+        yield from (Cell("", "plot"), "")
     times = [point[1] for point in one.times if point is not None]
     told = f"time of {label} over {plural(len(times), 'run')}, last {seconds_text(times[-1])}"
-    return (
-        f'<tr><th scope="row" class="name">{esc(one.name, 60)} <small>{under}</small></th>'
-        f'{ratio_cells}<td class="plot time">{marks.sparkline(one.times, told)}</td>'
-        f"{cells([('num', 'median', seconds_text(times[-1])), ('result', '', _since(one))])}</tr>"
-    )
+    yield Cell("", drawing=marks.sparkline(one.times, told))
+    yield seconds_text(times[-1])
+    yield _since(one)
 
 
-def _since(one: Series) -> str:
+def _since(one: Series) -> Inline:
     if one.last is None or one.last.ratio is None:
-        return "<small>–</small>"
+        return Mark("–", "small")
     if one.last.is_reference:
         drift = (one.last.ratio.median - 1) * 100
-        return f"<small>yardstick: {drift:+.1f} %</small>"
-    ratio = one.last.ratio
-    return f"{tag(one.last.verdict)}<br><small>{ratio_text(ratio.to_dict())}</small>"
+        return Mark(f"yardstick: {drift:+.1f} %", "small")
+    return verdict_mark(one.last.verdict), Mark(f" {ratio_text(one.last.ratio.to_dict())}", "small")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from convbn.bench.results.statistics import Ratio
@@ -48,6 +49,7 @@ class Summary:
         note: what to expect of the runtime.
         reason: why it was not measured where it was not, the first one found.
         noise_floor: the middle one.
+        ratios: each model with its time ratio.
     """
 
     runtime: str
@@ -62,6 +64,23 @@ class Summary:
     note: str | None
     reason: str | None
     noise_floor: float | None = None
+    ratios: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def middle(self) -> float:
+        """The median of the models' time ratios."""
+        return median(ratio for _, ratio in self.ratios)
+
+    @property
+    def rests_on(self) -> tuple[str, float] | None:
+        """The model without which the mean has less than half of its effect, and that mean; None without one."""
+        logs = {name: math.log(ratio) for name, ratio in self.ratios}
+        if len(logs) < 3:
+            return None
+        total = math.fsum(logs.values())
+        name = max(logs, key=lambda one: logs[one] * total)
+        mean, without = total / len(logs), (total - logs[name]) / (len(logs) - 1)
+        return (name, math.exp(without)) if without * mean < mean * mean / 2 else None
 
     @property
     def measured(self) -> int:
@@ -117,10 +136,10 @@ def summaries(result: Mapping[str, Any]) -> list[Summary]:
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for found in comparisons(result):
         groups.setdefault((found.row["runtime"], found.row["side"]), []).append(found)
-    return [_summary(key, group) for key, group in groups.items()]
+    return [_summary(result, key, group) for key, group in groups.items()]
 
 
-def _summary(key: tuple[str, str], group: Sequence[Comparison]) -> Summary:
+def _summary(result: Mapping[str, Any], key: tuple[str, str], group: Sequence[Comparison]) -> Summary:
     compared = [one for one in group if one.row["ratio"] is not None]
     verdicts = [one.row["verdict"] for one in compared]
     missing = [one for one in group if not measured(one.row)]
@@ -138,6 +157,7 @@ def _summary(key: tuple[str, str], group: Sequence[Comparison]) -> Summary:
         note=group[0].control["note"],
         reason=missing[0].row["reason"] if missing else None,
         noise_floor=floors[len(floors) // 2] if floors else None,
+        ratios=tuple((case_label(result, one.case), one.row["ratio"]["median"]) for one in compared),
     )
 
 

@@ -270,6 +270,7 @@ def test_no_difference_beside_an_interval_that_leaves_one_out_says_why() -> None
 
 
 def test_gates_are_counted_by_what_became_of_them() -> None:
-    gates = [{"status": status, "sentence": "s"} for status in ("failed", "passed", "passed")]
-    assert facts.gate_lines(gates)[-1] == "gates: 1 failed, 2 held"
-    assert facts.gate_lines(gates[:1])[-1] == "gates: 1 failed"
+    outcomes = (("a", "failed"), ("a", "passed"), ("b", "passed"), ("b", "passed"))
+    gates = [{"gate": gate, "status": status} for gate, status in outcomes]
+    assert facts.gate_counts(gates) == "1 failed, 1 held"
+    assert facts.gate_counts(gates[:1]) == "1 failed"

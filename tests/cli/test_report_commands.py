@@ -121,7 +121,7 @@ def test_compare_says_what_changed(result: Path, tmp_path: Path, capsys: Any) ->
     assert [(change["runtime"], change["side"]) for change in slower] == [("onnxruntime-cpu@off", "folded")]
     assert run("compare", result, after, "--markdown", tmp_path / "c.md") == 0
     assert "1 slower" in capsys.readouterr().out
-    assert "| slower |" in (tmp_path / "c.md").read_text()
+    assert "| ▲ slower |" in (tmp_path / "c.md").read_text()
 
 
 def test_history_writes_a_page(result: Path, tmp_path: Path, capsys: Any) -> None:

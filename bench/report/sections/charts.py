@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
-from convbn.bench.report.page import marks
-from convbn.bench.report.page.elements import esc, section
+from convbn.bench.report.sections import marks
 from convbn.bench.results.comparisons import measured
-from convbn.common.text import seconds_text
+from convbn.common.document.model import Picture
+from convbn.common.text import clean, seconds_text
 
-__all__ = ["HOW_TO_READ", "charts", "latencies"]
+__all__ = ["HOW_TO_READ", "charts"]
 
 _MOST_RUNTIMES = 12
 _MOST_STRIPS = 8
@@ -21,23 +22,15 @@ HOW_TO_READ = (
 )
 
 
-def latencies(result: Mapping[str, Any], limit: int) -> str:
-    """The distributions of one model; of several they stand with each model."""
-    if len(result["cases"]) > 1:
-        return ""
-    drawn = charts(result["cases"][0], limit)
-    return section("Latency distributions", HOW_TO_READ, drawn) if drawn else ""
-
-
-def charts(case: Mapping[str, Any], limit: int) -> str:
+def charts(case: Mapping[str, Any]) -> list[Picture]:
     """A drawing for each runtime in which something was measured."""
     names = [side["name"] for side in case["sides"]]
     drawn = []
-    for control in case["runtimes"][: min(limit, _MOST_RUNTIMES)]:
+    for control in case["runtimes"][:_MOST_RUNTIMES]:
         rows = [r for r in case["rows"] if r["runtime"] == control["runtime"] and measured(r)]
         if rows:
             drawn.append(_chart(rows[:_MOST_STRIPS], names))
-    return f'<div class="charts">{"".join(drawn)}</div>' if drawn else ""
+    return [Picture("".join(drawn), kind="charts")] if drawn else []
 
 
 def _chart(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -47,14 +40,14 @@ def _chart(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         time = row["latency_seconds"]
         drawing = marks.box(axis, row, _series(names, row["side"]), f"{row['side']} in {row['runtime']}")
         strips.append(
-            f'<div class="strip-row"><p><strong>{esc(row["side"], 60)}</strong> <span>median '
+            f'<div class="strip-row"><p><strong>{escape(clean(row["side"], 60))}</strong> <span>median '
             f"{seconds_text(time['median'])} · p99 {seconds_text(time['p99'])}</span></p>{drawing}</div>"
         )
     scale, unit = next((s, u) for s, u in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (0, "ns")) if axis.high >= s)
     labels = marks.axis_labels(axis, lambda value: f"{value / (scale or 1e-9):.5g} {unit}")
     return (
-        f'<figure class="card strips"><figcaption class="mono">{esc(rows[0]["runtime"])}</figcaption>'
-        f"{''.join(strips)}{labels}</figure>"
+        f'<div class="card strips"><p class="mono">{escape(clean(rows[0]["runtime"]))}</p>'
+        f"{''.join(strips)}{labels}</div>"
     )
 
 
