@@ -160,7 +160,7 @@ class _Watch:
         self._folds = [
             (number, name, into[0]) for number, (name, into) in enumerate(plan.folds) if len(into) == 1
         ]
-        alone = [layer for _, _, layer in self._folds]
+        alone = [layer for _, into in plan.folds for layer in into]
         self._folds = [fold for fold in self._folds if alone.count(fold[2]) == 1]
         self._calls: dict[str, _Call] = {}
         self.outcomes: list[Outcome] = []

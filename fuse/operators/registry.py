@@ -68,8 +68,10 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WAYS = ("batchnorm-forward", "batchnorm-apart", "batchnorm-to-add")
-"""How a map leaves its node (:mod:`convbn.fuse.plan.ways`); backward, it is named after the rule that takes it."""
+WAYS = ("batchnorm-forward", "batchnorm-apart", "batchnorm-to-add", "batchnorm-beside")
+"""How a map leaves its node (:mod:`convbn.fuse.plan.ways`, the last in :mod:`convbn.fuse.plan.merging.beside`);
+backward, it is named after the rule that takes it.
+"""
 
 OF_CONSTANTS = "batchnorm-of-constants"
 """A BatchNorm over constants is one (:mod:`convbn.fuse.plan.evaluation`)."""

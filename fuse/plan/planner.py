@@ -22,6 +22,7 @@ from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.draft import UnfitError
 from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
+from convbn.fuse.plan.merging.beside import beside
 from convbn.fuse.plan.merging.chains import merge_chains
 from convbn.fuse.plan.merging.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
@@ -48,6 +49,7 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     while (
         _round(view, plan, options, attempts, thorough=False)
         or (view.pure and view.replaceable and _merge(view, plan, options))
+        or (view.pure and not view.replaceable and _beside_a_layer(view, plan, options))
         or (view.pure and _round(view, plan, options, attempts, thorough=True))
     ):
         pass
@@ -71,20 +73,25 @@ def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, 
         if isinstance(outcome, Refusal):
             attempts.note(view, node, outcome, attempt.seen, thorough=thorough)
             continue
-        others = [e.node for e in outcome.edits if isinstance(e, Bypass) and e.node is not node]
-        gone |= {id(other) for other in others}
-        plan.folded.extend(Folded(other.name, outcome.into, outcome.rule) for other in others)
-        batchnorm = isinstance(node.op, BatchNorm)  # asked now: an edit may make it an addition
-        for edit in outcome.edits:
-            view.apply(edit)
-        plan.edits.extend(outcome.edits)
-        plan.moved.extend(outcome.moved)
-        if batchnorm:
-            plan.folded.append(Folded(node.name, outcome.into, outcome.rule))
-        else:
-            # A sum with 0 or a product with 1 goes without going anywhere.
-            plan.merged.append(Merged((node.name,), (*outcome.into, node.name)[0], outcome.rule))
+        gone |= {id(e.node) for e in outcome.edits if isinstance(e, Bypass)}
+        _make(view, plan, node, outcome)
     return len(plan.edits) > before
+
+
+def _make(view: View, plan: Plan, node: Node, fold: ways.Fold) -> None:
+    """Take a fold into the plan, and show the view as it then is."""
+    others = [e.node for e in fold.edits if isinstance(e, Bypass) and e.node is not node]
+    plan.folded.extend(Folded(other.name, fold.into, fold.rule) for other in others)
+    batchnorm = isinstance(node.op, BatchNorm)  # asked now: an edit may make it an addition
+    for edit in fold.edits:
+        view.apply(edit)
+    plan.edits.extend(fold.edits)
+    plan.moved.extend(fold.moved)
+    if batchnorm:
+        plan.folded.append(Folded(node.name, fold.into, fold.rule))
+    else:
+        # A sum with 0 or a product with 1 goes without going anywhere.
+        plan.merged.append(Merged((node.name,), (*fold.into, node.name)[0], fold.rule))
 
 
 def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
@@ -98,6 +105,16 @@ def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
         plan.folded.extend(Folded(node.name, (merge.into.name,), merge.rule) for node in maps)
         names = tuple(node.name for node in merge.gone if node not in maps)
         plan.merged.append(Merged(names, merge.into.name, merge.rule))
+    return len(plan.edits) > before
+
+
+def _beside_a_layer(view: View, plan: Plan, options: FuseOptions) -> bool:
+    """Where merging needs a structure that may not change, leave the identity; whether there was a place for it."""
+    before = len(plan.edits)
+    for node in list(view.batchnorms()):
+        fold = beside(ways.Attempt(view, node, options, {}))
+        if fold is not None:
+            _make(view, plan, node, fold)
     return len(plan.edits) > before
 
 

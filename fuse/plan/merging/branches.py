@@ -30,6 +30,7 @@ __all__ = [
     "AffineOf",
     "Branch",
     "Leaf",
+    "adds",
     "branch_beside",
     "conv_branch",
     "conv_layer",
@@ -83,28 +84,28 @@ class Branch:
 
 def is_sum(node: Node) -> bool:
     """Whether a node adds or subtracts two values that both flow."""
-    if not isinstance(node.op, Elementwise):
+    return adds(node) and all(value is not None and value.constant is None for value in node.inputs)
+
+
+def adds(node: Node) -> bool:
+    """Whether a node adds or subtracts two values, of which one may be a constant."""
+    if not isinstance(node.op, Elementwise) or len(node.inputs) != 2 or node.inputs[0] is node.inputs[1]:
         return False
-    if node.op.operation not in (Arithmetic.ADD, Arithmetic.SUBTRACT) or len(node.inputs) != 2:
-        return False
-    left, right = node.inputs
-    if left is None or right is None or left is right:
-        return False
-    return left.constant is None and right.constant is None
+    return node.op.operation in (Arithmetic.ADD, Arithmetic.SUBTRACT) and None not in node.inputs
 
 
 def _is_private(value: Value) -> bool:
     return len(value.readers) == 1 and not value.observed
 
 
-def is_inner(node: Node) -> bool:
+def is_inner(node: Node, is_sum: Callable[[Node], bool] = is_sum) -> bool:
     """Whether a sum is only a part of a larger one."""
     output = node.outputs[0]
     reader = output.readers[0].node if _is_private(output) else None
     return reader is not None and reader.scope == node.scope and is_sum(reader)
 
 
-def leaves_of(root: Node) -> Iterator[Leaf]:
+def leaves_of(root: Node, is_sum: Callable[[Node], bool] = is_sum) -> Iterator[Leaf]:
     """The summands below ``root``, from left to right; iterative, for sums of any depth."""
     waiting = _operands(root, 1.0)
     while waiting:
