@@ -27,17 +27,26 @@ from convbn.bench.results.environment import library_versions
 from convbn.common.encoding import JsonReady
 from convbn.errors import UsageError
 from convbn.export.engines.run.load import EngineFile
+from convbn.export.packages.package import LoadedPackage
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
     Model: TypeAlias = (
-        onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram | EngineFile
+        onnx.ModelProto
+        | str
+        | Path
+        | torch.nn.Module
+        | torch.export.ExportedProgram
+        | EngineFile
+        | LoadedPackage
     )
 
 __all__ = ["Equality", "compare"]
 
+#: What tells of itself no more than its session does.
+_PREPARED = (EngineFile, LoadedPackage)
 #: Inputs are scaled by this once if the reference overflows on standard normal ones.
 RETRY_SCALE = 0.1
 
@@ -107,7 +116,7 @@ def compare(
 
     Args:
         reference: ONNX model, path of an ONNX file, PyTorch module or exported program.
-        candidate: likewise, or an engine; the two may be of different kinds.
+        candidate: likewise, or an engine or package; the two may be of different kinds.
         inputs: arrays by name, one mapping a sample; a PyTorch model takes them in this order.
             Random without.
         shapes: full shapes by input name, for models with open axes.
@@ -130,7 +139,7 @@ def compare(
         UsageError: shapes are missing or do not fit, or there is nothing to make inputs from.
         NotSupportedError: onnxruntime or torch is missing.
     """
-    models = [model for model in (reference, candidate) if not isinstance(model, EngineFile)]
+    models = [model for model in (reference, candidate) if not isinstance(model, _PREPARED)]
     if inputs is None and not models:
         raise UsageError("nothing says what to feed an engine", hint="name its ONNX model")
 
@@ -210,4 +219,4 @@ def compare(
 
 def _coarsest(model: Model) -> str | None:
     """The coarsest float type of a model; an engine tells of its session alone."""
-    return None if isinstance(model, EngineFile) else coarsest_float(model)
+    return None if isinstance(model, _PREPARED) else coarsest_float(model)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Mending", "mended"]
 
 _SHOWN = 5
+#: Of so many at most it is tried what keeping them does: with more, little would be left of the precision.
+_MOST = 16
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,12 @@ class Mending:
     Attributes:
         worst: nodes by their own error, the worst first; none where they cannot be run side by side.
         keep: nodes that have to stay in float32; None where none were found with which the model passes.
+        searched: whether any were looked for.
     """
 
     worst: tuple[NodeError, ...]
     keep: tuple[str, ...] | None
+    searched: bool = True
 
     @property
     def blame(self) -> str:
@@ -47,10 +51,12 @@ class Mending:
         """What to do, for a message."""
         if self.keep is not None:
             return f"with --keep-fp32 {shlex.join(self.keep)} it passes"
-        return (
-            "no choice of nodes that stay in float32 was found to mend it; use another precision, more or better "
-            "calibration data, or a tolerance"
-        )
+        if self.searched and self.worst:
+            return (
+                f"keeping the worst {min(_MOST, len(self.worst))} in float32 does not mend it; use another "
+                "precision, more or better calibration data, or a tolerance"
+            )
+        return "calibrate with more or better data, keep nodes in float32, or set a tolerance"
 
 
 def mended(
@@ -58,7 +64,7 @@ def mended(
     result: Converted,
     feeds: Feeds,
     options: PrecisionOptions,
-    passes: Callable[[tuple[str, ...]], bool],
+    passes: Callable[[tuple[str, ...]], bool] | None,
 ) -> Mending:
     """Rank the nodes of a converted model, and find how many of the worst have to stay in float32.
 
@@ -69,7 +75,8 @@ def mended(
         result: of the conversion.
         feeds: one input, in the types of `model`.
         options: of the conversion.
-        passes: whether the model is close enough to the original where these nodes, and no others, are kept.
+        passes: whether the model is close enough to the original where these nodes, and no others, are kept; None for
+            a comparison that says nothing of the model, which no choice of nodes changes.
     """
     precision = result.record["precision"]
     before = ready_for(model, precision, opset_of(result.model), options)
@@ -77,8 +84,10 @@ def mended(
     quantised = result.record.get("quantised")
     if quantised is not None:
         worst = tuple(row for row in worst if row.node in quantised)
+    if passes is None:
+        return Mending(worst, None, searched=False)
     kept = [tuple(dict.fromkeys(options.keep_fp32))]
-    for row in worst:
+    for row in worst[:_MOST]:
         kept.append(tuple(dict.fromkeys([*kept[-1], row.node, *row.rounded_by])))
     return Mending(worst, _fewest(kept[1:], passes))
 

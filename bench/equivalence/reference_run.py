@@ -14,15 +14,23 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from convbn.bench.models.inputs import Array, Feeds, is_onnx
 from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.runtimes.base import Variant
+from convbn.bench.runtimes.onnxruntime_session import OnnxRuntimeSession
 from convbn.bench.runtimes.registry import open_session
 from convbn.export.engines.run.load import EngineFile, read_header
+from convbn.export.packages.package import LoadedPackage
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
     Model: TypeAlias = (
-        onnx.ModelProto | str | Path | torch.nn.Module | torch.export.ExportedProgram | EngineFile
+        onnx.ModelProto
+        | str
+        | Path
+        | torch.nn.Module
+        | torch.export.ExportedProgram
+        | EngineFile
+        | LoadedPackage
     )
 
 __all__ = ["Execution", "execute"]
@@ -45,8 +53,8 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
     """Run a model on the CPU as it stands, or in another runtime.
 
     Args:
-        model: ONNX model, path of an ONNX file, PyTorch module, exported program, or an engine, which runs in its
-            TensorRT on a GPU.
+        model: ONNX model, path of an ONNX file, PyTorch module, exported program, an engine, which runs in its
+            TensorRT on a GPU, or a package that was loaded back.
         role: what errors call it.
         feeds: arrays by input name, one mapping a sample.
         runtime: its name (:mod:`convbn.bench.runtimes.registry`); no other takes its place.
@@ -58,6 +66,8 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
         SessionError: the model cannot be run.
         NotSupportedError: onnxruntime or torch is missing.
     """
+    if isinstance(model, LoadedPackage):
+        return _loaded(model, role, feeds)
     name = runtime or "torch-cpu"
     if isinstance(model, EngineFile):
         name = read_header(model.path).runs_in
@@ -71,6 +81,16 @@ def execute(model: Model, role: str, feeds: Sequence[Feeds], runtime: str | None
     with open_session(name, side) as session:
         outputs = [session.run(sample) for sample in feeds]
         return Execution(session.output_names, outputs, name, session.compute_dtype)
+
+
+def _loaded(package: LoadedPackage, role: str, feeds: Sequence[Feeds]) -> Execution:
+    if package.session is None:
+        session = open_session("torch-cpu", Variant(role, module=package.module))
+    else:
+        session = OnnxRuntimeSession(package.session, role, None)
+    with session:
+        outputs = [session.run(sample) for sample in feeds]
+        return Execution(session.output_names, outputs, package.runtime)
 
 
 def _as_it_stands(model: onnx.ModelProto | str | Path, role: str, feeds: Sequence[Feeds]) -> Execution:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from convbn.bench.runtimes.gpu.nvml import GpuMode
     from convbn.bench.runtimes.gpu.stream import GpuStream
 
-__all__ = ["RUNTIMES", "load_session"]
+__all__ = ["RUNTIMES", "OnnxRuntimeSession", "load_session"]
 
 _LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 #: Options of the CUDA provider by the level that sets them.

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from convbn.common.encoding import encoded
 from convbn.common.text import shape_text
@@ -20,88 +17,16 @@ from convbn.errors import BadInputError, FileAccessError
 from convbn.export.engines.backends.backend import Backend
 from convbn.export.engines.build.builder import Plan, Request
 from convbn.export.engines.errors import EngineMismatchError
-from convbn.export.files.atomic import check_target, file_access, sha256_file, write_atomically
+from convbn.export.files.atomic import file_access, sha256_file
+from convbn.export.files.sidecar import sidecar_path, tool_versions
 
 __all__ = [
     "SCHEMA_VERSION",
-    "check_engine_target",
     "describe",
     "read_sidecar",
-    "sidecar_path",
-    "tool_versions",
-    "write_engine",
 ]
 
 SCHEMA_VERSION = "1"
-
-
-def sidecar_path(engine: str | os.PathLike[str]) -> Path:
-    """``model.engine`` has its sidecar in ``model.engine.json``."""
-    path = Path(engine)
-    return path.with_name(path.name + ".json")
-
-
-def write_engine(
-    data: bytes, sidecar: Mapping[str, object], path: str | os.PathLike[str], *, overwrite: bool
-) -> None:
-    """Write an engine and its sidecar.
-
-    The engine's bytes are on the disk, under a temporary name, before the sidecar appears; the engine
-    gets its name last. A full disk therefore leaves neither. A kill between the two leaves a sidecar
-    whose SHA-256 fits no engine, or not the old one that is still there, which :func:`read_sidecar`
-    tells; the other order could leave a new engine under the claims of an old sidecar, or under none.
-    Where the engine cannot get its name, or a Ctrl-C comes there, the sidecar is what it was before.
-
-    Args:
-        data: the plan.
-        sidecar: what its schema asks for.
-        path: of the engine.
-        overwrite: whether existing files may be replaced.
-
-    Raises:
-        FileAccessError: one of the two cannot be written.
-    """
-    text = json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        replace = overwrite or _orphaned(Path(path), beside)
-        write_atomically(beside, text.encode("utf-8", "surrogatepass"), overwrite=replace)
-
-    beside = sidecar_path(path)
-    before = beside.read_bytes() if beside.is_file() else None
-    try:
-        write_atomically(path, write, overwrite=overwrite)
-    except BaseException:
-        if before is not None:
-            write_atomically(beside, before, overwrite=True)
-        else:
-            beside.unlink(missing_ok=True)
-        raise
-
-
-def check_engine_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse early what :func:`write_engine` would refuse late.
-
-    A sidecar whose engine is missing, which a kill can leave, is in nobody's way.
-
-    Raises:
-        FileAccessError: see :func:`convbn.export.files.atomic.check_target`.
-    """
-    engine = check_target(path, overwrite=overwrite)
-    check_target(sidecar_path(path), overwrite=overwrite or _orphaned(engine, sidecar_path(path)))
-
-
-def _orphaned(engine: Path, sidecar: Path) -> bool:
-    if engine.exists():
-        return False
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and {"schema_version", "engine", "scale_layers"} <= content.keys()
 
 
 def read_sidecar(engine: str | os.PathLike[str]) -> dict[str, Any]:
@@ -136,17 +61,6 @@ def read_sidecar(engine: str | os.PathLike[str]) -> dict[str, Any]:
         raise EngineMismatchError(f"is not the engine that {path.name} describes", source=engine, hint=hint)
     result: dict[str, Any] = content
     return result
-
-
-def tool_versions() -> dict[str, str | None]:
-    """Versions of what took part, None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("convbn", "onnx"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def describe(plan: Plan, request: Request, backend: Backend, engine: str) -> dict[str, object]:

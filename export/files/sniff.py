@@ -31,10 +31,15 @@ class ArtifactKind(enum.Enum):
     PT2 = "torch.export archive"
     TORCHSCRIPT = "TorchScript archive"
     ENGINE = "TensorRT engine"
+    AOT_INDUCTOR = "AOTInductor package"
+    EXECUTORCH = "ExecuTorch program"
+    ONNXRUNTIME = "onnxruntime model"
 
 
 # `vtrt` opens an engine of TensorRT-RTX, the other two were seen on classic TensorRT.
 _ENGINE_MAGICS = (b"vtrt", b"ftrt", b"ptrt")
+# Identifiers of flatbuffers; ExecuTorch counts its versions in two digits.
+_FLATBUFFERS = ((b"ORTM", ArtifactKind.ONNXRUNTIME), (b"ET", ArtifactKind.EXECUTORCH))
 _OTHER_FORMATS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
     (b"\x1f\x8b", "a gzip archive", "unpack it first"),
@@ -71,6 +76,9 @@ def _sniff(file: BinaryIO, size: int, max_pickle_mib: int) -> ArtifactKind:
         raise BadInputError("is empty")
     if head[:4] in _ENGINE_MAGICS:
         return ArtifactKind.ENGINE
+    for mark, kind in _FLATBUFFERS:
+        if head[4:8].startswith(mark) and head[6:8].isalnum():
+            return kind
     if head[:4] == b"PK\x03\x04":
         return _sniff_zip(file, max_pickle_mib)
     if head[8:9] == b"{":
@@ -95,6 +103,8 @@ def _sniff_zip(file: BinaryIO, max_pickle_mib: int) -> ArtifactKind:
         with zipfile.ZipFile(file) as archive:
             # Everything lies in one folder whose name is free.
             members = {name.partition("/")[2] for name in archive.namelist()}
+            if any(name.startswith("data/aotinductor/") for name in members):
+                return ArtifactKind.AOT_INDUCTOR
             if "archive_format" in members or "models/model.json" in members:
                 return ArtifactKind.PT2
             if "serialized_exported_program.json" in archive.namelist():

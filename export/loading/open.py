@@ -16,6 +16,9 @@ from convbn.export.loading.source_model import LoadOptions, SourceModel
 __all__ = ["open_model_or_engine", "open_source", "source_of"]
 
 
+_BUILT = (ArtifactKind.ENGINE, ArtifactKind.AOT_INDUCTOR, ArtifactKind.EXECUTORCH, ArtifactKind.ONNXRUNTIME)
+
+
 def open_source(path: str, options: LoadOptions, *, light: bool = False, hashed: bool = True) -> SourceModel:
     """Open ``path``, telling its kind by its content; ``hf-hub:ORG/NAME`` is opened as its weights.
 
@@ -40,8 +43,11 @@ def _opened(path: str, options: LoadOptions, *, light: bool, hashed: bool) -> So
         return _open_onnx(path, options, light=light, hashed=hashed)
     if kind is ArtifactKind.PT2:
         return open_program(path, options)
-    if kind is ArtifactKind.ENGINE:
-        raise NotSupportedError("is a TensorRT engine, which cannot be read back into a model", source=path)
+    if kind in _BUILT:
+        article = "a" if kind is ArtifactKind.ENGINE else "an"
+        raise NotSupportedError(
+            f"is {article} {kind.value}, which cannot be read back into a model", source=path
+        )
     return open_checkpoint(path, kind, options)
 
 

@@ -138,6 +138,21 @@ class SourceModel:
             opset=opset,
         )
 
+    def captured(self, form: str, *, dynamic_batch: bool = False, opset: int | None = None) -> Any:
+        """The form that is folded and written: ``onnx``, ``program`` or ``module``, each exactly as it came.
+
+        Args:
+            form: an ONNX model has no other form than ``onnx``, and a program is no module.
+            dynamic_batch, opset: see :meth:`as_onnx`.
+        """
+        if form == "onnx":
+            return self.as_onnx(dynamic_batch=dynamic_batch, opset=opset)
+        if form == "module" or self.kind != "torch.nn.Module":
+            return self.model
+        from convbn.export.torch.save import export_program
+
+        return export_program(self.model, self.needed_inputs())
+
     def named_in(self, report: Report) -> Report:
         """A report on the model, with the file it is from."""
         return replace(report, path=self.path, sha256=self.sha256, notes=(*self.notes, *report.notes))

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME:DIMS",
         action="append",
         default=[],
-        help="shape of an input, x:1x3x224x224; for checkpoints and for open dimensions",
+        help="x:1x3x224x224, for checkpoints and open dimensions",
     )
     source.add_argument(
         "--inputs",
@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
 
     export = verb(
         "export",
-        "fold a model and build a TensorRT engine or an ONNX file of it",
+        "fold a model and write an engine, an ONNX file, a program or a package of it",
         source,
         rules,
         target,
@@ -221,13 +221,13 @@ def _engine_arguments(export: argparse.ArgumentParser) -> None:
     add = engines.add_argument
     add(
         "--shapes",
-        metavar="NAME=MIN:OPT:MAX",
+        metavar="X=MIN:OPT:MAX",
         action="append",
         default=[],
         help="x=1x3x9x9:4x3x9x9:8x3x9x9; ';' or again: another",
     )
     add("--workspace", metavar="SIZE", help="most scratch memory of a layer, 4GiB")
-    add("--optimization-level", type=int, metavar="0-5", help="how long to search for faster kernels")
+    add("--optimization-level", type=int, metavar="0-5", help="how long to search for kernels")
     add(
         "--compute-capability",
         metavar="X.Y,...",

@@ -141,8 +141,9 @@ def _refusal(
             return False
         return _compared(other.model, wanted, original, given).equal
 
-    found = mended(model, result, next(looked.samples()), options, passes)
-    judged = "is too far from the original" if answer.status == "different" else "was not shown to be close"
+    different = answer.status == "different"
+    found = mended(model, result, next(looked.samples()), options, passes if different else None)
+    judged = "is too far from the original" if different else "was not shown to be close"
     return CheckFailedError(
         f"the {wanted.precision} model {judged}: {answer.reason}{found.blame}",
         source=original.path,

@@ -1,12 +1,15 @@
-"""The Python API of exports: ONNX models and TensorRT engines, converted and verified on the way."""
+"""The Python API of exports: ONNX models, TensorRT engines and packages, converted and verified on the way."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from convbn.errors import UsageError
+from convbn.errors import CheckFailedError, UsageError
 from convbn.proof import as_tuple, verified
 
 if TYPE_CHECKING:
@@ -14,11 +17,12 @@ if TYPE_CHECKING:
 
     from convbn.export.engines.build.build import EngineArtifact
     from convbn.export.engines.build.options import EngineOptions
+    from convbn.export.loading.source_model import SourceModel
     from convbn.export.precision.options import PrecisionOptions
     from convbn.export.shapes import Profile
     from convbn.fuse.options import FuseOptions
 
-__all__ = ["build_engine", "export_onnx"]
+__all__ = ["build_engine", "export_onnx", "write_package"]
 
 
 def export_onnx(
@@ -107,10 +111,10 @@ def build_engine(
 
     if conversion is None and precision not in (AS_IS, "fp32"):
         from convbn.converting import Conversion, converted
-        from convbn.export.engines.sidecar import check_engine_target
+        from convbn.export.files.sidecar import check_with_sidecar
         from convbn.export.onnx_io.read import load_model
 
-        check_engine_target(out, overwrite=overwrite)
+        check_with_sidecar(out, overwrite=overwrite)
         proto = load_model(model) if isinstance(model, str | os.PathLike) else model
         wanted = Conversion(
             precision, precision_options, calibration=calibration, verify=verify, tolerance=tolerance
@@ -134,3 +138,79 @@ def build_engine(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def write_package(
+    model: Any,
+    out: str | os.PathLike[str],
+    source: SourceModel,
+    *,
+    fold_summary: Mapping[str, Any] | None = None,
+    conversion: Mapping[str, Any] | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Make a package of a folded model, load it back, compare it with the model, and write it with its sidecar.
+
+    Args:
+        model: an ONNX model, or an exported program, as :mod:`convbn.export.formats` says for the suffix of `out`.
+        out: where the package goes.
+        source: where the model is from: its example inputs and shapes are used.
+        fold_summary, conversion: recorded in the sidecar as they are.
+        verify: load it back and compare; without, the sidecar says so.
+        overwrite: whether existing files may be replaced.
+
+    Returns:
+        The content of the sidecar.
+
+    Raises:
+        CheckFailedError: what was loaded back gives other outputs; nothing is written.
+        NotSupportedError: what makes it is missing, or cannot take the model.
+        FileAccessError: a file cannot be written.
+    """
+    from convbn.bench.equivalence.compare import compare
+    from convbn.bench.equivalence.tolerance import tolerance_of
+    from convbn.export.files.atomic import sha256_file
+    from convbn.export.files.sidecar import check_with_sidecar, tool_versions, write_with_sidecar
+    from convbn.export.formats import format_of
+    from convbn.export.precision.carried import carried_precision
+
+    row = format_of(os.fspath(out))
+    package = row.packager()
+    check_with_sidecar(out, overwrite=overwrite)
+    package.require()
+    with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
+        packed = package.pack(model, source.example_inputs or (), Path(folder) / f"model{row.suffixes[0]}")
+        outcome: dict[str, Any] = {"status": "not run", "reason": "the options say so"}
+        if verify:
+            precision = carried_precision(model) if row.made_of == "onnx" else "fp32"
+            answer = compare(
+                model,
+                packed.load(),
+                inputs=source.inputs,
+                shapes=source.input_shapes,
+                example_inputs=source.example_inputs,
+                tolerance=None if precision == "fp32" else tolerance_of(precision),
+            )
+            if not answer.equal:
+                cause = f"the {row.name} that was made differs from the folded model: {answer.reason}"
+                raise CheckFailedError(cause, source=source.path, hint="nothing was written")
+            outcome = answer.to_dict()
+        sidecar = {
+            "schema_version": "1",
+            "format": row.name,
+            "package": {"sha256": sha256_file(packed.path), "bytes": packed.path.stat().st_size},
+            "tools": tool_versions(*package.tools),
+            "source": {"file": source.path and Path(source.path).name, "sha256": source.sha256},
+            "fold_summary": None if fold_summary is None else dict(fold_summary),
+            "conversion": None if conversion is None else dict(conversion),
+            "facts": dict(packed.facts),
+            "verify": outcome,
+        }
+
+        def copied(file: BinaryIO) -> None:
+            with packed.path.open("rb") as made:
+                shutil.copyfileobj(made, file)
+
+        write_with_sidecar(copied, sidecar, out, overwrite=overwrite)
+    return sidecar

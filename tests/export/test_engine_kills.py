@@ -16,7 +16,8 @@ import pytest
 from convbn.errors import FileAccessError
 from convbn.export.engines.build.build import build_engine
 from convbn.export.engines.errors import EngineMismatchError
-from convbn.export.engines.sidecar import read_sidecar, write_engine
+from convbn.export.engines.sidecar import read_sidecar
+from convbn.export.files.sidecar import write_with_sidecar
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 
@@ -103,7 +104,7 @@ def test_another_engine_in_the_way_keeps_its_sidecar(saved, tmp_path):
     """Written by somebody else between the check at the start of a build and its end."""
     artifact = build_engine(saved, tmp_path / "a", backend=RTX)
     with pytest.raises(FileAccessError, match="already exists"):
-        write_engine(b"other", {"schema_version": "1"}, tmp_path / "a", overwrite=False)
+        write_with_sidecar(b"other", {"schema_version": "1"}, tmp_path / "a", overwrite=False)
     assert read_sidecar(tmp_path / "a") == artifact.sidecar
 
 

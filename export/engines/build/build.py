@@ -20,7 +20,8 @@ from convbn.export.engines.build.options import EngineOptions
 from convbn.export.engines.build.profiles import check_profiles, contradicting_names
 from convbn.export.engines.build.source import read_source
 from convbn.export.engines.errors import PrecisionError
-from convbn.export.engines.sidecar import check_engine_target, describe, sidecar_path, write_engine
+from convbn.export.engines.sidecar import describe
+from convbn.export.files.sidecar import check_with_sidecar, sidecar_path, write_with_sidecar
 from convbn.export.precision.carried import contents_of, precision_of, refuse_unfolded_quantisation
 from convbn.export.precision.precisions import AS_IS, precision_named
 from convbn.export.shapes import Profile
@@ -105,7 +106,7 @@ def build_engine(
     """
     precision_named(precision)
     options = options or EngineOptions()
-    check_engine_target(out, overwrite=overwrite)
+    check_with_sidecar(out, overwrite=overwrite)
     chosen = choose_backend(backend)
     gpu = next(iter(list_gpus()), None)
     require_honoured(chosen, options, gpu=gpu is not None)
@@ -160,7 +161,7 @@ def build_engine(
         "build_seconds": round(seconds, 3),
         "warnings": warnings,
     }
-    write_engine(plan.data, sidecar, out, overwrite=overwrite)
+    write_with_sidecar(plan.data, sidecar, out, overwrite=overwrite)
     return EngineArtifact(
         path=Path(out),
         sidecar_path=sidecar_path(out),

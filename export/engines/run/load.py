@@ -18,8 +18,9 @@ from convbn.export.engines.backends.logs import collect, logger_of
 from convbn.export.engines.backends.registry import backend_named
 from convbn.export.engines.errors import EngineIncompatibleError, UntrustedEngineError
 from convbn.export.engines.run.cuda import require_gpu
-from convbn.export.engines.sidecar import read_sidecar, sidecar_path
+from convbn.export.engines.sidecar import read_sidecar
 from convbn.export.files.atomic import file_access
+from convbn.export.files.sidecar import sidecar_path
 from convbn.export.files.sniff import ArtifactKind, sniff
 
 __all__ = ["EngineFile", "EngineHeader", "LoadedEngine", "load_engine", "read_header", "require_trust"]

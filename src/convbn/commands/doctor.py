@@ -89,7 +89,24 @@ def _parts() -> Iterator[Part]:
     for backend in available_backends():
         detail = "builds TensorRT engines" if backend.usable else backend.reason or "cannot be used"
         yield Part(backend.name, backend.version, backend.usable, False, detail, backend.hint)
+    yield from _packages()
     yield from _runtimes()
+
+
+def _packages() -> Iterator[Part]:
+    """The packages of other runtimes that ``convbn export`` writes, by the suffix of OUT."""
+    from convbn.export.formats import packaged
+
+    for row in packaged():
+        name = f"OUT{row.suffixes[0]}"
+        try:
+            row.packager().require()
+        except ConvBNError as error:
+            yield Part(name, None, False, False, f"{row.name}: {error.cause}", error.hint)
+        except Exception as error:  # a broken package raises whatever its parts raise
+            yield Part(name, None, False, False, f"{row.name}: {one_line(error, 160)}")
+        else:
+            yield Part(name, None, True, False, f"{row.name}, written by convbn export")
 
 
 def _package(module: str, distribution: str, required: bool, purpose: str, hint: str) -> Part:

@@ -1,10 +1,11 @@
-"""``convbn export``: fold, prove, and write a TensorRT engine, an ONNX file or a PyTorch program."""
+"""``convbn export``: fold, prove, and write an engine, an ONNX file, a PyTorch program or a package of one runtime."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from convbn.commands.steps.shared import (
     console_of,
     fuse_options,
     load_options,
-    output_kind,
     proven,
     refuse_unproven,
     refuse_warnings,
@@ -24,6 +24,8 @@ from convbn.commands.steps.shared import (
 )
 from convbn.common.text import printable
 from convbn.errors import UsageError
+from convbn.export.files.sidecar import check_with_sidecar, sidecar_path
+from convbn.export.formats import FORMATS, Format, format_of
 from convbn.export.loading.open import open_source
 from convbn.export.loading.source_model import SourceModel
 from convbn.exporting import build_engine
@@ -35,19 +37,20 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+#: Calibration batches that a package is compared on.
+_SAMPLES = 4
 
 
 def run(options: argparse.Namespace) -> int:
     """Fold IN unless told otherwise, compare, and only then write OUT."""
     console = console_of(options)
-    kind = output_kind(options.output, (".onnx", ".pt2", *_ENGINE_SUFFIXES))
-    _check(options, kind)
+    target = format_of(options.output, (row for row in FORMATS if "export" in row.verbs))
+    _check(options, target)
     with console.phase("reading"):
         source = open_source(options.input, load_options(options))
-        unfused = _captured(source, options, kind)
-        if kind != ".pt2":
-            _check_model(unfused, options, kind)
+        unfused = _captured(source, options, target)
+        if target.made_of == "onnx":
+            _check_model(unfused, options, target)
     model, report = unfused, None
     if not options.no_fuse:
         with console.phase("folding"):
@@ -56,12 +59,14 @@ def run(options: argparse.Namespace) -> int:
         model, report = folding.model, proven(folding, source, console, strict=options.strict)
         console.report(report)
     model, conversion = _converted(model, source, options, console)
-    if kind == ".pt2":
+    if target.package is not None:
+        _package(model, source, report, conversion, options, console)
+    elif target.made_of == "program":
         from convbn.export.torch.save import save_program
 
         save_program(model, source.example_inputs or (), options.output, overwrite=options.force)
         console.written(options.output)
-    elif kind == ".onnx":
+    elif "engine" not in target.takes:
         _write_onnx(model, source, report, conversion, options, console)
     else:
         # As it came, the file itself is what the engine is made of: its hash and name go into the sidecar.
@@ -87,18 +92,18 @@ def _converted(
     return result.model, result.record
 
 
-def _check(options: argparse.Namespace, kind: str) -> None:
+def _check(options: argparse.Namespace, target: Format) -> None:
     """Refuse what makes no sense together, before any work is done."""
-    if kind in _ENGINE_SUFFIXES:
+    if "engine" in target.takes:
         _check_engine(options)
     else:
         refuse_engine_options(options)
-    if kind == ".pt2":
-        for shown, given in (("--opset", options.opset), ("--triton", options.triton)):
-            if given is not None:
-                raise UsageError(f"{shown} is not for PyTorch programs", source=options.output)
-        if options.dynamic_batch:
-            raise UsageError("--dynamic-batch is for ONNX and engines", source=options.output)
+    for name in ("opset", "triton", "dynamic_batch"):
+        if getattr(options, name) and name not in target.takes:
+            raise UsageError(f"--{name.replace('_', '-')} is not for {target.name}s", source=options.output)
+    if target.package is not None:
+        check_with_sidecar(options.output, overwrite=options.force)
+        target.packager().require()
     refuse_unproven(options)
     if options.no_fuse and options.strict:
         raise UsageError("--strict judges a fold, and --no-fuse makes none")
@@ -110,9 +115,9 @@ def _check(options: argparse.Namespace, kind: str) -> None:
         check_repository(options.triton, Path(options.output).stem, overwrite=options.force)
 
 
-def _check_model(model: onnx.ModelProto, options: argparse.Namespace, kind: str) -> None:
+def _check_model(model: onnx.ModelProto, options: argparse.Namespace, target: Format) -> None:
     """Refuse what does not fit the model that was read, before anything is folded."""
-    if kind in _ENGINE_SUFFIXES:
+    if "engine" in target.takes:
         from convbn.export.engines.build.profiles import check_profiles
         from convbn.export.shapes import parse_profiles
 
@@ -136,11 +141,11 @@ def _check_engine(options: argparse.Namespace) -> None:
         require_served(backend.name)
 
 
-def _captured(source: SourceModel, options: argparse.Namespace, kind: str) -> Any:
+def _captured(source: SourceModel, options: argparse.Namespace, target: Format) -> Any:
     """The form that is folded and written, exactly as it came."""
     if source.onnx is not None:
-        if kind == ".pt2":
-            raise UsageError("an ONNX file cannot become a PyTorch program", source=source.path)
+        if target.made_of != "onnx":
+            raise UsageError(f"an ONNX file cannot become {target.one}", source=source.path)
         if options.dynamic_batch:
             hint = "export the checkpoint with it"
             raise UsageError("--dynamic-batch is for checkpoints", source=source.path, hint=hint)
@@ -149,13 +154,49 @@ def _captured(source: SourceModel, options: argparse.Namespace, kind: str) -> An
         from convbn.export.onnx_io.provenance import in_opset
 
         return in_opset(source.onnx, options.opset)
-    from convbn.export.torch.save import export_program
+    return source.captured(target.made_of, dynamic_batch=options.dynamic_batch, opset=options.opset)
 
-    if kind == ".pt2":
-        if source.kind != "torch.nn.Module":
-            return source.model
-        return export_program(source.model, source.needed_inputs())
-    return source.as_onnx(dynamic_batch=options.dynamic_batch, opset=options.opset)
+
+def _package(
+    model: Any,
+    source: SourceModel,
+    report: Report | None,
+    conversion: Mapping[str, Any] | None,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """What one runtime loads as it is, loaded back and compared with what it is made of."""
+    from convbn.exporting import write_package
+
+    wanted, inputs = conversion_of(options), source.inputs
+    if wanted.calibration is not None:
+        from convbn.export.precision.int8.calibration import calibration_from
+
+        given = calibration_from(wanted.calibration, model, preprocess=wanted.preprocess, limit=wanted.limit)
+        inputs = list(given.limited(_SAMPLES).samples())
+    with console.phase(f"making {format_of(options.output).one}"):
+        sidecar = write_package(
+            model,
+            options.output,
+            replace(source, inputs=inputs),
+            fold_summary=_summary(report),
+            conversion=conversion,
+            verify=not options.no_verify,
+            overwrite=options.force,
+        )
+    verify = sidecar["verify"]
+    console.say(f"loaded back: {printable(verify['reason'])}")
+    size, beside = sidecar["package"]["bytes"], sidecar_path(options.output).name
+    console.say(f"written: {printable(options.output)} ({size:,} bytes) and {printable(beside)}")
+
+
+def _summary(report: Report | None) -> dict[str, Any] | None:
+    """What a sidecar says of a fold."""
+    if report is None:
+        return None
+    full = report.to_dict()
+    keys = ("input", "batchnorm", "nodes", "folded", "kept", "merged", "verify")
+    return {key: full[key] for key in keys}
 
 
 def _write_onnx(
@@ -211,11 +252,6 @@ def _build(
 ) -> None:
     from convbn.export.shapes import parse_profiles
 
-    summary = None
-    if report is not None:
-        full = report.to_dict()
-        keys = ("input", "batchnorm", "nodes", "folded", "kept", "merged", "verify")
-        summary = {key: full[key] for key in keys}
     artifact = build_engine(
         model,
         options.output,
@@ -225,7 +261,7 @@ def _build(
         shapes=parse_profiles(options.shapes),
         options=engine_options(options),
         unfused_model=unfused,
-        fold_summary=summary,
+        fold_summary=_summary(report),
         conversion=conversion,
         overwrite=options.force,
         progress=BuildProgress(console),

@@ -11,13 +11,13 @@ from convbn.commands.steps.shared import (
     console_of,
     fuse_options,
     load_options,
-    output_kind,
     proven,
     refuse_unproven,
     refuse_warnings,
     write_json,
 )
 from convbn.errors import UsageError
+from convbn.export.formats import FORMATS, Format, format_of
 from convbn.export.loading.open import open_source
 from convbn.export.loading.source_model import SourceModel
 from convbn.fuse.fold import fold
@@ -37,11 +37,11 @@ def run(options: argparse.Namespace) -> int:
         source = open_source(
             options.input, load_options(options), light=True, hashed=options.json is not None
         )
-    kind = output_kind(options.output, _kinds(source))
+    target = format_of(options.output, _formats(source))
     if source.opened is not None:
         report = _file_to_file(source, source.opened, options, console)
     else:
-        report = _made(source, kind, options, console)
+        report = _made(source, target, options, console)
     console.report(report)
     console.written(options.output)
     write_json(options.json, report.to_dict())
@@ -65,51 +65,41 @@ def _file_to_file(
             return proven(folding, source, console, candidate=staged, strict=options.strict)
 
 
-def _made(source: SourceModel, kind: str, options: argparse.Namespace, console: Console) -> Report:
+def _made(source: SourceModel, target: Format, options: argparse.Namespace, console: Console) -> Report:
     """A module or program, folded in the form that is written."""
-    if options.external_data != "auto" and kind != ".onnx":
+    if options.external_data != "auto" and "external_data" not in target.takes:
         raise UsageError("--external-data is for ONNX files", source=options.output)
     with console.phase("folding"):
         folding = fold(
-            _captured_form(source, kind),
-            source.example_inputs if kind == ".safetensors" else None,
+            source.captured(target.made_of),
+            source.example_inputs if target.made_of == "module" else None,
             options=fuse_options(options, verify=not options.no_verify),
             owned=True,
         )
     refuse_warnings(options, source.named_in(folding.report))
     report = proven(folding, source, console, strict=options.strict)
     with console.phase("writing"):
-        _write(folding.model, report, source, kind, options)
+        _write(folding.model, report, source, target, options)
     return report
 
 
-def _kinds(source: SourceModel) -> tuple[str, ...]:
+def _formats(source: SourceModel) -> tuple[Format, ...]:
     """What can be written: an ONNX file is not turned back into PyTorch, nor a program into a module."""
-    if source.onnx is not None:
-        return (".onnx",)
-    return (".onnx", ".pt2", ".safetensors") if source.kind == "torch.nn.Module" else (".onnx", ".pt2")
-
-
-def _captured_form(source: SourceModel, kind: str) -> Any:
-    """What is folded: the form that is written, so that every rule for it can be used."""
-    if kind == ".onnx":
-        return source.as_onnx()
-    if source.kind != "torch.nn.Module" or kind == ".safetensors":
-        return source.model
-    from convbn.export.torch.save import export_program
-
-    return export_program(source.model, source.needed_inputs())
+    forms: tuple[str, ...] = ("onnx",) if source.onnx is not None else ("onnx", "program", "module")
+    if source.onnx is None and source.kind != "torch.nn.Module":
+        forms = ("onnx", "program")
+    return tuple(row for row in FORMATS if "fuse" in row.verbs and row.made_of in forms)
 
 
 def _write(
-    artefact: Any, report: Report, source: SourceModel, kind: str, options: argparse.Namespace
+    artefact: Any, report: Report, source: SourceModel, target: Format, options: argparse.Namespace
 ) -> None:
-    if kind == ".onnx":
+    if target.made_of == "onnx":
         from convbn.export.onnx_io.read import save_model
 
         save_model(artefact, options.output, overwrite=options.force, external_data=options.external_data)
         return
-    if kind == ".pt2":
+    if target.made_of == "program":
         from convbn.export.torch.save import save_program
 
         save_program(artefact, source.example_inputs or (), options.output, overwrite=options.force)

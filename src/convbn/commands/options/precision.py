@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from convbn.commands.steps.console import Console
 from convbn.common.text import printable
 from convbn.errors import UsageError
+from convbn.export.formats import format_of
 from convbn.export.precision.options import PrecisionOptions
 from convbn.export.precision.precisions import AS_IS, PRECISIONS, Precision, precision_names
 
@@ -52,11 +53,13 @@ def check_precision(options: argparse.Namespace) -> None:
         UsageError: an option is out of place, or one is missing.
     """
     precision = options.precision
-    if options.output.lower().endswith(".pt2") and precision != AS_IS:
-        hint = "write .onnx or an engine"
-        raise UsageError(
-            f"--precision {precision} is not for PyTorch programs", source=options.output, hint=hint
-        )
+    if precision != AS_IS:
+        target = format_of(options.output)
+        if "precision" not in target.takes:
+            hint = "write .onnx or an engine"
+            raise UsageError(
+                f"--precision {precision} is not for {target.name}s", source=options.output, hint=hint
+            )
     for shown, given, meaning in (
         ("--calibration", options.calibration, "calibration"),
         ("--preprocess", options.preprocess, "calibration"),

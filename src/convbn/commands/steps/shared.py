@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
@@ -23,7 +22,6 @@ __all__ = [
     "console_of",
     "fuse_options",
     "load_options",
-    "output_kind",
     "proven",
     "refuse_unproven",
     "refuse_warnings",
@@ -153,16 +151,6 @@ def proven(
     if strict:
         _refuse_unseen(report)
     return report
-
-
-def output_kind(path: str, kinds: tuple[str, ...]) -> str:
-    """The kind of OUT, by its suffix: it does not exist yet, so there is no content to go by."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in kinds:
-        raise UsageError(
-            f"cannot write a '{suffix}' file", source=path, hint=f"OUT may be {', '.join(kinds)}"
-        )
-    return suffix
 
 
 def write_json(path: str | None, value: Mapping[str, Any], *, overwrite: bool = True) -> None:

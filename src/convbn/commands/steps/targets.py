@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from convbn.errors import FileAccessError, UsageError
+from convbn.export.formats import format_of
 
 __all__ = ["check_targets"]
 
 _READ = ("input", "reference", "candidate", "result", "before", "after", "baseline", "inputs", "calibration")
 _TEXT = ("json", "markdown")
 _REPORTS = (*_TEXT, "html", "junit", "github_benchmark", "bencher", "step_summary")
-_ENGINES = (".engine", ".plan", ".trt")
 
 
 def check_targets(options: argparse.Namespace) -> None:
@@ -66,10 +67,9 @@ def _artefacts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     output = getattr(options, "output", None)
     if output is not None:
         yield "OUT", output
-        if Path(output).suffix.lower() in _ENGINES:
-            yield "the sidecar of OUT", f"{output}.json"
-        elif Path(output).suffix.lower() == ".onnx":
-            yield "the weights of OUT", f"{output}.data"
+        with suppress(UsageError):  # which the verb says
+            for suffix, what in format_of(output).beside.items():
+                yield what, f"{output}{suffix}"
 
 
 def _same(one: str, other: str) -> bool:
