@@ -92,7 +92,8 @@ def _external_bytes(path: Path) -> int:
     from convbn.export.onnx_io.external_data import is_external, location_of
 
     places = {location_of(tensor) for tensor in load_graph(path).graph.initializer if is_external(tensor)}
-    files = [path.parent / place for place in places if place]
+    # What lies in the file itself has a place that is no path.
+    files = [path.parent / place for place in places if place and "\0" not in place]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from convbn.common.dtypes import dtype_of, is_float
 from convbn.common.text import shape_text
-from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
+from convbn.errors import NotSupportedError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -59,13 +59,13 @@ def is_onnx(model: object) -> TypeGuard[onnx.ModelProto | str | Path]:
 
 
 def load_graph(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
-    """The graph of an ONNX model, without the weights that lie in other files.
+    """The graph of an ONNX model; large weights are not read, and those in other files are not looked at.
 
     Args:
         model: a model, which is handed back as it is, or the path of an ONNX file.
 
     Returns:
-        The model; external tensors stay references.
+        The model; what was not read are references that lead nowhere.
 
     Raises:
         FileAccessError: the file cannot be read.
@@ -73,15 +73,11 @@ def load_graph(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     """
     if not isinstance(model, str | Path):
         return model
-    import onnx
-    from google.protobuf.message import DecodeError
+    from convbn.export.onnx_io.read import open_model
 
-    try:
-        return onnx.load(str(model), load_external_data=False)
-    except OSError as error:
-        raise FileAccessError(error.strerror or "cannot be read", source=model) from error
-    except (DecodeError, ValueError) as error:
-        raise BadInputError("is not an ONNX model", source=model) from error
+    opened = open_model(model, external_data=False, hashed=False)
+    opened.files.close()
+    return opened.model
 
 
 def input_specs(model: onnx.ModelProto | str | Path) -> tuple[InputSpec, ...]:

@@ -54,7 +54,7 @@ def ocr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        *(("ch_PP-OCRv4_det", shape) for shape in ("1x3x320x320", "1x3x416x416", "1x3x96x480")),
+        *(("ch_PP-OCRv4_det", shape) for shape in ("1x3x320x320", "1x3x224x352", "1x3x96x480")),
         *(("ch_PP-OCRv4_rec", shape) for shape in ("1x3x48x320", "1x3x48x160", "2x3x48x96")),
         *(("ch_ppocr_mobile_v2.0_cls", shape) for shape in ("1x3x48x192", "2x3x48x192", "1x3x48x96")),
     ],

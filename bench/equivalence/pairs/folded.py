@@ -40,7 +40,7 @@ class FoldedPair(Pair):
         self._after: Whole | None = None
         self._prover: LocalProver | None = None
         try:
-            self._after = self._opened.enter_context(Whole(candidate, "candidate"))
+            self._after = self._opened.enter_context(Whole(candidate, "candidate", tried=True))
             self._prover = LocalProver(self._before, self._after, plan)
         except BadInputError:  # it will be said when the candidate is run
             pass
@@ -72,7 +72,7 @@ class FoldedPair(Pair):
 
     def _rewritten(self, feeds: Sequence[Feeds]) -> list[Moved]:
         try:
-            runner = self._before.optimised()
+            runner = self._before.optimised(feeds[0])
             runs = [runner.run(sample) for sample in feeds]
         except SessionError:
             return []

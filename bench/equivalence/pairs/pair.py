@@ -108,8 +108,8 @@ class Pair:
     ) -> Verdict:
         """The verdict on what the functions read that may hide a difference."""
         with ExitStack() as opened:
-            before = opened.enter_context(Whole(a, "reference"))
-            after = opened.enter_context(Whole(b, "candidate"))
+            before = opened.enter_context(Whole(a, "reference", tried=True))
+            after = opened.enter_context(Whole(b, "candidate", tried=True))
             found = saturated_outputs(before.flow, after.flow)
             reads = {s.output: s.reference for s in found}
             theirs = {before.outputs.index(s.output): s.candidate for s in found}

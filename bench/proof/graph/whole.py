@@ -12,6 +12,7 @@ from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.graph.dataflow import Dataflow, Part, name_outputs
 from convbn.bench.proof.graph.execution import Runner
+from convbn.bench.proof.graph.first_run import survive
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +26,7 @@ class Whole:
     Args:
         model: is not changed.
         role: what errors call it.
+        tried: whether it is known to end no process; otherwise another one runs it first.
 
     Attributes:
         flow: its dataflow.
@@ -32,8 +34,8 @@ class Whole:
         runtime: what ran it last.
     """
 
-    def __init__(self, model: onnx.ModelProto | str | Path, role: str) -> None:
-        self._role = role
+    def __init__(self, model: onnx.ModelProto | str | Path, role: str, *, tried: bool = False) -> None:
+        self._role, self._tried = role, tried
         self._files = ExitStack()
         self._folder: Path | None = None
         read = None
@@ -91,7 +93,11 @@ class Whole:
         if not self.outputs:
             raise SessionError("the model has no outputs, so there is nothing to compare")
         if self._runner is None:
-            self._runner = Runner(self._bytes(), self._role, folder=self._folder)
+            data = self._bytes()
+            if not self._tried:
+                survive(data, feeds, folder=self._folder)
+                self._tried = True
+            self._runner = Runner(data, self._role, folder=self._folder)
         self.runtime = self._runner.runtime
         found = self._runner.run(feeds, list(dict.fromkeys(names)))
         self.runtime = self._runner.runtime
@@ -106,19 +112,6 @@ class Whole:
         if self._folder is not None:
             _refer(part.model, *self._own)
         return Runner(part.model, self._role, folder=self._folder)
-
-    def run(self, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Array]:
-        """Some values, or the outputs.
-
-        Raises:
-            SessionError: the model cannot be run, or a value is no tensor.
-        """
-        wanted = self.outputs if names is None else list(dict.fromkeys(names))
-        fresh = [name for name in wanted if name not in self._offered]
-        if self._runner is None or fresh:
-            self._offered = list(dict.fromkeys([*self.outputs, *self._offered, *fresh]))
-            self._runner = Runner(self._bytes(), self._role, folder=self._folder)
-        return self._runner.run(feeds, wanted)
 
     def _bytes(self, *, more: bool = True) -> bytes:
         """The model with more outputs: protobuf joins two serialized messages into one."""
@@ -140,9 +133,18 @@ class Whole:
         added = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in self._offered])
         return data + bytes(onnx.ModelProto(graph=added).SerializeToString())
 
-    def optimised(self) -> Runner:
-        """The same model as onnxruntime rewrites it."""
-        return Runner(self._bytes(more=False), self._role, folder=self._folder, optimised=True)
+    def optimised(self, feeds: Feeds) -> Runner:
+        """The same model as onnxruntime rewrites it.
+
+        Args:
+            feeds: one input.
+
+        Raises:
+            SessionError: it cannot be loaded, or ends the process.
+        """
+        data = self._bytes(more=False)
+        survive(data, feeds, folder=self._folder, level="all")
+        return Runner(data, self._role, folder=self._folder, optimised=True)
 
     def __enter__(self) -> Self:
         return self
