@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convbn.errors import BadInputError, ConvBNError, NotSupportedError, UsageError
@@ -25,6 +26,7 @@ __all__ = ["Architecture", "architecture", "description", "load_fused", "rebuilt
 
 FUSED_VERSION = "1"
 _KEY = "convbn"
+_PLACEHOLDER = "folded by convbn: load it with its load_fused"
 _WRITE_ONE = "write one with `convbn fuse CHECKPOINT --arch SPEC -o OUT.safetensors`"
 
 
@@ -58,22 +60,44 @@ def save_fused(
     """
     from convbn.export.torch.save import save_tensors
     from convbn.fuse.frontends.torch.checkpoint.rebuild import structure_of
+    from convbn.fuse.frontends.torch.modules.copies import checked
 
     if original is folded:
         raise UsageError(
             "the module was folded in place, so nothing says what it was", hint="give one that was not folded"
         )
     whole = report.to_dict()
+    structure = structure_of(original, folded)
+    placeholders = _placeholders(checked(original).state_dict(), folded.state_dict(), structure)
     document = {
         "schema_version": FUSED_VERSION,
         **{name: whole[name] for name in ("tool", "batchnorm", "folded", "kept")},
         "arch": arch,
         "arch_args": list(arch_args),
         "source_sha256": report.sha256,
-        "structure": structure_of(original, folded),
+        "structure": structure,
+        "placeholders": list(placeholders),
     }
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-    save_tensors(folded.state_dict(), {_KEY: text, "format": "pt"}, path, overwrite=overwrite)
+    tensors = {**folded.state_dict(), **placeholders}
+    save_tensors(tensors, {_KEY: text, "format": "pt"}, path, overwrite=overwrite)
+
+
+def _placeholders(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], structure: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Tensors of size 0, one for each module that went and one whose name says what the file is.
+
+    PyTorch's ``load_state_dict(strict=False)`` passes over what is missing and what it does not know, and would leave
+    the original's BatchNorms over folded weights; a tensor of another shape is an error to it in either way.
+    """
+    import torch
+
+    names = [_PLACEHOLDER]
+    for entry in structure["modules"]:
+        own = (name for name in before if name.startswith(f"{entry['path']}.") and name not in after)
+        names += [name for name in own if getattr(before[name], "ndim", 0)][:1]
+    return {name: torch.empty(0) for name in names}
 
 
 def load_fused(
@@ -122,24 +146,42 @@ def description(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> dict[st
 def rebuilt(
     module: torch.nn.Module, checkpoint: Checkpoint, document: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> torch.nn.Module:
-    """A copy of ``module`` in the structure and with the tensors of a folded checkpoint, in eval mode.
+    """A copy of ``module`` in the structure, with the tensors and the training flags of a folded checkpoint.
+
+    Args:
+        module: the architecture; wrappers that only run it are taken off.
+        checkpoint: what the file holds.
+        document: its description of the fold.
+        path: the file, for errors.
 
     Raises:
         BadInputError: the architecture is another one, or tensors are missing, unexpected or misshapen.
     """
     from convbn.export.checkpoints.load import apply_state
-    from convbn.fuse.frontends.torch.checkpoint.rebuild import apply_structure, tie_shared
+    from convbn.fuse.frontends.torch.checkpoint.rebuild import apply_structure, finish
+    from convbn.fuse.frontends.torch.modules.copies import unwrapped
 
+    inner: Any = unwrapped(module)
     try:
-        structured = apply_structure(module, document["structure"])
-        apply_state(structured, checkpoint, as_stored=True)
-        tie_shared(structured, document["structure"])
+        structured = apply_structure(inner, document["structure"])
+        apply_state(structured, _without_placeholders(checkpoint, document), as_stored=True)
+        finish(inner, structured, document["structure"])
         _check_complete(structured)
     except ConvBNError as error:
         arch = document.get("arch")
         hint = f"it was folded from {arch}" if isinstance(arch, str) and arch else error.hint
         raise type(error)(error.cause, source=path, hint=hint) from error
-    return structured.eval()
+    return structured
+
+
+def _without_placeholders(checkpoint: Checkpoint, document: Mapping[str, Any]) -> Checkpoint:
+    names = document.get("placeholders", [])
+    held = checkpoint.tensors
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and name in held and not held[name].numel() for name in names
+    ):
+        raise BadInputError("its description of the fold is malformed in 'placeholders'")
+    return replace(checkpoint, tensors={name: held[name] for name in held if name not in {*names}})
 
 
 def architecture(

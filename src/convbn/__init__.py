@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from convbn.export.engines.run.load import EngineFile
     from convbn.export.engines.run.runner import EngineRunner
     from convbn.exporting import build_engine, export_onnx
+    from convbn.fuse.frontends.torch.edit.folded import is_folded
     from convbn.fuse.frontends.torch.modules.custom_batchnorms import register_batchnorm
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
@@ -70,6 +71,7 @@ __all__ = [
     "fuse_file",
     "inspect",
     "inspect_engine",
+    "is_folded",
     "load_fused",
     "register_batchnorm",
     "save_fused",
@@ -91,6 +93,7 @@ _LAZY = {
     "fuse_file": ("convbn.onnx_pass", "fuse_file"),
     "inspect": ("convbn.api", "inspect"),
     "inspect_engine": ("convbn.export.engines.run.inspect", "inspect_engine"),
+    "is_folded": ("convbn.fuse.frontends.torch.edit.folded", "is_folded"),
     "load_fused": ("convbn.api", "load_fused"),
     "register_batchnorm": ("convbn.fuse.frontends.torch.modules.custom_batchnorms", "register_batchnorm"),
     "save_fused": ("convbn.api", "save_fused"),

@@ -244,7 +244,8 @@ def load_fused(path: str | os.PathLike[str], arch: Architecture, **arguments: An
         arguments: of the architecture.
 
     Returns:
-        The folded module in eval mode.
+        The folded module, out of wrappers that only run it, with the training flags that were saved: in eval mode,
+        but for a BatchNorm that was kept in training mode.
 
     Raises:
         BadInputError: the file is no folded checkpoint or damaged, or the architecture is another one.

@@ -311,3 +311,57 @@ def test_trust_through_the_api(tmp_path: Path) -> None:
     with pytest.raises(NotSupportedError, match="code cannot be edited; name the architecture"):
         convbn.fuse(tmp_path / "a.pt", X, trust=True)
     assert convbn.fuse(tmp_path / "a.pt", X, trust=True, arch=net).report.verify["status"] == "equal"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_original_does_not_take_a_folded_file(strict: bool, tmp_path: Path) -> None:
+    saved(tmp_path / "a.safetensors")
+    original = net()
+    with pytest.raises(RuntimeError, match=r"size mismatch for 1\.weight"):
+        original.load_state_dict(load_file(tmp_path / "a.safetensors"), strict=strict)
+    with pytest.raises(RuntimeError, match=r"load it with its load_fused"):
+        original.load_state_dict(load_file(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("names", [None, [3], ["0.weight"], ["no such tensor"]])
+def test_placeholders_that_are_none(names: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "a.safetensors")
+    edit_header(tmp_path / "a.safetensors", lambda d: {**d, "placeholders": names})
+    with pytest.raises(BadInputError, match="malformed in 'placeholders'"):
+        convbn.load_fused(tmp_path / "a.safetensors", net)
+
+
+def test_wrappers_are_looked_through(tmp_path: Path) -> None:
+    folded = saved(tmp_path / "a.safetensors")
+    assert_same(folded, convbn.load_fused(tmp_path / "a.safetensors", lambda: nn.DataParallel(net())))
+    assert_same(folded, convbn.load_fused(tmp_path / "a.safetensors", torch.compile(net())))
+    torch.manual_seed(0)
+    parallel = nn.DataParallel(randomised(net()))
+    convbn.save_fused(parallel, fold(parallel), tmp_path / "b.safetensors")
+    assert_same(folded, convbn.load_fused(tmp_path / "b.safetensors", lambda: net().train()))
+
+
+def test_a_batchnorm_that_trains_goes_on_training(tmp_path: Path) -> None:
+    original = randomised(net())
+    original[3].train()
+    result = fold(original)
+    convbn.save_fused(original, result, tmp_path / "a.safetensors")
+    loaded = convbn.load_fused(tmp_path / "a.safetensors", net)
+    assert [part.training for part in loaded.modules()] == [part.training for part in result.model.modules()]
+    with torch.no_grad():
+        assert torch.equal(loaded(X), result.model(X))
+
+
+def test_sizes_are_checked_before_anything_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "a.safetensors")
+
+    def added(document: Any) -> Any:
+        (bias,) = document["structure"]["added"]
+        return {**document, "structure": {**document["structure"], "added": [{**bias, "shape": [1 << 39]}]}}
+
+    edit_header(tmp_path / "a.safetensors", added)
+    copied = []
+    monkeypatch.setattr("convbn.export.checkpoints.load._on_its_device", lambda *given: copied.append(given))
+    with pytest.raises(BadInputError, match=r"of another shape: 0\.bias \(8 for 549755813888\)"):
+        convbn.load_fused(tmp_path / "a.safetensors", net)
+    assert not copied

@@ -33,6 +33,7 @@ PUBLIC = {
     "fuse_file",
     "inspect",
     "inspect_engine",
+    "is_folded",
     "load_fused",
     "register_batchnorm",
     "save_fused",

@@ -13,7 +13,7 @@ from torch import nn
 
 from convbn.errors import BadInputError, NotSupportedError
 from convbn.fuse.frontends.torch.checkpoint.layer_settings import settings_of
-from convbn.fuse.frontends.torch.checkpoint.rebuild import apply_structure, structure_of, tie_shared
+from convbn.fuse.frontends.torch.checkpoint.rebuild import apply_structure, finish, structure_of
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "fuse" / "fused-checkpoint.schema.json").read_text())
 
@@ -29,8 +29,8 @@ def rebuilt(build, original, folded):
     assert repr(fresh) == before
     state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
     module.load_state_dict(state, strict=True, assign=True)
-    tie_shared(module, structure)
-    return module.eval(), structure
+    finish(fresh, module, structure)
+    return module, structure
 
 
 def round_trip(build, randomised, fold, *inputs, capture=True):
@@ -239,6 +239,12 @@ def test_another_architecture(other, message, structure):
         ({"attributes": {"0": {"__class__": 1}}}, "malformed in 'attributes'"),
         ({"attributes": {"0": {"groups": "x"}}}, "malformed in 'attributes'"),
         ({"attributes": {"0": {"groups": True}}}, "no attribute 'groups' of the kind"),
+        ({"attributes": {"0": {"groups": 3}}}, "no attribute 'groups' of the kind"),
+        ({"attributes": {"2": {"inplace": True}}}, "no attribute 'inplace' of the kind"),
+        ({"modules": [{"path": "2", "becomes": "identity"}]}, "'2' is a ReLU and no BatchNorm"),
+        ({"modules": [{"path": "0", "becomes": "identity"}]}, "'0' is a Conv2d and no BatchNorm"),
+        ({"training": ["9"]}, "no module '9'"),
+        ({"training": 3}, "malformed in 'training'"),
         ({"settings": {"0": 1}}, "malformed in 'settings'"),
         ({"settings": {"9": {"stride": "(1, 1)"}}}, "no module '9'"),
         ({"shared": [["0.weight"]]}, "malformed in 'shared'"),
@@ -246,7 +252,7 @@ def test_another_architecture(other, message, structure):
 )
 def test_malformed(change, message, structure):
     with pytest.raises(BadInputError, match=message):
-        apply_structure(small(), {**structure, **change})
+        finish(small(), apply_structure(small(), {**structure, **change}), {**structure, **change})
 
 
 @pytest.mark.parametrize(
@@ -254,6 +260,7 @@ def test_malformed(change, message, structure):
     [
         {"shape": [-1]},
         {"shape": [1 << 60]},
+        {"shape": [1 << 39] * 4},
         {"shape": [1.5]},
         {"shape": [1] * 9},
         {"dtype": "float"},
@@ -301,9 +308,9 @@ def test_no_structure(value):
 def test_tensors_that_are_not_one_are_not_tied(structure):
     module = apply_structure(small(), structure)
     with pytest.raises(BadInputError, match="differs"):
-        tie_shared(module, {**structure, "shared": [["0.weight", "0.bias"]]})
+        finish(small(), module, {**structure, "shared": [["0.weight", "0.bias"]]})
     with pytest.raises(BadInputError, match="no tensor"):
-        tie_shared(module, {**structure, "shared": [["0.weight", "2.weight"]]})
+        finish(small(), module, {**structure, "shared": [["0.weight", "2.weight"]]})
 
 
 @pytest.mark.parametrize(

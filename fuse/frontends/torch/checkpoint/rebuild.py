@@ -16,6 +16,7 @@ from convbn.errors import BadInputError, NotSupportedError
 from convbn.fuse.frontends.torch.checkpoint.key_map import same_numbers
 from convbn.fuse.frontends.torch.checkpoint.layer_settings import check_settings, settings_of
 from convbn.fuse.frontends.torch.checkpoint.schema import AddedTensor, Replaced, Structure
+from convbn.fuse.frontends.torch.edit.folded import channels_of, mark_folded, statistics_of_nothing
 from convbn.fuse.frontends.torch.modules.copies import checked, duplicate
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     _Pair: TypeAlias = tuple[str, torch.nn.Module, torch.nn.Module]
 
-__all__ = ["apply_structure", "structure_of", "tie_shared"]
+__all__ = ["apply_structure", "finish", "structure_of"]
 
 _OTHER = "name the architecture that was folded, with its arguments"
 
@@ -76,6 +77,7 @@ def structure_of(original: torch.nn.Module, folded: torch.nn.Module) -> dict[str
         attributes=attributes,
         shared=tuple(_shared(folded)),
         settings=settings_of(folded),
+        training=tuple(path for path, part in folded.named_modules() if part.training),
     )
     return structure.to_dict()
 
@@ -89,7 +91,7 @@ def apply_structure(module: torch.nn.Module, structure: Mapping[str, Any]) -> to
 
     Returns:
         A copy that shares its tensors with ``module``. Tensors that the fold added are on the meta device
-        until a state dict is loaded with ``assign=True``; then :func:`tie_shared` makes those one that
+        until a state dict is loaded with ``assign=True``; then :func:`finish` makes those one that
         were.
 
     Raises:
@@ -100,6 +102,7 @@ def apply_structure(module: torch.nn.Module, structure: Mapping[str, Any]) -> to
     before = [(entry, _at(module, entry.path)) for entry in wanted.modules]
     made: dict[tuple[int, tuple[str, ...]], torch.nn.Module] = {}
     for entry, part in before:
+        _check_batchnorm(entry.path, part)
         made.setdefault((id(part), entry.children), _rest(entry, part))
     for entry, part in before:
         _put(module, entry.path, made[id(part), entry.children])
@@ -116,17 +119,22 @@ def apply_structure(module: torch.nn.Module, structure: Mapping[str, Any]) -> to
     return module
 
 
-def tie_shared(module: torch.nn.Module, structure: Mapping[str, Any]) -> None:
-    """Make those tensors one that were one in the folded module.
+def finish(original: torch.nn.Module, module: torch.nn.Module, structure: Mapping[str, Any]) -> None:
+    """Make those tensors one that were one in the folded module, set its training flags, and mark it as folded.
 
     Args:
+        original: as given to :func:`apply_structure`.
         module: with the structure applied and its tensors loaded; changed in place.
         structure: see :func:`structure_of`.
 
     Raises:
         BadInputError: tensors that are said to be one differ, or do not exist.
     """
-    for group in Structure.from_dict(structure).shared:
+    wanted = Structure.from_dict(structure)
+    module.eval()
+    for path in wanted.training:
+        _at(module, path).training = True
+    for group in wanted.shared:
         first, kind = _owned(module, group[0])
         for name in group[1:]:
             other, other_kind = _owned(module, name)
@@ -136,6 +144,10 @@ def tie_shared(module: torch.nn.Module, structure: Mapping[str, Any]) -> None:
                 )
             path, _, leaf = name.rpartition(".")
             getattr(_at(module, path), kind)[leaf] = first
+    if wanted.modules:
+        mark_folded(module)
+        gone = {entry.path: channels_of(_at(original, entry.path)) for entry in wanted.modules}
+        statistics_of_nothing(module, gone)
 
 
 def _pairs(original: torch.nn.Module, folded: torch.nn.Module) -> Iterator[_Pair]:
@@ -179,6 +191,18 @@ def _hooks(part: torch.nn.Module) -> tuple[int, int]:
     return len(part._forward_pre_hooks), len(part._forward_hooks)
 
 
+def _check_batchnorm(path: str, part: torch.nn.Module) -> None:
+    """A fold replaces BatchNorms alone: PyTorch's, or modules of other classes that hold vectors of one size."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    vectors = [tensor.shape for _, tensor, _ in _tensors(part) if tensor.ndim == 1]
+    other = not type(part).__module__.startswith("torch.nn.") and len(vectors) > 1 and len({*vectors}) == 1
+    if not (isinstance(part, _BatchNorm) or other):
+        raise BadInputError(
+            f"'{path}' is a {type(part).__name__} and no BatchNorm, which a fold replaces", hint=_OTHER
+        )
+
+
 def _rest(entry: Replaced, part: torch.nn.Module) -> torch.nn.Module:
     import torch
 
@@ -196,9 +220,9 @@ def _set_attributes(module: torch.nn.Module, attributes: Mapping[str, Mapping[st
     for path, values in attributes.items():
         part = _at(module, path)
         for name, value in values.items():
-            if type(vars(part).get(name)) is not type(value):
+            if name != "inplace" or value is not False or not isinstance(vars(part).get(name), bool):
                 raise BadInputError(
-                    f"'{path}' has no attribute '{name}' of the kind that the fold changed", hint=_OTHER
+                    f"'{path}' has no attribute '{name}' of the kind that a fold changes", hint=_OTHER
                 )
         # The same activation may stand in other places, where it keeps what it has.
         key = (id(part), tuple(values.items()))
@@ -271,11 +295,6 @@ def _shared(module: torch.nn.Module) -> Iterator[tuple[str, ...]]:
 
 
 def _changed_attributes(before: torch.nn.Module, after: torch.nn.Module) -> dict[str, Plain]:
-    changed: dict[str, Plain] = {}
-    for name, value in vars(after).items():
-        if name.startswith("_") or name == "training" or not isinstance(value, bool | int | float):
-            continue
-        old = vars(before).get(name)
-        if isinstance(old, bool | int | float) and type(old) is type(value) and old != value:
-            changed[name] = value
-    return changed
+    """What a fold changes there: an activation no longer works in place."""
+    changed = vars(before).get("inplace") is True and vars(after).get("inplace") is False
+    return {"inplace": False} if changed else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -63,6 +64,7 @@ class Structure:
         attributes: plain attributes with another value, by path and name.
         shared: groups of names of one and the same tensor.
         settings: what each layer that stayed computes with, to tell another architecture by.
+        training: paths of modules that are in training mode, such as a BatchNorm that is kept so.
     """
 
     modules: tuple[Replaced, ...] = ()
@@ -71,6 +73,7 @@ class Structure:
     attributes: Mapping[str, Mapping[str, Plain]] = field(default_factory=dict)
     shared: tuple[tuple[str, ...], ...] = ()
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    training: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, by the published schema."""
@@ -105,6 +108,7 @@ class Structure:
                 path: {name: _text(text, "settings") for name, text in _mapping(values, "settings").items()}
                 for path, values in _mapping(top.get("settings"), "settings").items()
             },
+            training=tuple(_text(path, "training") for path in _list(top.get("training", []), "training")),
         )
 
 
@@ -125,7 +129,8 @@ def _added(value: object) -> AddedTensor:
     entry = _mapping(value, "added")
     shape = tuple(_list(entry.get("shape"), "added"))
     kind, dtype, trains = (entry.get(key) for key in ("kind", "dtype", "requires_grad"))
-    sizes = all(type(size) is int and 0 <= size < 1 << 40 for size in shape) and len(shape) <= 8
+    sizes = all(type(size) is int and size >= 0 for size in shape) and len(shape) <= 8
+    sizes = sizes and math.prod(max(size, 1) for size in shape) < 1 << 60
     if kind not in _KINDS or dtype not in _DTYPES or type(trains) is not bool or not sizes:
         raise _malformed("added")
     if trains and (kind != "parameter" or "float" not in dtype):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.calls.tensors import as_tensor, to_tensor
+from convbn.fuse.frontends.torch.edit.folded import channels_of, mark_folded, statistics_of_nothing
 from convbn.fuse.frontends.torch.modules.copies import duplicate
 from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, SetConstant
@@ -50,6 +51,7 @@ def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Modu
     for edit in last.values():
         _set(edited, edit.node.handle, edit.slot, edit.constant)
     instead: dict[int, torch.nn.Module] = {}
+    sizes: dict[str, int] = {}
     for other in edits:
         site: EditSite = other.node.handle
         if not isinstance(other, SetConstant) and site.path is not None:
@@ -57,10 +59,14 @@ def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Modu
                 setattr(edited.get_submodule(path), "inplace", False)  # noqa: B010 - unknown to nn.Module
             part = edited.get_submodule(site.path)
             instead[id(part)] = _replacement(part, site.kept)
+            sizes[site.path] = channels_of(part)
     for parent in list(edited.modules()) if instead else ():
         for name, child in parent._modules.items():
             if id(child) in instead:
                 parent._modules[name] = instead[id(child)]
+    if instead:
+        mark_folded(edited)
+        statistics_of_nothing(edited, sizes)
     return edited
 
 
@@ -94,6 +100,8 @@ def adopt(module: torch.nn.Module, folded: torch.nn.Module) -> None:
                         current.copy_(tensor)
         if getattr(own, "inplace", None) is True and getattr(part, "inplace", None) is False:
             setattr(own, "inplace", False)  # noqa: B010 - unknown to nn.Module
+    if gone:
+        mark_folded(module)
 
 
 def _tensor(module: torch.nn.Module, path: str) -> torch.Tensor | None:

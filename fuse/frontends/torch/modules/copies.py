@@ -13,15 +13,11 @@ from convbn.fuse.frontends.torch.modules.hidden_state import held_in_attributes
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["checked", "duplicate"]
+__all__ = ["checked", "duplicate", "unwrapped"]
 
 
-def checked(module: object) -> torch.nn.Module:
-    """The module itself, out of the wrappers that only run it.
-
-    Raises:
-        BadInputError: no module, one whose code cannot be edited, or one without numbers.
-    """
+def unwrapped(module: object) -> object:
+    """A module out of the wrappers that only run it: DataParallel, DistributedDataParallel, torch.compile."""
     import torch
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -32,7 +28,18 @@ def checked(module: object) -> torch.nn.Module:
         elif isinstance(inner, torch.nn.Module) and type(inner).__name__ == "OptimizedModule":
             inner = inner._modules["_orig_mod"]  # torch.compile's class, too slow to import for a question
         else:
-            break
+            return inner
+
+
+def checked(module: object) -> torch.nn.Module:
+    """The module itself, out of the wrappers that only run it.
+
+    Raises:
+        BadInputError: no module, one whose code cannot be edited, or one without numbers.
+    """
+    import torch
+
+    inner = unwrapped(module)
     if isinstance(inner, torch.jit.ScriptModule):
         raise BadInputError(
             "a ScriptModule's code cannot be edited",
