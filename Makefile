@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench gpu-page forms coverage-report proof-report contract precision-table engines-report report-picture robustness mutation fuzz environments dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench gpu-page forms coverage-report proof-report contract precision-table engines-report report-picture robustness mutation fuzz environments integrations docs tour diagram release-check dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,38 @@ fuzz: $(STAMP)  ## broken models and random graphs of other seeds, then coverage
 
 environments: $(STAMP)  ## the lowest supported versions, the newest, the core alone: fresh environments (12 GB) and a smoke test
 	$(BIN)/python tools/robustness/environments.py $(BUILD)/environments --markdown docs/environments.md
+
+# An environment of their own: Olive brings transformers, which the stand-in for torchvision's operators would break.
+integrations:  ## the adapters in convbn.integrations, each in the real package's hands (its own environment, 2 GB)
+	$(PYTHON) -m venv $(BUILD)/integrations
+	$(BUILD)/integrations/bin/pip install --quiet --constraint constraints.txt torch
+	$(BUILD)/integrations/bin/pip install --quiet --constraint constraints.txt --editable '.[integrations]' pytest hypothesis
+	$(BUILD)/integrations/bin/python -m pytest tests/integrations
+
+docs: $(BUILD)/docs/.installed  ## the static site in build/site: documents, API reference, gallery, tour; strict, fetches nothing
+	$(BUILD)/docs/bin/python tools/docs_site/build.py $(BUILD)/site
+
+# Without PyTorch: the reference is read from the source.
+$(BUILD)/docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BUILD)/docs
+	$(BUILD)/docs/bin/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+tour: $(STAMP)  ## measure what docs/tour.md says, on the digits, and write its tables and figures in both languages
+	$(BIN)/pip install --quiet matplotlib
+	OMP_NUM_THREADS=1 $(BIN)/python examples/tour/measure.py docs/tour.json
+	$(BIN)/python examples/tour/write.py docs/tour.json docs
+
+diagram: $(STAMP)  ## docs/img/architecture.svg from the text in docs/architecture.md (npm, Chromium)
+	mkdir -p $(BUILD)/mermaid && cd $(BUILD)/mermaid && npm pack --silent mermaid@11 && tar xzf mermaid-*.tgz
+	$(BIN)/python tools/docs_site/diagram.py $(BUILD)/mermaid/package/dist/mermaid.min.js
+
+release-check: dist  ## what is released: metadata, an install of the wheel alone in an empty environment, doctor
+	$(BIN)/pip install --quiet twine
+	$(BIN)/python -m twine check --strict $(BUILD)/dist/*
+	rm -rf $(BUILD)/release && $(PYTHON) -m venv $(BUILD)/release
+	$(BUILD)/release/bin/pip install --quiet $(BUILD)/dist/*.whl
+	cd $(BUILD) && release/bin/convbn --version && release/bin/convbn doctor
 
 dist: $(STAMP)  ## source distribution, and the wheel built from it
 	$(BIN)/python -m build --quiet --outdir $(BUILD)/dist

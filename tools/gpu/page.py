@@ -32,7 +32,7 @@ Result: TypeAlias = Mapping[str, Any]
 HEAD = """\
 # On a GPU
 
-Written by `python tools/gpu/page.py` from [docs/bench](bench). Measured by `make gpu-bench` or, where nothing can be
+Written by `python tools/gpu/page.py` from `docs/bench`. Measured by `make gpu-bench` or, where nothing can be
 installed, by `PYTHONPATH=src python tools/gpu/measure.py OUT --seconds 600`: equality first, then paired blocks in
 random order with a bootstrap interval and the original against itself (A/A): [benchmarks.md](benchmarks.md).
 
