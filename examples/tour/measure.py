@@ -1,4 +1,4 @@
-"""What the tour says, measured: ``measure.py OUT.json`` (``make tour``). One function a claim, on scikit-learn's digits."""
+"""What the tour says, measured on the digits: ``measure.py OUT.json`` (``make tour``). One function a claim."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def trained(model: nn.Module, *, rate: float, epochs: int, batch: int = BATCH, s
     last = 0.0
     for _ in range(epochs):
         # A last batch of one would have no variance.
-        parts = [part for part in torch.randperm(len(images), generator=generator).split(batch) if len(part) > 1]
+        parts = [
+            part for part in torch.randperm(len(images), generator=generator).split(batch) if len(part) > 1
+        ]
         total = 0.0
         for part in parts:
             loss = nn.functional.cross_entropy(model(images[part]), labels[part])
@@ -54,7 +56,7 @@ def trained(model: nn.Module, *, rate: float, epochs: int, batch: int = BATCH, s
 
 
 def gradients() -> list[dict[str, Any]]:
-    """The gradient that reaches the first layer, as a share of the last layer's, and the loss after six epochs: medians of three seeds."""
+    """The first layer's gradient as a share of the last's, and the loss after six epochs; medians of three seeds."""
     images, labels = (torch.from_numpy(array[:256]) for array in digits()[:2])
     rows = []
     for kind, (shortcut, norm) in KINDS.items():
@@ -143,7 +145,9 @@ def folding() -> dict[str, Any]:
     times = [
         {
             "runtime": row["runtime"],
-            "ratio": "{median:.3f} [{low:.3f}, {high:.3f}]".format(**row["ratio"]) if row["ratio"] else "not measured",
+            "ratio": "{median:.3f} [{low:.3f}, {high:.3f}]".format(**row["ratio"])
+            if row["ratio"]
+            else "not measured",
         }
         for case in result["cases"]
         for row in case["rows"]

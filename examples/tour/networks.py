@@ -1,4 +1,4 @@
-"""The networks of the tour: stacks of convolutions with and without shortcuts and BatchNorm, and a small Transformer."""
+"""The networks of the tour: stacks of convolutions, with and without shortcuts and BatchNorm, and a Transformer."""
 
 from __future__ import annotations
 

@@ -51,12 +51,17 @@ _CHINESE = {
 def tables(found: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """The cells of every table, by its name; the first row is the header."""
     gradients = [["network", "layers", "first / last gradient", "loss"]]
-    gradients += [[r["kind"], str(r["depth"]), f"{r['share']:.2g}", f"{r['loss']:.2f}"] for r in found["gradients"]]
+    gradients += [
+        [r["kind"], str(r["depth"]), f"{r['share']:.2g}", f"{r['loss']:.2f}"] for r in found["gradients"]
+    ]
     rates = [["learning rate", "without BatchNorm", "with BatchNorm"]]
-    rates += [[f"{r['rate']:g}", f"{r['without']:.1%}", f"{r['with']:.1%}"] for r in found["batchnorm"]["rates"]]
+    rates += [
+        [f"{r['rate']:g}", f"{r['without']:.1%}", f"{r['with']:.1%}"] for r in found["batchnorm"]["rates"]
+    ]
     norms = [["normalisation", "batch", "test accuracy", "change by the neighbours"]]
     norms += [
-        [r["norm"], str(r["batch"]), f"{r['accuracy']:.1%}", f"{r['neighbours']:.0%}"] for r in found["layernorm"]
+        [r["norm"], str(r["batch"]), f"{r['accuracy']:.1%}", f"{r['neighbours']:.0%}"]
+        for r in found["layernorm"]
     ]
     ensemble = [["network", "whole", "one layer removed: median", "best", "worst"]]
     for row in found["ensemble"]:
@@ -91,7 +96,9 @@ def filled(page: str, found: Mapping[str, Any], *, chinese: bool) -> str:
         block = re.compile(re.escape(mark) + r"\n.*?<!-- /tour -->", re.DOTALL)
         if not block.search(page):
             raise SystemExit(f"the page has no {mark}")
-        page = block.sub(lambda _, text=f"{mark}\n\n" + "\n".join(lines) + "\n\n<!-- /tour -->": text, page)
+        # Held as text: a backslash in it would mean something in a replacement.
+        before, _, after = page.partition(block.search(page)[0])
+        page = before + mark + "\n\n" + "\n".join(lines) + "\n\n<!-- /tour -->" + after
     return page
 
 
@@ -100,7 +107,9 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
         for kind in dict.fromkeys(row["kind"] for row in found["gradients"]):
             rows = [row for row in found["gradients"] if row["kind"] == kind]
             axes.plot([r["depth"] for r in rows], [r["share"] for r in rows], marker="o", label=kind)
-        axes.set(xscale="log", yscale="log", xlabel="layers", ylabel="gradient of the first layer / of the last")
+        axes.set(
+            xscale="log", yscale="log", xlabel="layers", ylabel="gradient of the first layer / of the last"
+        )
         axes.set_xticks([r["depth"] for r in rows], [str(r["depth"]) for r in rows])
         axes.minorticks_off()
         axes.legend()
@@ -108,7 +117,12 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
     def batchnorm(axes: Any) -> None:
         rows = found["batchnorm"]["rates"]
         for name in ("without", "with"):
-            axes.plot([r["rate"] for r in rows], [100 * r[name] for r in rows], marker="o", label=f"{name} BatchNorm")
+            axes.plot(
+                [r["rate"] for r in rows],
+                [100 * r[name] for r in rows],
+                marker="o",
+                label=f"{name} BatchNorm",
+            )
         axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy in %", ylim=(0, 100))
         axes.legend()
 
@@ -137,7 +151,9 @@ def main(source: Path, docs: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "tour", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "tour", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
+    )
     from matplotlib import pyplot
 
     found = json.loads(source.read_text(encoding="utf-8"))
@@ -149,7 +165,8 @@ def main(source: Path, docs: Path) -> None:
     for page in PAGES:
         path = docs / page
         path.write_text(
-            filled(path.read_text(encoding="utf-8"), found, chinese=page.endswith("zh-CN.md")), encoding="utf-8"
+            filled(path.read_text(encoding="utf-8"), found, chinese=page.endswith("zh-CN.md")),
+            encoding="utf-8",
         )
 
 

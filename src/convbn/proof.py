@@ -82,7 +82,10 @@ def compare_layers(
     Args:
         reference: an ONNX model or path.
         candidate: another, whatever tool made it.
-        example_inputs, input_shapes, inputs, seed: as for :func:`verify`; the first sample is used.
+        example_inputs: as for :func:`verify`.
+        input_shapes: as for :func:`verify`.
+        inputs: as for :func:`verify`; the first sample is used.
+        seed: of the random inputs.
 
     Returns:
         A row a value, and the first from which a difference reaches an output.

@@ -85,7 +85,12 @@ def convbn(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         given = environment.get("PYTHONPATH", "")
         environment["PYTHONPATH"] = os.pathsep.join([str(folder / "named"), str(ROOT / "tests"), given])
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=560
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=560,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from structure.data_path import BEGIN
@@ -14,6 +16,11 @@ from convbn.fuse.operators.registry import known_names
 from convbn.fuse.refusal import Reason
 
 ROOT = Path(__file__).parents[2]
+_WRITE = spec_from_file_location("tour_write", ROOT / "examples" / "tour" / "write.py")
+assert _WRITE is not None
+assert _WRITE.loader is not None
+tour = module_from_spec(_WRITE)
+_WRITE.loader.exec_module(tour)
 
 
 def test_every_reason_is_explained() -> None:
@@ -81,3 +88,40 @@ def test_files_that_are_spoken_of_are_there() -> None:
     ]
     assert len(spoken) > 20
     assert [f"{place}: {name}" for place, name in spoken if not (ROOT / name).exists()] == []
+
+
+def test_every_document_is_on_the_site() -> None:
+    """`make docs` is strict about it, too, but takes an environment of its own."""
+    listed = set(re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(there - listed) == []
+    generated = {name for name in listed if name.startswith(("gallery/", "reference/"))}
+    assert [name for name in sorted(listed - generated) if not (ROOT / name).exists()] == []
+
+
+def test_both_languages_show_what_was_measured() -> None:
+    found = json.loads((ROOT / "docs" / "tour.json").read_text(encoding="utf-8"))
+    for name in tour.PAGES:
+        page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert page == tour.filled(page, found, chinese=name.endswith("zh-CN.md")), (
+            f"`make tour` writes docs/{name} anew"
+        )
+
+
+def test_both_languages_have_the_same_commands_pictures_and_links() -> None:
+    for english, chinese in (("README.md", "README.zh-CN.md"), ("docs/tour.md", "docs/tour.zh-CN.md")):
+        first, second = ((ROOT / name).read_text(encoding="utf-8") for name in (english, chinese))
+        assert commands_of(first) == commands_of(second)
+        assert numbers_of(first) == numbers_of(second)
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines of all fenced blocks without their comments."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [line.split("#")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+
+def numbers_of(page: str) -> list[str]:
+    """Every figure outside fenced blocks that has a decimal point or a percent sign, in order of size."""
+    prose = re.sub(r"^```\w*\n.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    return sorted(re.findall(r"\d+\.\d+(?: ?%)?|\d+ ?%|\d{1,3}(?:,\d{3})+", prose))

@@ -24,12 +24,15 @@ LINKED = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 # The search of a site that is opened from a folder needs this script, which Material would load from a CDN.
 SHIM = "https://unpkg.com/iframe-worker/shim"
 # A page must not load anything from elsewhere; a link that a reader may follow is another matter.
-FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]+src=[\"']?https?:|<link[^>]+rel=[\"']?stylesheet[^>]+https?:|@import[^;]+https?:")
+FETCHED = re.compile(
+    r"<(?:script|img|iframe|source)[^>]+src=[\"']?https?:|<link[^>]+stylesheet[^>]+https?:|@import[^;]+https?:"
+)
 
 
 def stage(folder: Path) -> None:
     """Copy every tracked Markdown file, and each file that one of them links to, to its own place under ``folder``."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    tracked = listed.stdout.splitlines()
     wanted = {name for name in tracked if name.endswith(".md") and not name.startswith("tests/")}
     pictures = {name for name in tracked if name.startswith("docs/img/")}
     for page in sorted(wanted):
@@ -65,7 +68,9 @@ def main(out: Path) -> None:
         above = os.path.relpath(out / "assets" / "iframe-worker.js", page.parent)
         if SHIM in text:
             page.write_text(text.replace(SHIM, above), encoding="utf-8")
-    fetching = [page for page in sorted(out.rglob("*.html")) if FETCHED.search(page.read_text(encoding="utf-8"))]
+    fetching = [
+        page for page in sorted(out.rglob("*.html")) if FETCHED.search(page.read_text(encoding="utf-8"))
+    ]
     if fetching:
         raise SystemExit("these pages would fetch something: " + ", ".join(map(str, fetching)))
     pages = len(list(out.rglob("*.html")))

@@ -16,10 +16,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.extend(str(ROOT / folder) for folder in ("tools", "tests"))
-
-from support.chromium import find_chromium
-
 PAGE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "img" / "architecture.svg"
 _BLOCK = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
@@ -45,6 +41,9 @@ def as_picture(page: str) -> str:
 
 def draw(script: Path) -> None:
     """Draw the picture with Mermaid's own script in a headless Chromium."""
+    sys.path.append(str(ROOT / "tests"))
+    from support.chromium import find_chromium
+
     chromium = find_chromium()
     if chromium is None:
         raise SystemExit("no Chromium is installed; apt-get install chromium")
@@ -52,8 +51,15 @@ def draw(script: Path) -> None:
     assert text is not None, "docs/architecture.md has no diagram"
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
-        page.write_text(_DRAWN.format(script=script.resolve().as_uri(), text=json.dumps(text[1])), encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--allow-file-access-from-files", "--virtual-time-budget=20000"]
+        page.write_text(
+            _DRAWN.format(script=script.resolve().as_uri(), text=json.dumps(text[1])), encoding="utf-8"
+        )
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=20000",
+        ]
         shown = subprocess.run(
             [chromium, *options, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True
         ).stdout

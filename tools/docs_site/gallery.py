@@ -19,12 +19,14 @@ def write(folder: Path) -> None:
     lines = [
         "# Gallery of reports",
         "",
-        "What `convbn bench --html` writes: one file each, without scripts, that opens offline. These are the results that the",
-        "documents quote.",
+        "What `convbn bench --html` writes: one file each, without scripts, that opens offline. These are the results",
+        "that the documents quote.",
         "",
     ]
     for path in sorted(_RESULTS.glob("*.json")):
         result = read_result(str(path))
         (folder / f"{path.stem}.html").write_text(html.render(result), encoding="utf-8")
-        lines.append(f"* [{title_of(result)}]({path.stem}.html), from [`{path.name}`](../docs/bench/{path.name})")
+        lines.append(
+            f"* [{title_of(result)}]({path.stem}.html), from [`{path.name}`](../docs/bench/{path.name})"
+        )
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Adapters that let other pipelines call convbn, a file each; a pipeline's package is imported only with its adapter."""
+"""Adapters that let other pipelines call convbn, a file each; each imports its pipeline's package, and only then."""

@@ -33,7 +33,9 @@ class ConvBNFold(Pass):  # type: ignore[misc]
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         return {
-            "only": PassConfigParam(type_=list[str], default_value=None, description="The only rules to use."),
+            "only": PassConfigParam(
+                type_=list[str], default_value=None, description="The only rules to use."
+            ),
             "skip": PassConfigParam(type_=list[str], default_value=None, description="Rules not to use."),
             "verify": PassConfigParam(type_=bool, default_value=True, description="Compare the outputs."),
         }
@@ -55,7 +57,7 @@ def write_package_config(path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written.
     """
     config = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8"))
-    everywhere = dict.fromkeys(("supported_providers", "supported_accelerators", "supported_precisions"), ["*"])
+    everywhere = {f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")}
     nothing: dict[str, list[str]] = {"supported_algorithms": [], "supported_quantization_encodings": []}
     config["passes"][ConvBNFold.__name__] = {
         "module_path": f"{__name__}.{ConvBNFold.__name__}",

@@ -1,4 +1,4 @@
-"""A pass for onnx-ir, so that the optimizers built on it (onnxscript's, for one) can chain the fold with their own passes.
+"""A pass for onnx-ir, so that the optimizers built on it, onnxscript's for one, can chain the fold with theirs.
 
 >>> passes = onnx_ir.passes.Sequential(FoldBatchNorm(), common_passes.RemoveUnusedNodesPass())
 >>> model = passes(onnx_ir.load("model.onnx")).model
@@ -38,4 +38,5 @@ class FoldBatchNorm(onnx_ir.passes.FunctionalPass):
         """
         folded, self.report = convbn.fuse(onnx_ir.to_proto(model), options=self._options)
         before, after = self.report.batchnorm.before, self.report.batchnorm.after
-        return onnx_ir.passes.PassResult(onnx_ir.from_proto(folded), modified=before != after or bool(self.report.merged))
+        changed = before != after or bool(self.report.merged)
+        return onnx_ir.passes.PassResult(onnx_ir.from_proto(folded), modified=changed)

@@ -40,4 +40,5 @@ class FoldBatchNorm(BaseLoader):  # type: ignore[misc]
             CheckFailedError: the outputs are not equal.
         """
         given, _ = util.invoke_if_callable(self._model)
-        return convbn.fuse(given, options=self._options).model
+        folded: onnx.ModelProto = convbn.fuse(given, options=self._options).model
+        return folded

@@ -4,9 +4,9 @@
 >>> for change in (fold_batchnorm, another_pass):
 ...     program = change(program)
 
-There is no backend for ``torch.compile``: Dynamo hands a backend graphs that are cut wherever Python code breaks them, with parameters
-lifted to inputs that training may still change and that the backend may not replace. A folded copy of them would be wrong
-after the next ``load_state_dict``, silently. Fold first, then compile: ``torch.compile(convbn.fuse(module).model)``.
+There is no backend for ``torch.compile``: Dynamo hands a backend graphs cut at every break of the Python code, whose
+parameters are inputs that may still change. A folded copy of them would be wrong after the next ``load_state_dict``,
+silently. Fold first, then compile: ``torch.compile(convbn.fuse(module).model)``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["fold_batchnorm"]
 
 
-def fold_batchnorm(
-    program: ExportedProgram, options: convbn.FuseOptions | None = None
-) -> ExportedProgram:
+def fold_batchnorm(program: ExportedProgram, options: convbn.FuseOptions | None = None) -> ExportedProgram:
     """Fold every BatchNorm of an exported program that can be folded exactly.
 
     Args:
