@@ -65,6 +65,7 @@ def mended(
     feeds: Feeds,
     options: PrecisionOptions,
     passes: Callable[[tuple[str, ...]], bool] | None,
+    worst: tuple[NodeError, ...] | None = None,
 ) -> Mending:
     """Rank the nodes of a converted model, and find how many of the worst have to stay in float32.
 
@@ -77,13 +78,14 @@ def mended(
         options: of the conversion.
         passes: whether the model is close enough to the original where these nodes, and no others, are kept; None for
             a comparison that says nothing of the model, which no choice of nodes changes.
+        worst: the nodes, the worst first, where that is known already.
     """
     precision = result.record["precision"]
-    before = ready_for(model, precision, opset_of(result.model), options)
-    worst = node_errors(before, result.model, feeds, "max" if PRECISIONS[precision].bound is None else "rms")
-    quantised = result.record.get("quantised")
-    if quantised is not None:
-        worst = tuple(row for row in worst if row.node in quantised)
+    if worst is None:
+        before = ready_for(model, precision, opset_of(result.model), options)
+        worst = node_errors(
+            before, result.model, feeds, "max" if PRECISIONS[precision].bound is None else "rms"
+        )
     if passes is None:
         return Mending(worst, None, searched=False)
     kept = [tuple(dict.fromkeys(options.keep_fp32))]

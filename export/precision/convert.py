@@ -28,11 +28,13 @@ class Converted:
         record: JSON-ready: what was asked for, what the model carried, the method, nodes kept in float32 with
             their reasons, ranges, and what is known of the calibration data.
         changed: whether the model is another one.
+        before: the float32 model whose values have the names of the converted one's.
     """
 
     model: onnx.ModelProto
     record: Mapping[str, Any]
     changed: bool
+    before: onnx.ModelProto
 
 
 def convert(
@@ -71,7 +73,7 @@ def convert(
     if wanted is None or precision == carried:
         if carried != "fp32":
             record["note"] = f"the model carries {carried} already and was left as it is"
-        return Converted(model, record, False)
+        return Converted(model, record, False, model)
     if carried != "fp32":
         raise PrecisionError(
             f"precision {precision} was asked for, but the model carries {carried}",
@@ -82,5 +84,9 @@ def convert(
         record["note"] = (
             f"the model held {' and '.join(beside)} beside {' and '.join(sorted(held.computes))}, which it computed in"
         )
-    result, facts = wanted.convert(model, calibration, options or PrecisionOptions())
-    return Converted(result, record | facts, True)
+    options = options or PrecisionOptions()
+    if wanted.prepare is not None:
+        model, prepared = wanted.prepare(model, calibration, options)
+        record |= prepared
+    result, facts = wanted.convert(model, calibration, options)
+    return Converted(result, record | facts, True, model)

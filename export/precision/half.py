@@ -9,9 +9,9 @@ from convbn.errors import NotSupportedError
 from convbn.export.onnx_io.provenance import in_opset
 from convbn.export.precision.casting import cast_graph
 from convbn.export.precision.errors import PrecisionError
+from convbn.export.precision.float16.ranges import activations_out_of_range, weights_out_of_range
+from convbn.export.precision.float16.underflow import underflowing
 from convbn.export.precision.graphs import element_types, opset_of, prepared, refuse_unknown_nodes
-from convbn.export.precision.int8.ranges import activations_out_of_range, weights_out_of_range
-from convbn.export.precision.int8.underflow import underflowing
 from convbn.export.precision.selection import select
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import onnx
 
     from convbn.bench.equivalence.compare import Equality
+    from convbn.bench.equivalence.mending import Mending
     from convbn.export.precision.convert import Converted
+    from convbn.export.precision.int8.activations.probe import Progress
     from convbn.export.precision.int8.images import Preprocess
     from convbn.export.precision.int8.samples import Calibration
     from convbn.export.precision.options import PrecisionOptions
@@ -49,7 +51,12 @@ class Conversion:
     seed: int = 0
 
 
-def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel | None = None) -> Converted:
+def converted(
+    model: onnx.ModelProto,
+    wanted: Conversion,
+    original: SourceModel | None = None,
+    progress: Progress | None = None,
+) -> Converted:
     """Convert a model and compare it with the original.
 
     fp16 without calibration data looks for activations out of range on one random input. The record says so.
@@ -58,6 +65,7 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
         model: folded; left as it is.
         wanted: the precision.
         original: what to compare with; the model before conversion without.
+        progress: is told a phase, the steps that are done, and the steps in all.
 
     Returns:
         The model and its record, in which ``verify`` is the outcome of the comparison.
@@ -69,6 +77,7 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
     from convbn.bench.cases.forms import random_calibration
     from convbn.export.precision.convert import convert
     from convbn.export.precision.int8.calibration import calibration_from
+    from convbn.export.precision.options import AUTO, PrecisionOptions
     from convbn.export.precision.precisions import precision_named
 
     original = original or SourceModel(model)
@@ -80,72 +89,137 @@ def converted(model: onnx.ModelProto, wanted: Conversion, original: SourceModel 
     if data is None and row is not None and row.calibration == "random":
         origin = f"random input, seed {wanted.seed}"
         data = random_calibration(model, original, origin, seed=wanted.seed, samples=1)
-    result = convert(model, wanted.precision, calibration=data, options=wanted.options)
+    options = wanted.options or PrecisionOptions()
+    auto = AUTO in options.keep_fp32
+    options = replace(options, keep_fp32=tuple(name for name in options.keep_fp32 if name != AUTO))
+    result = convert(model, wanted.precision, calibration=data, options=options)
     if not result.changed:
         return result
-    outcome: dict[str, Any] = {"status": "not run", "reason": "the options say so"}
-    if wanted.verify:
-        answer = _compared(result.model, wanted, original, given)
-        if not answer.equal:
-            raise _refusal(answer, model, result, wanted, original, given, data)
-        outcome = answer.to_dict()
-    return replace(result, record={**result.record, "verify": outcome})
+    if not wanted.verify:
+        return _noted(result, verify={"status": "not run", "reason": "the options say so"})
+    judge = _Judge(wanted, original, given, auto, progress)
+    answer = judge(result)
+    if answer.objection is not None:
+        looked = data or random_calibration(model, original, "random input", seed=wanted.seed, samples=1)
+        different = answer.equality.status != "inconclusive"
+        mending, result = _mended(result, judge, options, looked, data, different=different)
+        if not auto or mending.keep is None:
+            raise _refusal(wanted, original, answer, mending)
+        kept = replace(options, keep_fp32=mending.keep, equalise=False)
+        facts = {key: result.record[key] for key in ("equalised", "sensitivity") if key in result.record}
+        again = convert(result.before, wanted.precision, calibration=data, options=kept)
+        result = _noted(again, carried=result.record["carried"], note=result.record["note"], **facts)
+        answer = judge(result)
+    return _noted(result, verify=answer.equality.to_dict(), **answer.record)
 
 
-def _compared(
-    candidate: onnx.ModelProto,
-    wanted: Conversion,
-    original: SourceModel,
-    calibration: Calibration | None,
-) -> Equality:
-    from convbn.bench.equivalence.compare import compare
-    from convbn.bench.equivalence.tolerance import tolerance_of
+def _noted(result: Converted, **facts: Any) -> Converted:
+    return replace(result, record={**result.record, **facts})
 
-    inputs = None if calibration is None else list(calibration.limited(_VERIFIED_SAMPLES).samples())
-    return compare(
-        original.runnable,
-        candidate,
-        inputs=inputs,
-        shapes=original.input_shapes,
-        seed=wanted.seed,
-        example_inputs=original.example_inputs,
-        tolerance=tolerance_of(wanted.precision, wanted.tolerance),
-    )
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a comparison found, why the model must not be written as it is, and what goes into the record."""
+
+    equality: Equality
+    objection: str | None
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Compares a converted model with the original: on a few inputs value by value, on all of them as a whole."""
+
+    wanted: Conversion
+    original: SourceModel
+    given: Calibration | None
+    auto: bool
+    progress: Progress | None
+
+    def __call__(self, result: Converted) -> _Answer:
+        """The answer for one model."""
+        from convbn.bench.equivalence import similarity
+        from convbn.bench.equivalence.tolerance import tolerance_of
+
+        equality = self._compared(result.model)
+        if not equality.equal:
+            told = (
+                "is too far from the original"
+                if equality.status == "different"
+                else "was not shown to be close"
+            )
+            return _Answer(equality, f"{told}: {equality.reason}", {})
+        if self.given is None or result.record.get("quantised") is None:
+            return _Answer(equality, None, {})
+        outputs = similarity.agreement(result.before, result.model, self.given, self.progress)
+        least = (
+            similarity.LOUD if self.auto else similarity.REFUSED if self.wanted.tolerance is None else None
+        )
+        tolerance = tolerance_of(self.wanted.precision, self.wanted.tolerance)
+        reason = similarity.objection(outputs, tolerance, least)
+        record = {
+            "samples": len(self.given),
+            "warning": similarity.warning(outputs),
+            "outputs": [output.to_dict() for output in outputs],
+        }
+        objection = None if reason is None else f"is too far from the original: {reason}"
+        return _Answer(equality, objection, {"agreement": record})
+
+    def _compared(self, candidate: onnx.ModelProto) -> Equality:
+        from convbn.bench.equivalence.compare import compare
+        from convbn.bench.equivalence.tolerance import tolerance_of
+
+        inputs = None if self.given is None else list(self.given.limited(_VERIFIED_SAMPLES).samples())
+        return compare(
+            self.original.runnable,
+            candidate,
+            inputs=inputs,
+            shapes=self.original.input_shapes,
+            seed=self.wanted.seed,
+            example_inputs=self.original.example_inputs,
+            tolerance=tolerance_of(self.wanted.precision, self.wanted.tolerance),
+        )
+
+
+def _mended(
+    result: Converted,
+    judge: _Judge,
+    options: PrecisionOptions,
+    looked: Calibration,
+    data: Calibration | None,
+    *,
+    different: bool,
+) -> tuple[Mending, Converted]:
+    """The nodes to blame, and those that must stay in float32; int8 layers are ranked by what each loses alone."""
+    from convbn.bench.equivalence.mending import mended
+    from convbn.bench.proof.node_errors import NodeError
+    from convbn.export.precision.convert import convert
+    from convbn.export.precision.errors import PrecisionError
+    from convbn.export.precision.int8.sensitivity import layer_losses
+
+    before, worst = result.before, None
+    if "ranges" in result.record:
+        losses = layer_losses(before, result.record["ranges"], looked, options, judge.progress)
+        worst = tuple(NodeError(loss.node, loss.operator, loss.error) for loss in losses if loss.error > 0)
+        result = _noted(result, sensitivity=[loss.to_dict() for loss in losses])
+    precision = judge.wanted.precision
+
+    def passes(keep: tuple[str, ...]) -> bool:
+        kept = replace(options, keep_fp32=keep, equalise=False)
+        try:
+            return judge(convert(before, precision, calibration=data, options=kept)).objection is None
+        except PrecisionError:  # nothing is left that could compute in it
+            return False
+
+    searched = passes if different else None
+    return mended(before, result, next(looked.samples()), options, searched, worst), result
 
 
 def _refusal(
-    answer: Equality,
-    model: onnx.ModelProto,
-    result: Converted,
-    wanted: Conversion,
-    original: SourceModel,
-    given: Calibration | None,
-    data: Calibration | None,
+    wanted: Conversion, original: SourceModel, answer: _Answer, mending: Mending
 ) -> CheckFailedError:
-    """Why a converted model is not written, with the nodes that are to blame and what would mend it."""
-    from convbn.bench.cases.forms import random_calibration
-    from convbn.bench.equivalence.mending import mended
-    from convbn.export.precision.convert import convert
-    from convbn.export.precision.errors import PrecisionError
-    from convbn.export.precision.options import PrecisionOptions
-
-    options = wanted.options or PrecisionOptions()
-    looked = data or random_calibration(model, original, "random input", seed=wanted.seed, samples=1)
-
-    def passes(keep: tuple[str, ...]) -> bool:
-        try:
-            other = convert(
-                model, wanted.precision, calibration=data, options=replace(options, keep_fp32=keep)
-            )
-        except PrecisionError:  # nothing is left that could compute in it
-            return False
-        return _compared(other.model, wanted, original, given).equal
-
-    different = answer.status == "different"
-    found = mended(model, result, next(looked.samples()), options, passes if different else None)
-    judged = "is too far from the original" if different else "was not shown to be close"
     return CheckFailedError(
-        f"the {wanted.precision} model {judged}: {answer.reason}{found.blame}",
+        f"the {wanted.precision} model {answer.objection}{mending.blame}",
         source=original.path,
-        hint=f"nothing was written; {found.way}",
+        hint=f"nothing was written; {mending.way}",
     )

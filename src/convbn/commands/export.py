@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from convbn.commands.steps.shared import (
     refuse_warnings,
     write_json,
 )
+from convbn.common.progress import bar
 from convbn.common.text import printable
 from convbn.errors import UsageError
 from convbn.export.files.sidecar import check_with_sidecar, sidecar_path
@@ -87,9 +88,16 @@ def _converted(
     from convbn.converting import converted
 
     with console.phase(f"converting to {options.precision}"):
-        result = converted(model, conversion_of(options), source)
+        result = converted(model, conversion_of(options), source, _progress_of(console))
+    console.progress("")
     say_conversion(result.record, console)
     return result.model, result.record
+
+
+def _progress_of(console: Console) -> Callable[[str, int, int], None]:
+    return lambda phase, done, steps: console.progress(
+        f"[{bar(done / max(steps, 1))}] {phase} {done}/{steps}"
+    )
 
 
 def _check(options: argparse.Namespace, target: Format) -> None:

@@ -9,7 +9,7 @@ from convbn.commands.steps.console import Console
 from convbn.common.text import printable
 from convbn.errors import UsageError
 from convbn.export.formats import format_of
-from convbn.export.precision.options import PrecisionOptions
+from convbn.export.precision.options import AUTO, ENDS, METHODS, QUANTISABLE, PrecisionOptions
 from convbn.export.precision.precisions import AS_IS, PRECISIONS, Precision, precision_names
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _SHOWN_KEPT = 10
+_SHOWN_LOSSES, _BAR = 20, 24
 
 
 def add_precision_arguments(verb: argparse.ArgumentParser) -> None:
@@ -35,13 +36,17 @@ def add_precision_arguments(verb: argparse.ArgumentParser) -> None:
     add("--precision", choices=names, default=AS_IS, metavar="P", help=", ".join(names))
     add("--calibration", metavar="PATH", help="inputs as .npz or .npy, or a folder, or images")
     add("--preprocess", metavar="SPEC", help="of images: imagenet, or size=32,mean=0.5,std=0.5")
-    add("--keep-fp32", metavar="N", nargs="+", default=[], help="nodes that stay in float32")
+    add("--keep-fp32", metavar="N", nargs="+", default=[], help="nodes that stay in float32; auto: the worst")
     add("--tolerance", type=float, metavar="X", help="how far outputs may be off")
     hidden = argparse.SUPPRESS
     add("--calibration-samples", type=int, help=hidden)
-    add("--calibration-method", choices=("minmax", "entropy", "percentile"), help=hidden)
+    add("--calibration-method", choices=METHODS, help=hidden)
     add("--percentile", type=float, help=hidden)
     add("--quantize", nargs="+", help=hidden)
+    add("--quantize-add", action="store_true", help=hidden)
+    add("--equalize", action=argparse.BooleanOptionalAction, default=None, help=hidden)
+    add("--bias-correction", action=argparse.BooleanOptionalAction, default=None, help=hidden)
+    add("--sensitivity", action="store_true", help=hidden)
     add("--rest", choices=("fp32", "fp16"), help=hidden)
     add("--half-io", action="store_true", help=hidden)
 
@@ -67,6 +72,10 @@ def check_precision(options: argparse.Namespace) -> None:
         ("--calibration-method", options.calibration_method, "method"),
         ("--percentile", options.percentile, "percentile"),
         ("--quantize", options.quantize, "quantise"),
+        ("--quantize-add", options.quantize_add or None, "quantise"),
+        ("--equalize", options.equalize, "equalise"),
+        ("--bias-correction", options.bias_correction, "correct_biases"),
+        ("--sensitivity", options.sensitivity or None, "sensitivity"),
         ("--keep-fp32", options.keep_fp32 or None, "keep_fp32"),
         ("--rest", options.rest, "rest"),
         ("--half-io", options.half_io or None, "keep_io_types"),
@@ -111,7 +120,8 @@ def check_conversion(model: onnx.ModelProto, options: argparse.Namespace) -> Non
     from convbn.export.precision.graphs import refuse_unknown_nodes
     from convbn.export.precision.int8.calibration import calibration_from
 
-    refuse_unknown_nodes(model, options.keep_fp32)
+    keywords = {AUTO, *(ENDS if options.precision == "int8" else ())}
+    refuse_unknown_nodes(model, [name for name in options.keep_fp32 if name not in keywords])
     wanted = conversion_of(options)
     if wanted.calibration is not None:
         calibration_from(wanted.calibration, model, preprocess=wanted.preprocess, limit=wanted.limit)
@@ -138,7 +148,10 @@ def conversion_of(options: argparse.Namespace) -> Conversion:
         "method": options.calibration_method,
         "percentile": options.percentile,
         "rest": options.rest,
-        "quantise": None if options.quantize is None else tuple(options.quantize),
+        "quantise": _operators(options),
+        "equalise": options.equalize,
+        "correct_biases": options.bias_correction,
+        "sensitivity": options.sensitivity or None,
     }
     return Conversion(
         options.precision,
@@ -156,6 +169,13 @@ def conversion_of(options: argparse.Namespace) -> Conversion:
     )
 
 
+def _operators(options: argparse.Namespace) -> tuple[str, ...] | None:
+    chosen = tuple(options.quantize or QUANTISABLE)
+    if options.quantize_add:
+        return tuple(dict.fromkeys((*chosen, "Add")))
+    return chosen if options.quantize else None
+
+
 def say_conversion(record: Any, console: Console) -> None:
     """What was done, node by node where nodes stay in float32, and how close the result is."""
     precision = record["precision"]
@@ -171,6 +191,7 @@ def say_conversion(record: Any, console: Console) -> None:
             f"{precision}: {len(record['quantised'])} nodes quantised, ranges by {record['method']} over "
             f"{data['samples']} batches of {printable(data['origin'])}"
         )
+    _say_int8(record, console)
     kept = record.get("kept", ())
     for entry in kept[:_SHOWN_KEPT]:
         console.say(f"  {printable(entry['node'])} ({entry['operator']}): {printable(entry['detail'])}")
@@ -188,3 +209,33 @@ def say_conversion(record: Any, console: Console) -> None:
         if agreement is not None:
             told = f"cosine {output['cosine']:.4f}, " if output["cosine"] is not None else ""
             console.say(f"  {printable(output['name'])}: {told}same class for {agreement:.1%} of the rows")
+    if (whole := record.get("agreement")) is not None:
+        console.say(f"over all {whole['samples']} calibration batches:")
+        for output in whole["outputs"]:
+            told = "" if output["cosine"] is None else f", cosine {output['cosine']:.4f}"
+            if output["top1_agreement"] is not None:
+                told += f", same class for {output['top1_agreement']:.1%} of the rows"
+            console.say(f"  {printable(output['name'])}: relative RMS error {output['rms_error']:.2g}{told}")
+        if whole["warning"] is not None:
+            console.say(f"WARNING: {printable(whole['warning'])}")
+
+
+def _say_int8(record: Any, console: Console) -> None:
+    moved = record.get("equalised")
+    if moved is not None and (moved["scaled"] or moved["absorbed"]):
+        console.say(
+            f"equalised: {len(moved['scaled'])} groups of channels scaled, biases of {len(moved['absorbed'])} layers "
+            f"passed on; outputs changed by {moved['error']:.1e} of their size"
+        )
+    if record.get("corrected_biases"):
+        console.say(f"biases corrected: {len(record['corrected_biases'])}")
+    losses = record.get("sensitivity")
+    if losses:
+        console.say("what each layer loses by being quantised alone, of the outputs:")
+        worst = max(entry["error"] for entry in losses) or 1.0
+        for entry in losses[:_SHOWN_LOSSES]:
+            drawn = "█" * round(_BAR * entry["error"] / worst)
+            layer = f"{printable(entry['node'])} ({entry['operator']})"
+            console.say(f"  {entry['error']:8.1e} {drawn:<{_BAR}} {layer}")
+        if len(losses) > _SHOWN_LOSSES:
+            console.say(f"  and {len(losses) - _SHOWN_LOSSES} that lose less, see the record")

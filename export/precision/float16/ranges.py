@@ -13,8 +13,8 @@ from convbn.errors import ConvBNError
 from convbn.export.onnx_io.read import save_model
 from convbn.export.precision.casting import narrowed
 from convbn.export.precision.errors import CalibrationError
+from convbn.export.precision.float16.underflow import made_from, read_singularly
 from convbn.export.precision.graphs import FLOAT, names_of
-from convbn.export.precision.int8.underflow import made_from, read_singularly
 
 if TYPE_CHECKING:
     import onnx

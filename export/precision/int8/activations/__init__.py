@@ -1,0 +1,1 @@
+"""What flows through a network on calibration data, and the range of it that int8 should hold."""
