@@ -167,6 +167,14 @@ def parser() -> argparse.ArgumentParser:
     _engine_arguments(export)
     add_precision_arguments(export)
 
+    refit = verb("refit", "put new weights into a folded model or an engine", source, rules, target, json)
+    refit.add_argument("input", metavar="IN", help="folded ONNX file, or engine built with --refit")
+    refit.add_argument(
+        "--from", dest="new", metavar="NEW", required=True, help="checkpoint or ONNX file, unfolded"
+    )
+    refit.add_argument("--onnx", metavar="FILE", help="of an engine: also write the new folded ONNX file")
+    refit.add_argument("--trust-engine", action="store_true", help="load the engine, which runs its code")
+
     bench = verb("bench", "measure the original against the folded model, or against OTHER", source, json)
     bench.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
     bench.add_argument("others", metavar="OTHER", nargs="*", help="files to measure against IN")

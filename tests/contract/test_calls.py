@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support import tensorrt_calls
@@ -17,6 +21,7 @@ from convbn.export.engines.errors import (
     UnsupportedOpError,
     UnsupportedOptionError,
 )
+from convbn.export.engines.refit import refit_engine
 from convbn.export.engines.run.inspect import inspect_engine
 from convbn.export.engines.run.runner import EngineRunner
 
@@ -24,9 +29,15 @@ from convbn.export.engines.run.runner import EngineRunner
 TOLD = (AttributeError, UnsupportedOptionError, BackendNotInstalledError, TypeError)
 
 
+def _beside(engine: Path) -> str:
+    sidecar = {"sha256": hashlib.sha256(engine.read_bytes()).hexdigest()}
+    return json.dumps({"schema_version": "1", "engine": sidecar, "tf32": True})
+
+
 def everything(real, folder, monkeypatch, removed=()) -> Bindings:
     """A build with every option, a refused model, a run with a CUDA graph, an inspection."""
     script = {**tensorrt_calls.network_script(real), **tensorrt_calls.engine_script(real)}
+    script = {**script, **tensorrt_calls.refit_script()}
     bindings = Bindings(real, script, removed)
     tensorrt_calls.build(bindings, folder)
     failing = Bindings(real, {**script, **tensorrt_calls.parse_failure_script()}, removed)
@@ -39,6 +50,11 @@ def everything(real, folder, monkeypatch, removed=()) -> Bindings:
             value = np.arange(6, dtype=np.float32).reshape(3, 2)
             np.testing.assert_array_equal(run({"x": value})["y"], 2 * value)
     assert inspect_engine(engine, trust=True).layers[0].name == "relu"
+    (folder / "m.engine.json").write_text(_beside(engine))
+    refit_engine(
+        engine, tensorrt_calls.tiny_model(), folder / "n.engine", trust=True, changes={}, overwrite=True
+    )
+    (folder / "m.engine.json").unlink()
     bindings.calls += failing.calls
     return bindings
 

@@ -45,7 +45,6 @@ def test_triton_reads_it(definition):
 
 
 def test_every_type_is_one_of_tritons(definition):
-    from convbn.export.engines import triton
+    from convbn.export import dtypes
 
-    names = {*triton._ONNX_TYPES.values(), *triton._TENSORRT_TYPES.values()}
-    assert {f"TYPE_{name}" for name in names} <= set(definition.DataType.keys())
+    assert {f"TYPE_{name}" for name in dtypes._TRITON.values()} <= set(definition.DataType.keys())

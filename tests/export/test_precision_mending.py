@@ -111,3 +111,26 @@ def test_nothing_is_promised_that_does_not_help() -> None:
     with pytest.raises(CheckFailedError) as caught:
         converted(cancelling(), Conversion("fp16", tolerance=1e-9))
     assert "keeping the worst 6 in float32 does not mend it" in str(caught.value.hint)
+
+
+def test_an_operator_that_tensorrt_lacks_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node("HardSwish", ["c"], ["h"], name="first swish"),
+        helper.make_node("Conv", ["h", "v"], ["d"], name="again", pads=[1] * 4),
+        helper.make_node("HardSwish", ["d"], ["y"], name="second"),
+    ]
+    weights = {"w": random(6, 3, 3, 3), "v": random(6, 6, 3, 3, seed=1)}
+    onnx.save(model(nodes, {"x": [2, 3, 8, 8]}, ["y"], weights), "in.onnx")
+    command = ["export", "in.onnx", "-o", "o.engine", "--backend", "tensorrt-rtx", "--precision", "bf16"]
+    assert main(command) == 4
+    told = capsys.readouterr().err
+    assert "'first swish' (HardSwish) is not supported" in told
+    said = told[told.index("--keep-fp32") :].strip()
+    assert said == "--keep-fp32 'first swish' second"
+    assert main([*command, *shlex.split(said)]) == 0
+    assert Path("o.engine").exists()

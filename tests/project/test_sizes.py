@@ -18,6 +18,7 @@ MOST = 9
 
 ONE_KIND = {
     "fuse/operators": "an operator a file",
+    "src/convbn/commands": "a verb a file",
 }
 """Folders that may hold more, and what each file in them is."""
 

@@ -184,6 +184,19 @@ def engine_script(real: ModuleType) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def refit_script() -> dict[str, Any]:
+    """Answers of an engine that takes new weights."""
+    return {
+        "ICudaEngine.refittable": True,
+        "OnnxParserRefitter.refit_from_bytes": True,
+        "Refitter.get_missing_weights": lambda refitter: [],
+        "Refitter.refit_cuda_engine": True,
+        "ISerializationConfig.set_flag": True,
+        "ICudaEngine.serialize_with_config": lambda engine, config: engine._bindings.make("IHostMemory"),
+        "IHostMemory": b"refitted",
+    }
+
+
 def stand_in(monkeypatch: Any, bindings: Bindings, name: str = "tensorrt", device: type = HostDevice) -> None:
     """Let engines be loaded through the bindings, on host memory."""
     backend = Backend(name, (name,), "pip install x", True, lambda gpu: True, "trtexec")

@@ -12,7 +12,7 @@ from convbn.errors import FileAccessError
 from convbn.export.engines.backends.caches import CacheFile
 from convbn.export.engines.backends.logs import BuildLog, collect
 from convbn.export.engines.build.configuration import apply_options
-from convbn.export.engines.build.network import Network, layer_counts, parse_network
+from convbn.export.engines.build.network import Network, layer_counts, parse_network, way_around
 from convbn.export.engines.build.options import EngineOptions
 from convbn.export.engines.build.profiles import network_inputs, network_outputs, settle_profiles
 from convbn.export.engines.build.source import Source
@@ -160,7 +160,8 @@ def _build(trt: Any, request: Request, progress: Progress | None, cancel: thread
             raise BuildCancelledError("the build was cancelled, nothing was written", source=source.shown)
         if serialised is None:
             told = log.first_error() or "it gives no reason"
-            raise BuildError(f"TensorRT cannot build this model: {told}", source=source.shown)
+            hint = way_around(told, source)
+            raise BuildError(f"TensorRT cannot build this model: {told}", source=source.shown, hint=hint)
         if request.timings is not None:
             notes += keep_timings(config, request.timings)
         # By number: 10.x has a second name for one of them.

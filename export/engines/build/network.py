@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +20,11 @@ from convbn.export.onnx_io.read import save_model
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Network", "layer_counts", "network_summary", "parse_network"]
+__all__ = ["Network", "layer_counts", "network_summary", "parse_network", "way_around"]
+
+
+# How TensorRT names the 16-bit types where it has no kernel for one of them.
+_LOW = re.compile(r"current type = (BF16|HALF|FP16)\b|\b(bf16|f16)\[", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,19 @@ def layer_counts(network: Network) -> Counter[str]:
     """Type of layer to how many of it a parsed network has."""
     definition = network.definition
     return Counter(definition.get_layer(index).type.name for index in range(definition.num_layers))
+
+
+def way_around(told: str, source: Source) -> str | None:
+    """What to do where TensorRT has an operator in float32 and not in a 16-bit type; None where that is not the cause.
+
+    The message names one node. The others of its operator would be refused after it.
+    """
+    if not _LOW.search(told):
+        return None
+    nodes = [node for node in source.model.graph.node if node.name]
+    named = {n.op_type for n in nodes if re.search(rf"(?<![\w./]){re.escape(n.name)}(?![\w./])", told)}
+    names = [node.name for node in nodes if node.op_type in named]
+    return f"leave it in float32: --keep-fp32 {shlex.join(names)}" if names else None
 
 
 def parse_network(trt: Any, source: Source, log: BuildLog) -> Network:
@@ -103,7 +122,9 @@ def _parse_error(parser: Any, source: Source, log: BuildLog) -> OnnxParseError |
         unknown = "Plugin not found" in told
         if unknown or error.code().name.startswith("UNSUPPORTED"):
             why = "is no operator that TensorRT knows" if unknown or not told else f"is not supported: {told}"
-            return UnsupportedOpError(f"{node} {why}", source=source.shown)
+            return UnsupportedOpError(
+                f"{node} {why}", source=source.shown, hint=way_around(f"{node}: {told}", source)
+            )
         if told:
             return OnnxParseError(f"TensorRT does not accept {node}: {told}", source=source.shown)
     told = log.first_error() or "it gives no reason"

@@ -15,6 +15,7 @@ from convbn.commands.steps.console import Console
 from convbn.commands.steps.progress import BuildProgress
 from convbn.commands.steps.shared import (
     console_of,
+    fold_summary,
     fuse_options,
     load_options,
     proven,
@@ -187,7 +188,7 @@ def _package(
             model,
             options.output,
             replace(source, inputs=inputs),
-            fold_summary=_summary(report),
+            fold_summary=None if report is None else fold_summary(report),
             conversion=conversion,
             verify=not options.no_verify,
             overwrite=options.force,
@@ -196,15 +197,6 @@ def _package(
     console.say(f"loaded back: {printable(verify['reason'])}")
     size, beside = sidecar["package"]["bytes"], sidecar_path(options.output).name
     console.say(f"written: {printable(options.output)} ({size:,} bytes) and {printable(beside)}")
-
-
-def _summary(report: Report | None) -> dict[str, Any] | None:
-    """What a sidecar says of a fold."""
-    if report is None:
-        return None
-    full = report.to_dict()
-    keys = ("input", "batchnorm", "nodes", "folded", "kept", "merged", "verify")
-    return {key: full[key] for key in keys}
 
 
 def _write_onnx(
@@ -269,7 +261,7 @@ def _build(
         shapes=parse_profiles(options.shapes),
         options=engine_options(options),
         unfused_model=unfused,
-        fold_summary=_summary(report),
+        fold_summary=None if report is None else fold_summary(report),
         conversion=conversion,
         overwrite=options.force,
         progress=BuildProgress(console),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console_of",
+    "fold_summary",
     "fuse_options",
     "load_options",
     "proven",
@@ -151,6 +152,13 @@ def proven(
     if strict:
         _refuse_unseen(report)
     return report
+
+
+def fold_summary(report: Report) -> dict[str, Any]:
+    """What a sidecar says of a fold."""
+    full = report.to_dict()
+    keys = ("input", "batchnorm", "nodes", "folded", "kept", "merged", "verify")
+    return {key: full[key] for key in keys}
 
 
 def write_json(path: str | None, value: Mapping[str, Any], *, overwrite: bool = True) -> None:

@@ -13,7 +13,18 @@ from convbn.export.formats import format_of
 
 __all__ = ["check_targets"]
 
-_READ = ("input", "reference", "candidate", "result", "before", "after", "baseline", "inputs", "calibration")
+_READ = (
+    "input",
+    "new",
+    "reference",
+    "candidate",
+    "result",
+    "before",
+    "after",
+    "baseline",
+    "inputs",
+    "calibration",
+)
 _TEXT = ("json", "markdown")
 _REPORTS = (*_TEXT, "html", "junit", "github_benchmark", "bencher", "step_summary")
 
