@@ -25,6 +25,7 @@ from convbn.bench.proof.prove import FoldPlan
 from convbn.bench.proof.verdict import Proof
 from convbn.bench.results.environment import library_versions
 from convbn.common.encoding import JsonReady
+from convbn.common.text import plural
 from convbn.errors import UsageError
 from convbn.export.engines.run.load import EngineFile
 from convbn.export.packages.package import LoadedPackage
@@ -153,7 +154,7 @@ def compare(
             vary=vary,
         )
 
-    feeds = drawn(vary=True) if inputs is None else [dict(sample) for sample in inputs]
+    feeds = drawn(vary=True) if inputs is None else list(inputs)
     if not feeds:
         raise UsageError("a comparison needs at least one sample")
     with pair_of(reference, candidate, tolerance, runtime, plan) as pair:
@@ -203,6 +204,9 @@ def compare(
                 verdict = judged(actual.outputs, moved=moved)
             judging = partial(judged, moved=moved)
             verdict, proof = pair.proven(verdict, feeds, judging)
+            if proof is None and plan is not None and plan.folds:
+                number = plural(len(feeds), "input")
+                proof = Proof(f"outputs compared end to end on {number}; no fold was judged by itself")
     return Equality(
         verdict.status,
         verdict.reason,

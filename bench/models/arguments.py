@@ -57,6 +57,12 @@ class Arguments(dict[str, Array]):
         """The same nest around other arrays."""
         return Arguments(arrays, self._leaves, self._structure)
 
+    def named(self, names: Iterable[str]) -> Arguments:
+        """The same under other names, in the same order."""
+        other = dict(zip(self, names, strict=True))
+        leaves = [(named, other[value] if named else value) for named, value in self._leaves]
+        return Arguments({other[name]: array for name, array in self.items()}, leaves, self._structure)
+
     def filled(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:
         """The nest with tensors in the place of the arrays."""
         from torch.utils import _pytree as pytree

@@ -21,7 +21,7 @@ from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.claims import Claim
 from convbn.bench.proof.gaps import Bound, beyond, gap_of, noise_bound, spoil_of
 from convbn.bench.proof.local import Outcome
-from convbn.bench.proof.prove import FoldPlan, LocalProof, Shown
+from convbn.bench.proof.prove import IN_OUTPUTS, FoldPlan, LocalProof, Shown
 from convbn.common.dtypes import is_float
 
 if TYPE_CHECKING:
@@ -122,21 +122,25 @@ def shown_by_spoiling(
         notices: whether the outputs of a spoilt copy are told from the original's.
     """
     shown = list(local.shown)
-    turns = 0
-    for number, (name, into) in enumerate(plan.folds):
-        if shown[number].how is not None or not into or turns == _TURNS:
-            continue
-        turns += 1
-        with suppress(Exception):  # whatever a copy or its run raises, it shows nothing
-            spoilt = copy.deepcopy(candidate)
-            parts = dict(spoilt.named_modules())
-            if into[0] in parts and _spoil(parts[into[0]]) and notices(spoilt):
-                shown[number] = Shown(name, "the outputs")
+    unseen = [number for number, (_, into) in enumerate(plan.folds) if shown[number].how is None and into]
+    if not unseen:
+        return local
+    with suppress(Exception):  # whatever a copy or its run raises, it shows nothing
+        spoilt = copy.deepcopy(candidate)
+        parts = dict(spoilt.named_modules())
+        for number in unseen[:_TURNS]:
+            name, into = plan.folds[number]
+            layer = parts.get(into[0])
+            if layer is None:
+                continue
+            with _put_off(layer) as has_weights:
+                if has_weights and notices(spoilt):
+                    shown[number] = Shown(name, IN_OUTPUTS)
     return replace(local, shown=tuple(shown))
 
 
 #: Folds that are looked for in the outputs, each of which costs a run.
-_TURNS = 64
+_TURNS = 256
 #: A bound from which on float64 proves nothing either.
 _BLIND = 0.1
 
@@ -275,6 +279,20 @@ def _spoil(layer: torch.nn.Module, error: float | None = None) -> bool:
         for weight in weights:
             weight.mul_(1 + (error or spoil_of(array_of(weight.flatten()[:1]).dtype)))
     return bool(weights)
+
+
+@contextmanager
+def _put_off(layer: torch.nn.Module) -> Iterator[bool]:
+    """Put the weights of a layer off while the block runs; gives whether it has any."""
+    import torch
+
+    held = [(p, p.detach().clone()) for p in layer.parameters(recurse=False) if p.ndim > 1]
+    try:
+        yield _spoil(layer)
+    finally:
+        with torch.no_grad():
+            for parameter, before in held:
+                parameter.copy_(before)
 
 
 def _unit(parameter: torch.Tensor) -> float:

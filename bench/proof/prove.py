@@ -14,10 +14,12 @@ from convbn.bench.proof.local import Outcome, judge_known, judge_regions
 from convbn.bench.proof.regions import Region, regions_of
 from convbn.common.encoding import JsonReady
 
-__all__ = ["FoldPlan", "LocalProof", "LocalProver", "Shown"]
+__all__ = ["IN_OUTPUTS", "FoldPlan", "LocalProof", "LocalProver", "Shown"]
 
 #: How close a value of the folded model that may have changed on purpose must be to pass for the original's.
 _ALIKE = 1e-3
+#: How a fold was seen whose deliberate error the outputs tell.
+IN_OUTPUTS = "the outputs"
 _TURNS = 12
 
 
@@ -42,7 +44,8 @@ class Shown(JsonReady):
 
     Attributes:
         name: of the BatchNorm.
-        how: the type in which a comparison would have noticed an error of 1 % in it; None where none would have.
+        how: the type in which a comparison would have noticed an error of 1 % in it, or :data:`IN_OUTPUTS` where the
+            outputs of the whole did; None where none would have.
     """
 
     name: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from convbn.bench.equivalence.difference import Verdict
 from convbn.bench.proof.local import Outcome
-from convbn.bench.proof.prove import LocalProof, Shown
+from convbn.bench.proof.prove import IN_OUTPUTS, LocalProof, Shown
 from convbn.common.encoding import JsonReady
 from convbn.common.text import plural
 
@@ -65,11 +65,7 @@ def joined(verdict: Verdict, local: LocalProof, samples: int) -> tuple[Verdict, 
     """
     ends = "outputs compared end to end" if verdict.status == "equal" else "the outputs alone show nothing"
     shown = [fold for fold in local.shown if fold.how is not None]
-    kinds = " and ".join(sorted({fold.how for fold in local.shown if fold.how is not None}))
-    of = f"{len(shown)} of {plural(len(local.shown), 'fold')} shown"
-    sentence = f"{of} on the original's own values in {kinds}" if shown else of
-    if not local.shown:
-        sentence = f"{plural(local.regions, 'changed region')} run on the original's own values"
+    sentence = _how_seen(local)
     proof = Proof(
         f"{sentence}; {ends} on {plural(samples, 'input')}",
         local.regions,
@@ -92,6 +88,20 @@ def joined(verdict: Verdict, local: LocalProof, samples: int) -> tuple[Verdict, 
     if verdict.status == "inconclusive":
         return Verdict("equal", f"{sentence}; end to end, {verdict.reason}", verdict.outputs), proof
     return verdict, proof
+
+
+def _how_seen(local: LocalProof) -> str:
+    """What was seen of the folds, and where."""
+    if not local.shown:
+        return f"{plural(local.regions, 'changed region')} run on the original's own values"
+    ways = [fold.how for fold in local.shown if fold.how is not None]
+    kinds = " and ".join(sorted({way for way in ways if way != IN_OUTPUTS}))
+    apart = ways.count(IN_OUTPUTS)
+    places = [f"on the original's own values in {kinds}"] if kinds else []
+    if apart:
+        many = f"{apart} of them " if kinds else ""
+        places.append(f"{many}by an error of 1 % in each, which the outputs tell")
+    return " ".join([f"{len(ways)} of {plural(len(local.shown), 'fold')} shown", ", ".join(places)]).rstrip()
 
 
 def _finding(outcome: Outcome) -> Finding:

@@ -55,6 +55,7 @@ def fuse(
     *,
     options: FuseOptions | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Any | None = None,
     arch: Architecture | None = None,
     trust: bool = False,
     inplace: bool = False,
@@ -69,6 +70,7 @@ def fuse(
     *,
     options: FuseOptions | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Any | None = None,
     arch: Architecture | None = None,
     trust: bool = False,
     inplace: bool = False,
@@ -82,6 +84,7 @@ def fuse(
     *,
     options: FuseOptions | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Any | None = None,
     arch: Architecture | None = None,
     trust: bool = False,
     inplace: bool = False,
@@ -98,6 +101,7 @@ def fuse(
             folds must know, and without them a module's result cannot be verified.
         options: rules to use, and whether to verify.
         input_shapes: full shapes by input name, for ONNX models with open dimensions.
+        inputs: what to verify with, and a module's examples where there are none, as for :func:`verify`.
         arch: the architecture of a checkpoint, as for :func:`load_fused`.
         trust: run the code that a pickle, ``.pt2`` or TorchScript file brings (docs/checkpoints.md).
         inplace: fold the given ``torch.nn.Module`` itself, once the fold of a copy has been verified. Its
@@ -119,6 +123,7 @@ def fuse(
 
     Source: Ioffe and Szegedy 2015; the folding identities are listed in docs/algebra.md.
     """
+    from convbn.bench.models.given import given_inputs
     from convbn.export.loading.open import source_of
     from convbn.export.loading.source_model import LoadOptions
     from convbn.fuse.fold import fold
@@ -130,6 +135,9 @@ def fuse(
         raise UsageError("only a torch module can be folded in place", hint="leave out inplace=True")
     source = source_of(model, LoadOptions(arch=arch, trust=trust))
     examples = as_tuple(source.model, example_inputs)
+    if inputs is not None:
+        source = given_inputs(source, inputs)
+        examples = examples or source.example_inputs
     # A file is compared with as it lies there, so its model need not be kept beside the folded one.
     folding = fold(source.model, examples, options=options, owned=source.path is not None)
     report = source.named_in(folding.report)
@@ -143,7 +151,12 @@ def fuse(
         take_out(folding.model, identities)
     if options.verify:
         report = verified(
-            report, source.runnable, folding.model, example_inputs=examples, input_shapes=input_shapes
+            report,
+            source.runnable,
+            folding.model,
+            example_inputs=examples,
+            input_shapes=input_shapes,
+            inputs=source.inputs,
         )
     if inplace:
         from convbn.fuse.frontends.torch.edit.module import adopt
@@ -262,6 +275,7 @@ def bench(
     *others: Any,
     runtimes: Sequence[str] | None = None,
     example_inputs: Sequence[Any] | Any | None = None,
+    inputs: Any | None = None,
     options: ProtocolOptions | None = None,
     fuse_options: FuseOptions | None = None,
     each: bool = False,
@@ -276,6 +290,7 @@ def bench(
         runtimes: names of :func:`convbn.bench.runtimes.registry.runtime_names`; without any, those that
             can run on this machine.
         example_inputs: a module's positional inputs, or the only one.
+        inputs: what all of them are run on, as for :func:`verify`.
         options: of the measuring protocol.
         fuse_options: of the fold.
         each: ``others`` are models of their own: measure every one against its folded self.
@@ -288,15 +303,20 @@ def bench(
     from convbn.bench.cases.study import Grid, NamedModel, Study
     from convbn.bench.measure.options import Instruments, ProtocolOptions
     from convbn.bench.measure.protocol import measure
+    from convbn.bench.models.given import given_inputs
     from convbn.export.loading.open import source_of
 
     options = options or ProtocolOptions()
 
     def opener(given: Any) -> Callable[[], SourceModel]:
         examples = as_tuple(given, example_inputs)
-        return lambda: replace(
-            source_of(runnable(given)), example_inputs=examples, input_shapes=options.input_shapes
-        )
+
+        def source() -> SourceModel:
+            brought = given_inputs(source_of(runnable(given)), inputs)
+            own = None if inputs is None else brought.example_inputs
+            return replace(brought, example_inputs=examples or own, input_shapes=options.input_shapes)
+
+        return source
 
     named = [NamedModel(_name_of(given, i), opener(given)) for i, given in enumerate((model, *others), 1)]
     study = Study(

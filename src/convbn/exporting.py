@@ -33,6 +33,7 @@ def export_onnx(
     options: FuseOptions | None = None,
     opset: int | None = None,
     dynamic_batch: bool = False,
+    inputs: Any | None = None,
 ) -> onnx.ModelProto:
     """Export a module or exported program to ONNX, folded or exactly as it is.
 
@@ -46,6 +47,7 @@ def export_onnx(
         options: of the fold.
         opset: version of the default operator set.
         dynamic_batch: leave dimension 0 of every input free.
+        inputs: what to verify the fold with, as for :func:`convbn.verify`.
     """
     from convbn.export.torch.save import export_onnx as export
 
@@ -59,7 +61,11 @@ def export_onnx(
     options = options or FuseOptions()
     folding = fold_model(model, options=options, owned=True)
     if options.verify:
-        verified(folding.report, module, folding.model, example_inputs=examples)
+        from convbn.bench.models.given import given_inputs
+        from convbn.export.loading.open import source_of
+
+        given = given_inputs(source_of(module), inputs).inputs
+        verified(folding.report, module, folding.model, example_inputs=examples, inputs=given)
     folded: onnx.ModelProto = folding.model
     return folded
 

@@ -23,7 +23,7 @@ def verify(
     *,
     example_inputs: Sequence[Any] | Any | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    inputs: Sequence[Mapping[str, Any]] | None = None,
+    inputs: Any | None = None,
     seed: int = 0,
     precision: str | None = None,
     tolerance: float | None = None,
@@ -37,7 +37,8 @@ def verify(
         candidate: likewise, of the same or another kind; or an engine, ``convbn.EngineFile(path, trust=True)``.
         example_inputs: positional inputs of a module; their shapes are used, not their values.
         input_shapes: full shapes by input name, for models with open dimensions.
-        inputs: arrays by name, one mapping a sample; seeded random ones without.
+        inputs: what to run them on, in place of random values: samples, one sample, or a path
+            (:func:`convbn.bench.models.given.given_inputs`).
         seed: of the random inputs.
         precision: of the candidate, if it is another than the reference's: ``fp32``, ``fp16``, ``bf16`` or
             ``int8``. It decides how far the outputs may be apart (docs/precision.md).
@@ -55,10 +56,11 @@ def verify(
     allowed = None
     if precision is not None or tolerance is not None:
         allowed = tolerance_of(precision or "fp32", tolerance)
+    a, b = runnable(reference), runnable(candidate)
     return compare(
-        runnable(reference),
-        runnable(candidate),
-        inputs=inputs,
+        a,
+        b,
+        inputs=_samples(a, b, inputs),
         shapes=input_shapes,
         seed=seed,
         example_inputs=as_tuple(reference, example_inputs),
@@ -74,7 +76,7 @@ def compare_layers(
     *,
     example_inputs: Any | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    inputs: Sequence[Mapping[str, Any]] | None = None,
+    inputs: Any | None = None,
     seed: int = 0,
 ) -> Layers:
     """Where two ONNX models part: every value that stands in both, beside what rounding may do to it.
@@ -103,7 +105,7 @@ def compare_layers(
     a, b = runnable(reference), runnable(candidate)
     if not (is_onnx(a) and is_onnx(b)):
         raise UsageError("values are compared one by one in ONNX models", hint="export both with --no-fuse")
-    feeds = inputs or model_feeds(
+    feeds = _samples(a, b, inputs) or model_feeds(
         (a, b), shapes=input_shapes, seed=seed, samples=1, example_inputs=as_tuple(a, example_inputs)
     )
     with Whole(a, "reference") as before, Whole(b, "candidate") as after:
@@ -137,8 +139,8 @@ def verified(
         input_shapes=input_shapes,
         inputs=inputs,
         seed=report.options.seed,
-        # Its names are those of what was folded.
-        plan=_plan_of(report) if report.kind.startswith(("onnx", "torch.nn")) else None,
+        # Its names are those of what was folded; another framework's model runs in another form.
+        plan=_plan_of(report) if report.kind.startswith(("onnx", "torch.")) else None,
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
     if not answer.equal:
@@ -149,6 +151,18 @@ def verified(
             hint="nothing was written; verify=False skips the check",
         )
     return replace(report, verify=answer.to_dict(), seconds=seconds)
+
+
+def _samples(reference: Any, candidate: Any, inputs: Any | None) -> Sequence[Mapping[str, Any]] | None:
+    """Samples as arrays by name; an ONNX model of the two knows the names."""
+    if inputs is None:
+        return None
+    from convbn.bench.models.given import given_inputs
+    from convbn.bench.models.inputs import is_onnx
+    from convbn.export.loading.open import source_of
+
+    named = next((model for model in (reference, candidate) if is_onnx(model)), reference)
+    return given_inputs(source_of(named), inputs).inputs
 
 
 def _plan_of(report: Report) -> FoldPlan:

@@ -227,6 +227,42 @@ def test_a_layer_of_a_module_is_seen_behind_what_hides_it() -> None:
     assert "'norm'" in answer.reason
 
 
+class Masked(nn.Module):
+    """One BatchNorm whose branch counts, and one whose branch does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.hidden = Block(), Block()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.seen.norm(self.seen.conv(x)) + 0 * self.hidden.norm(self.hidden.conv(x))
+
+
+def test_folds_of_a_program_are_looked_for_in_its_outputs() -> None:
+    program = torch.export.export(Masked().eval(), (EXAMPLE,))
+    result = convbn.fuse(program)
+    proof = result.report.verify["proof"]
+    assert {fold["name"]: fold["how"] for fold in proof["folds"]} == {
+        "seen.norm": "the outputs",
+        "hidden.norm": None,
+    }
+    assert proof["sentence"].startswith(
+        "1 of 2 folds shown by an error of 1 % in each, which the outputs tell;"
+    )
+    # The result that is handed back is not the one that was put off.
+    again = convbn.fuse(program, options=convbn.FuseOptions(verify=False)).model
+    for name, value in again.state_dict.items():
+        assert torch.equal(value, result.model.state_dict[name])
+
+
+def test_what_is_compared_as_a_whole_alone_says_so() -> None:
+    module = Block().eval()
+    exported = convbn.export_onnx(module, EXAMPLE - 1e4)
+    answer = compare(module, exported, example_inputs=(EXAMPLE - 1e4,), plan=FoldPlan((("norm", ("conv",)),)))
+    assert answer.proof is not None
+    assert answer.proof.sentence == "outputs compared end to end on 2 inputs; no fold was judged by itself"
+
+
 def test_a_module_that_comes_back_in_training_mode_is_different() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout()).eval()
     other = copy.deepcopy(module)

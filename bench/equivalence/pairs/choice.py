@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from convbn.bench.equivalence.pairs.converted import ConvertedPair
-from convbn.bench.equivalence.pairs.folded import FoldedModules, FoldedPair
+from convbn.bench.equivalence.pairs.folded import FoldedModules, FoldedPair, FoldedPrograms
 from convbn.bench.equivalence.pairs.pair import Pair
 from convbn.bench.equivalence.tolerance import Tolerance
 from convbn.bench.models.inputs import is_onnx
@@ -40,6 +40,9 @@ def pair_of(
 
         if isinstance(reference, torch.nn.Module) and isinstance(candidate, torch.nn.Module):
             return FoldedModules(reference, candidate, plan)
+        programs = torch.export.ExportedProgram
+        if isinstance(reference, programs) and isinstance(candidate, programs):
+            return FoldedPrograms(reference, candidate, plan)
     if tolerance is not None:
         return ConvertedPair(reference, candidate, tolerance, runtime)
     return Pair(reference, candidate, runtime)

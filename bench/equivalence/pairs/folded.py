@@ -14,14 +14,14 @@ from convbn.bench.equivalence.reference_run import Execution, execute
 from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.graph.whole import Whole
-from convbn.bench.proof.prove import FoldPlan, LocalProver
+from convbn.bench.proof.prove import FoldPlan, LocalProof, LocalProver, Shown
 from convbn.bench.proof.verdict import Proof, joined
 from convbn.errors import BadInputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FoldedModules", "FoldedPair"]
+__all__ = ["FoldedModules", "FoldedPair", "FoldedPrograms"]
 
 
 class FoldedPair(Pair):
@@ -126,6 +126,39 @@ class FoldedModules(Pair):
                 verdict = replace(exact, outputs=verdict.outputs)
         local = modules.shown_by_spoiling(self._modules[1], self._plan, local, notices)
         return joined(verdict, local, len(feeds))
+
+
+class FoldedPrograms(Pair):
+    """An exported program and the same folded.
+
+    Args:
+        reference: the program before.
+        candidate: the program after.
+        plan: what the fold says that it did.
+    """
+
+    def __init__(
+        self,
+        reference: torch.export.ExportedProgram,
+        candidate: torch.export.ExportedProgram,
+        plan: FoldPlan,
+    ) -> None:
+        super().__init__(reference, candidate)
+        self._program, self._plan = candidate, plan
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
+        """Look in the outputs for a deliberate error in every layer that took a BatchNorm in."""
+        from convbn.bench.proof.modules import shown_by_spoiling
+
+        def notices(module: torch.nn.Module) -> bool:
+            return judged(execute(module, "copy", feeds).outputs).status == "different"
+
+        nothing = LocalProof((), tuple(Shown(name, None) for name, _ in self._plan.folds), 0)
+        module = self._program.module()
+        layers = {into[0] for _, into in self._plan.folds if into}
+        if verdict.status != "equal" or layers.isdisjoint(name for name, _ in module.named_modules()):
+            return verdict, None
+        return joined(verdict, shown_by_spoiling(module, self._plan, nothing, notices), len(feeds))
 
 
 def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:
