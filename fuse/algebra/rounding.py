@@ -8,7 +8,9 @@ into Inf, into zero, or into subnormals that have lost their digits, and the fol
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,7 +168,10 @@ def round_scaled(
         else:
             _multiply(weight.array().reshape(shape), scale, target.reshape(shape))
 
-    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=[weight])
+    def key() -> Hashable:
+        return "scaled", weight.key, scale.tobytes(), scale.shape, seen
+
+    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=[weight], key=key)
     # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
     low, high = (bound * np.abs(scale) for bound in bounds)
     scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
@@ -235,7 +240,11 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
             Reason.OUT_OF_RANGE,
             f"{_of(np.abs(exact) > bound)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
         )
-    return Constant(exact.shape, lambda: stored_as(exact, dtype), exact=lambda: exact, dtype=dtype)
+
+    def key() -> Hashable:
+        return "computed", blake2b(exact.tobytes()).digest()
+
+    return Constant(exact.shape, lambda: stored_as(exact, dtype), exact=lambda: exact, dtype=dtype, key=key)
 
 
 def round_sum(

@@ -31,9 +31,11 @@ from convbn.fuse.operators import (
     normalization,
     pad,
     pool,
+    quantize,
     recurrent,
     repeat,
     reshape,
+    scatter,
     shape_only,
     slice,
     softmax,
@@ -41,6 +43,7 @@ from convbn.fuse.operators import (
     sum,
     transpose,
     weighted_mean,
+    zeros,
 )
 from convbn.fuse.operators.calls import Aten, OnnxReader
 from convbn.fuse.operators.operator import Evaluated, Operator
@@ -93,10 +96,13 @@ _FILES = (
         batch_norm,
         normalization,
         dequantize,
+        quantize,
         elementwise,
     ),
     *(concat, split, slice, pool, pad, activation, transpose, reshape, mean, channelwise_identity),
     gather,
+    scatter,
+    zeros,
     repeat,
     depth_to_space,
     *(cast, negation, recurrent, function, sum),

@@ -60,6 +60,14 @@ class Moves(Protocol):
         """Give the node a constant; a refusal passes through."""
         ...
 
+    def become(self, node: Node, op: Op) -> Refusal | None:
+        """Make the node another operator over what it reads."""
+        ...
+
+    def changes(self, value: Value) -> None:
+        """Note that a value will have other numbers, which nobody reads that does not know."""
+        ...
+
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
         """Make ``value`` the map of what it was, for ``reader``; its other readers must not notice."""
         ...

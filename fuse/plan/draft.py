@@ -6,7 +6,7 @@ has succeeded as a whole; what a failed way set is taken back before the next wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.rule import Axes, Pending, Rule, constant_at
+from convbn.fuse.operators.zeros import is_zero
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
 from convbn.fuse.plan.maps import affine_of
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.edits import Bypass, Edit, SetConstant
+from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
+from convbn.fuse.view.op import Op
 from convbn.fuse.view.view import View
 
 __all__ = ["Draft", "UnfitError"]
@@ -45,20 +47,30 @@ class Draft:
         options: which rules may be used.
         mover: the node whose map moves. It will be gone, so nothing may pass through it or be left to it.
         footprint: takes up every node that the attempt looks at.
+        whole: other readers of what moves may be given the inverse of a map that both scales and shifts.
         eager: compute numbers at once. Without, they wait until somebody reads them: most attempts fail for
             what the view alone shows. They may then raise :class:`UnfitError`, where an eager attempt could have
             gone another way.
     """
 
     def __init__(
-        self, view: View, options: FuseOptions, mover: Node, footprint: Footprint, *, eager: bool = True
+        self,
+        view: View,
+        options: FuseOptions,
+        mover: Node,
+        footprint: Footprint,
+        *,
+        eager: bool = True,
+        whole: bool = False,
     ) -> None:
         self._view = view
         self._options = options
         self._mover = mover
         self._footprint = footprint
         self._scope = mover.scope
+        self._whole = whole
         self._set: dict[tuple[int, int], tuple[Node, Constant | Pending]] = {}
+        self._ops: dict[int, tuple[Node, Op]] = {}
         self._eager = eager
         self._moving: dict[int, Value] = {}
         self._spared: dict[int, Node] = {}
@@ -67,12 +79,21 @@ class Draft:
         self.rule: str | None = None
 
     @property
-    def edits(self) -> tuple[SetConstant | Bypass, ...]:
+    def edits(self) -> tuple[Edit, ...]:
         """The constants to set, in the order in which they were first touched, and the BatchNorms that go as well."""
         constants = (
-            SetConstant(node, slot, self._computed(node, slot)) for (_, slot), (node, _) in self._set.items()
+            SetConstant(node, slot, self._computed(node, slot))
+            for (_, slot), (node, _) in self._set.items()
+            if id(node) not in self._ops
         )
-        return (*constants, *map(Bypass, self._spared.values()))
+        others = (Replace(node, op, tuple(self._operands(node))) for node, op in self._ops.values())
+        return (*constants, *others, *map(Bypass, self._spared.values()))
+
+    def _operands(self, node: Node) -> Iterator[Value | Constant | None]:
+        """What a node that becomes another operator reads."""
+        slots = [slot for key, slot in self._set if key == id(node)]
+        for slot in range(max([len(node.inputs), *(slot + 1 for slot in slots)])):
+            yield self._computed(node, slot) if slot in slots else node.input(slot)
 
     def _computed(self, node: Node, slot: int) -> Constant:
         constant = self._set[id(node), slot][1]
@@ -115,6 +136,17 @@ class Draft:
             self._set[id(node), slot] = (node, constant)
         return refusal
 
+    def become(self, node: Node, op: Op) -> Refusal | None:
+        """Note another operator for a node, if the frontend can make it that."""
+        refusal = self._view.check(Replace(node, op, ()))
+        if refusal is None:
+            self._ops[id(node)] = node, op
+        return refusal
+
+    def changes(self, value: Value) -> None:
+        """Note that a value will have other numbers."""
+        self._moving[id(value)] = value
+
     def _gains(self, node: Node, slot: int) -> Refusal | None:
         """Why the model may not gain the operator that this constant would be read by."""
         if slot not in node.adds or node.input(slot) is not None:
@@ -130,13 +162,15 @@ class Draft:
 
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         """Try ways in turn; each starts from what stood before."""
-        kept, moving, spared = dict(self._set), dict(self._moving), dict(self._spared)
+        kept, moving = dict(self._set), dict(self._moving)
+        spared, ops = dict(self._spared), dict(self._ops)
         refusal: Refusal | None = None
         for attempt in attempts:
             refusal = attempt()
             if refusal is None:
                 return None
             self._set, self._moving, self._spared = dict(kept), dict(moving), dict(spared)
+            self._ops = dict(ops)
         return refusal
 
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
@@ -145,6 +179,8 @@ class Draft:
             return None
         self._look_at(value)
         producer = value.producer
+        if affine.is_scale and is_zero(value):
+            return None
         if value.constant is not None or producer is None:
             return Refusal(Reason.NO_PRODUCER, f"'{value.name}' is an input or a constant of the model")
         if value.observed:
@@ -243,8 +279,10 @@ class Draft:
         if not others:
             return None
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
-        # statistics bound that for a shift alone (the planner sees to it); signs and a scale alone have no such cost.
-        bounded = isinstance(self._mover.op, BatchNorm) and (affine.is_scale or affine.keeps_size)
+        # statistics bound that for a shift alone (the ways see to it); signs and a scale alone have no such cost.
+        bounded = isinstance(self._mover.op, BatchNorm) and (
+            self._whole or affine.is_scale or affine.keeps_size
+        )
         inverse = affine.inverse() if self._view.pure and bounded else None
         if inverse is None or not isinstance(axis, int):
             return Refusal(Reason.SEVERAL_READERS, _also_read(producer, others))

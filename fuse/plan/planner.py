@@ -28,7 +28,7 @@ from convbn.fuse.plan.merging.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
-from convbn.fuse.view.edits import Bypass
+from convbn.fuse.view.edits import Bypass, SetConstant
 from convbn.fuse.view.view import View
 
 __all__ = ["make_plan"]
@@ -73,6 +73,8 @@ def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, 
         if isinstance(outcome, Refusal):
             attempts.note(view, node, outcome, attempt.seen, thorough=thorough)
             continue
+        if not thorough and view.pure and _joins_batchnorm(node, outcome):
+            continue  # as a sum of its own it may yet take the BatchNorm's shift
         gone |= {id(e.node) for e in outcome.edits if isinstance(e, Bypass)}
         _make(view, plan, node, outcome)
     return len(plan.edits) > before
@@ -92,6 +94,12 @@ def _make(view: View, plan: Plan, node: Node, fold: ways.Fold) -> None:
     else:
         # A sum with 0 or a product with 1 goes without going anywhere.
         plan.merged.append(Merged((node.name,), (*fold.into, node.name)[0], fold.rule))
+
+
+def _joins_batchnorm(node: Node, fold: ways.Fold) -> bool:
+    """Whether a sum or product becomes part of a BatchNorm."""
+    into = (edit.node for edit in fold.edits if isinstance(edit, SetConstant))
+    return not isinstance(node.op, BatchNorm) and any(isinstance(other.op, BatchNorm) for other in into)
 
 
 def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
@@ -121,9 +129,12 @@ def _beside_a_layer(view: View, plan: Plan, options: FuseOptions) -> bool:
 def _maps(view: View) -> Iterator[Node]:
     """What is an affine map: BatchNorms, and in graphs also sums and products with a constant."""
     kinds = (BatchNorm, Elementwise) if view.pure else (BatchNorm,)
-    # Constants first: what is made of them may be a weight that a later map goes into.
+    # Constants first: what is made of them may be a weight that a later map goes into. Then BatchNorms: the sums and
+    # products beside them may be what takes them.
     found = [node for node in view.nodes if isinstance(node.op, kinds)]
-    return iter(sorted(found, key=lambda node: node.outputs[0].constant is None))
+    return iter(
+        sorted(found, key=lambda node: (node.outputs[0].constant is None, not isinstance(node.op, BatchNorm)))
+    )
 
 
 def _beside(node: Node) -> Footprint:
@@ -163,7 +174,7 @@ def _tried(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
     if isinstance(onward, ways.Fold):
         return onward
     if thorough and isinstance(node.op, BatchNorm):
-        for way in (ways.apart, ways.to_add):
+        for way in (ways.apart, ways.compensated, ways.to_add):
             last = way(attempt, source, affine, axis)
             if last is not None:
                 return last

@@ -1,11 +1,13 @@
-"""The four ways to remove an affine map's node: backward, forward, apart, to an addition.
+"""The ways to remove an affine map's node: backward, forward, apart, compensated, to an addition.
 
 1. *Backward* as a whole, into what produces its input.
 2. *Forward* as a whole, into everything that reads its output.
 3. *Apart*: sign and shift backward and the magnitude forward, ``s·x + t = |s|·(±x + t/|s|)``, the way off a residual
    stream, where signs and shifts are a matter of bookkeeping and only a positive scale passes the activation; or the
    scale backward and the shift forward.
-4. *To an addition*: the scale backward, the shift stays as an ``Add``, where a layer has no place for a bias. Not on
+4. *Compensated*: backward as a whole, and what else reads the values on its way takes the inverse, ``(x − t)/s``. Exact
+   where t/s is of the size of the values, the bound of way 3: of the BatchNorms that read one stream, one can go.
+5. *To an addition*: the scale backward, the shift stays as an ``Add``, where a layer has no place for a bias. Not on
    images: there an addition costs what the BatchNorm did, and in runtimes with blocked layouts more.
 """
 
@@ -33,7 +35,7 @@ from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.view import View
 
-__all__ = ["Attempt", "Fold", "apart", "backward", "forward", "to_add"]
+__all__ = ["Attempt", "Fold", "apart", "backward", "compensated", "forward", "to_add"]
 
 _FARTHEST_SHIFT = 16.0
 """Standard deviations that a shift may move a stream by: more would cost it digits."""
@@ -70,9 +72,9 @@ class Attempt:
     seen: Footprint
     eager: bool = False
 
-    def draft(self) -> Draft:
+    def draft(self, *, whole: bool = False) -> Draft:
         """A new one."""
-        return Draft(self.view, self.options, self.node, self.seen, eager=self.eager)
+        return Draft(self.view, self.options, self.node, self.seen, eager=self.eager, whole=whole)
 
     def finished(self, draft: Draft, rule: str) -> Fold | Refusal:
         """The edits of a way that works, with the node itself taken out."""
@@ -120,6 +122,19 @@ def apart(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | 
     return None
 
 
+def compensated(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | None:
+    """Way 4: as way 1, and whoever else reads what moves takes the inverse; None where they cannot."""
+    inverse = affine.inverse()
+    allowed = attempt.options.allows(WAYS[1])
+    if inverse is None or not allowed or not _near(attempt.node, inverse.shift):
+        return None
+    draft = attempt.draft(whole=True)
+    if draft.produce(source, affine, axis, reader=attempt.node) is not None:
+        return None
+    done = attempt.finished(draft, draft.rule or "batchnorm-backward")
+    return done if isinstance(done, Fold) else None
+
+
 def _near(node: Node, shift: np.ndarray) -> bool:
     """Whether the shift is of the size of what it is added to, by the BatchNorm's own statistics."""
     # The map was made of them, so they are known.
@@ -129,7 +144,7 @@ def _near(node: Node, shift: np.ndarray) -> bool:
 
 
 def to_add(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | None:
-    """Way 4: the scale goes, the shift stays as an addition in the node's place; None where it cannot."""
+    """Way 5: the scale goes, the shift stays as an addition in the node's place; None where it cannot."""
     node = attempt.node
     rank = source.rank
     if (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +33,12 @@ class Constant:
         work: elements that are computed each time the numbers are asked for; 0 if they are stored.
         write: puts what ``load`` returns into an array of its shape and dtype, without a second copy.
         sources: the constants whose numbers ``load`` and ``exact`` ask for.
+        key: what says which numbers they are: constants of equal keys are equal. Asked for when they are written.
     """
 
     __slots__ = (
         *("_deep", "_dtype", "_exact", "_held", "_load", "_sources", "_steps", "_write"),
-        *("cloneable", "magnitudes", "shape", "work"),
+        *("_key", "cloneable", "magnitudes", "shape", "work"),
     )
 
     def __init__(
@@ -51,7 +52,9 @@ class Constant:
         work: int = 0,
         write: Callable[[Array], None] | None = None,
         sources: Sequence[Constant] = (),
+        key: Callable[[], Hashable] | None = None,
     ) -> None:
+        self._key = key
         self.shape = tuple(shape)
         self._sources = tuple(sources)
         # Each source is asked from within, so a chain of hundreds would not fit Python's stack: numbers in between,
@@ -127,6 +130,11 @@ class Constant:
         if self._dtype is None:
             self._dtype = self.array().dtype
         return self._dtype
+
+    @property
+    def key(self) -> Hashable:
+        """What only constants of the same numbers have."""
+        return id(self) if self._key is None else (self.shape, self.dtype.name, self._key())
 
     @property
     def folded(self) -> bool:

@@ -119,16 +119,29 @@ def test_integers_or_scales_that_are_left_out_stay(operands: tuple[Any, Any]) ->
     ("q", "zero"),
     [
         (integers(*SHAPE), [np.array([0, 0, 1, 0], np.int8)]),
-        (integers(*SHAPE), [(O,)]),
         (integers(*SHAPE, dtype=np.uint8, low=0), []),
-        (integers(*SHAPE, dtype=np.uint8, low=0), [np.zeros(O, np.uint8)]),
+        (integers(*SHAPE, dtype=np.uint8, low=0), [np.full(O, 200, np.uint8)]),
     ],
 )
+def test_integers_about_a_zero_point_turn_about_it(q: np.ndarray, zero: list[np.ndarray]) -> None:
+    by = scale_by(1, -2, -0.5, 0)
+    moves = took(backward(weight(q, scales(), *zero), by, 0))
+    changed = [moves.constants[slot].array() for slot in (0, 1, 2)]
+    assert {changed[0].dtype, changed[2].dtype} == {q.dtype}
+
+    def stands_for(stored: np.ndarray, scale: np.ndarray, about: np.ndarray) -> np.ndarray:
+        return (stored.astype(float) - about.reshape(-1, 1, 1).astype(float)) * scale.reshape(-1, 1, 1)
+
+    about = zero[0] if zero else np.zeros(O)
+    expected = by.scale.reshape(-1, 1, 1) * stands_for(q, scales(), about)
+    np.testing.assert_allclose(stands_for(*changed), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("least", [-1.0, 0.0])
-def test_integers_that_are_not_symmetric_turn_no_sign(q: np.ndarray, zero: list[Any], least: float) -> None:
-    assert refusal(backward(weight(q, scales(), *zero), scale_by(1, 2, least, 3), 0)) == (
+def test_zero_points_that_are_not_known_turn_no_sign(least: float) -> None:
+    assert refusal(backward(weight(integers(*SHAPE), scales(), (O,)), scale_by(1, 2, least, 3), 0)) == (
         "negative-scale",
-        "some scale is not positive, and the integers of Dequantize 'n' are not symmetric about 0",
+        "some scale is not positive, and the integers of Dequantize 'n' or their zero points are not known",
     )
 
 

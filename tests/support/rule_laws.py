@@ -64,6 +64,15 @@ class Moves:
         self.constants[slot] = constant
         return None
 
+    def become(self, node: Node, op: Op) -> Refusal | None:
+        if "become" in self.refused:
+            return NO
+        node.op = op
+        return None
+
+    def changes(self, value: Value) -> None:
+        self.asked.append(value.name)
+
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
         assert any(r.node is reader for r in value.readers)
         self.asked.append(value.name)

@@ -8,7 +8,7 @@ does not show stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +54,7 @@ class _Writer:
         self._slots: dict[tuple[int, int], str] = {}
         self._made: dict[object, _Made] = {}
         self._overwritten: list[tuple[Stored, Constant]] = []
+        self._known: dict[tuple[int, Hashable], str] = {}
 
     def write(self, edits: Sequence[Edit]) -> None:
         self._constants(edits)
@@ -91,6 +92,17 @@ class _Writer:
         for key, output in evaluated.items():
             if not output.readers:
                 self._made.pop(key, None)
+        self._share()
+
+    def _share(self) -> None:
+        """Of equal results, as of a layer that is called several times, the model holds one."""
+        for slot in self._slots:
+            made = self._made.get(slot)
+            if made is not None:
+                name = self._known.setdefault((id(made.scope), made.constant.key), made.name)
+                if name != made.name:
+                    del self._made[slot]
+                    self._slots[slot] = name
 
     def _name_operand(self, node: Node, slot: int) -> None:
         place: Place = node.handle
@@ -114,9 +126,9 @@ class _Writer:
             name = root.name
             if not root.handle.sparse and (root.shape, root.dtype) == (value.shape, value.constant.dtype):
                 self._overwritten.append((root.handle, value.constant))
+                self._known[id(_home(scope, root)), value.constant.key] = name
                 return
-            while scope.values.get(name) is not root and scope.outer is not None:
-                scope = scope.outer
+            scope = _home(scope, root)
         elif id(root) in evaluated:
             key, name = id(evaluated.pop(id(root))), _name(root)
         elif root.replaces is not None:
@@ -214,6 +226,13 @@ class _Writer:
             if id(scope.graph) in used:  # it may have gone with the node that holds it
                 made = [tensor for place, tensor in tensors if place is scope]
                 _write_initializers(scope.graph, made, used_before - used[id(scope.graph)])
+
+
+def _home(scope: Scope, value: Value) -> Scope:
+    """The graph, this one or one around it, that a stored value stands in."""
+    while scope.values.get(value.name) is not value and scope.outer is not None:
+        scope = scope.outer
+    return scope
 
 
 def _name(value: Value) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 from convbn.fuse.operators.calls import OnnxCall, OnnxReader
 from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.dequantize import Dequantize
 from convbn.fuse.operators.elementwise import Elementwise
+from convbn.fuse.operators.quantize import Quantize
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.op import Op, Other
 
@@ -49,4 +51,6 @@ def written(op: Op) -> tuple[str, dict[str, Any]]:
             "dilations": list(window.dilations),
             "pads": [*window.begin, *window.end],
         }
+    if isinstance(op, Dequantize | Quantize) and op.axis is not None:
+        return f"{type(op).__name__}Linear", {"axis": op.axis}
     raise TypeError(f"{op} is not written by any edit")

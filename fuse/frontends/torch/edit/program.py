@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from convbn.fuse.frontends.torch.calls.aten import map_aten
 from convbn.fuse.frontends.torch.calls.schema import arguments
 from convbn.fuse.frontends.torch.calls.tensors import to_tensor
-from convbn.fuse.frontends.torch.edit.writing import call_of, put_argument
+from convbn.fuse.frontends.torch.edit.writing import call_of, copied, put_argument
 from convbn.fuse.operators.calls import Mapped
 from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.view.dataflow import Constant, Value
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     import torch
     import torch.fx
     from torch.export import ExportedProgram
-    from torch.export.exported_program import ModuleCallEntry
 
 __all__ = ["edit_program"]
 
@@ -56,15 +54,6 @@ def edit_program(
 _SUFFIXES = ("input", "weight", "bias", "running_mean", "running_var")
 
 
-def _copied(call: ModuleCallEntry) -> ModuleCallEntry:
-    """A copy whose names can be changed; the tree specs beside them are constant."""
-    signature = call.signature
-    if signature is None:
-        return call
-    inputs, outputs = copy.deepcopy(signature.inputs), copy.deepcopy(signature.outputs)
-    return replace(call, signature=replace(signature, inputs=inputs, outputs=outputs))
-
-
 class _Editor:
     def __init__(self, program: ExportedProgram, module: torch.fx.GraphModule) -> None:
         self._program = program
@@ -72,7 +61,7 @@ class _Editor:
         self._graph = self._module.graph
         self._signature = copy.deepcopy(program.graph_signature)
         self._inputs: list[Any] = self._signature.input_specs
-        self._calls = [_copied(call) for call in program.module_call_graph]
+        self._calls = [copied(call) for call in program.module_call_graph]
         self._state = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
         self._nodes: dict[str, torch.fx.Node] = {}
@@ -82,6 +71,7 @@ class _Editor:
             self._nodes[node.name] = node
         self._stale: set[torch.fx.Node] = set()
         self._gone: set[torch.fx.Node] = set()
+        self._shared: dict[tuple[Hashable, int], torch.fx.Node] = {}
         self._sums: dict[torch.fx.Node, torch.fx.Node] = {}
         self._wanted: dict[torch.fx.Node, str] = {}
         self._specs = dict(zip(self._graph.find_nodes(op="placeholder"), self._inputs, strict=True))
@@ -92,13 +82,20 @@ class _Editor:
         mapped = self._mapped(node)
         read = mapped.slots[slot] if slot < len(mapped.slots) else None
         current = read if self._is_state(read) else None
+        key = (edit.constant.key, slot)
+        if key in self._shared and mapped.through is None and slot not in adds:
+            # The same layer, called again: one tensor for all of its calls.
+            self._stale.update(other for other in (read,) if isinstance(other, type(node)))
+            put_argument(node, mapped, slot, self._shared[key])
+            return
         if current is not None and self._only_for(current, node, mapped.through):
             self._replace(current, values)
+            self._shared[key] = current
             return
         named = mapped.names[slot] in (*_SUFFIXES[1:], None)
         suffix = None if current is not None else _SUFFIXES[slot] if named else "folded"
         beside = current or self._neighbour(node, mapped, slot)
-        own = self._insert(beside, suffix, values)
+        own = self._shared[key] = self._insert(beside, suffix, values)
         if slot == WEIGHT and mapped.through is not None:
             with self._graph.inserting_before(node):
                 turned = self._graph.node_copy(mapped.through)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.calls.schema import arguments, schema_of
@@ -12,8 +14,9 @@ from convbn.fuse.view.op import Op
 
 if TYPE_CHECKING:
     import torch.fx
+    from torch.export.exported_program import ModuleCallEntry
 
-__all__ = ["call_of", "put_argument"]
+__all__ = ["call_of", "copied", "put_argument"]
 
 
 def call_of(op: Op, operands: list[torch.fx.Node | None], *, like: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -75,3 +78,12 @@ def put_argument(node: torch.fx.Node, mapped: Mapped, slot: int, tensor: torch.f
         node.update_kwarg(name, tensor)
     else:
         node.update_arg(position, tensor)
+
+
+def copied(call: ModuleCallEntry) -> ModuleCallEntry:
+    """A copy whose names can be changed; the tree specs beside them are constant."""
+    signature = call.signature
+    if signature is None:
+        return call
+    inputs, outputs = copy.deepcopy(signature.inputs), copy.deepcopy(signature.outputs)
+    return replace(call, signature=replace(signature, inputs=inputs, outputs=outputs))
