@@ -90,7 +90,7 @@ proof-report: $(STAMP)  ## those networks in three exports, proven, and with one
 contract: $(STAMP)  ## hold every call of TensorRT against its bindings, 10.12 to 11.4 (downloads small wheels)
 	$(BIN)/python tools/tensorrt_contract.py $(BUILD)/contract
 
-precision-table: $(STAMP)  ## accuracy of the digits network in fp32, fp16, bf16 and int8, into docs/precision.md
+precision-table: $(STAMP)  ## accuracy of three trained networks in fp32, fp16, bf16 and int8, ours and other tools, into docs/precision.md
 	$(BIN)/python examples/digits/precisions.py docs/precision.md
 
 engines-report: $(STAMP)  ## Scale layers, sizes and build times of three networks in three precisions

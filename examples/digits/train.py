@@ -7,6 +7,7 @@ of a network that was never trained are 1, 0, 0 and 1, and prove nothing.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,12 @@ def accuracy(model: nn.Module, images: NDArray[np.float32], labels: NDArray[np.i
         return float((model(torch.from_numpy(images)).argmax(1).numpy() == labels).mean())
 
 
-def train(seed: int = 0) -> tuple[nn.Module, float]:
+def train(seed: int = 0, network: Callable[[], nn.Module] = digits_resnet) -> tuple[nn.Module, float]:
     """The trained network, in eval mode, and its test accuracy."""
     torch.manual_seed(seed)
     train_x, train_y, test_x, test_y = digits()
     images, labels = torch.from_numpy(train_x), torch.from_numpy(train_y)
-    model = digits_resnet()
+    model = network()
     generator = torch.Generator().manual_seed(seed)
     steps = EPOCHS * -(-len(images) // BATCH)
     optimizer = torch.optim.SGD(

@@ -134,3 +134,12 @@ def test_an_operator_that_tensorrt_lacks_in_bfloat16(
     assert said == "--keep-fp32 'first swish' second"
     assert main([*command, *shlex.split(said)]) == 0
     assert Path("o.engine").exists()
+
+
+def test_auto_keeps_what_has_to_be_kept() -> None:
+    with pytest.raises(CheckFailedError, match="keep-fp32"):
+        converted(cancelling(), Conversion("fp16"))
+    record = converted(cancelling(), Conversion("fp16", PrecisionOptions(keep_fp32=("auto",)))).record
+    assert {entry["node"] for entry in record["kept"]} == {"add", "reshape", "sub"}
+    assert record["verify"]["status"] == "equal"
+    assert record["cast_nodes"] == 3
