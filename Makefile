@@ -82,7 +82,7 @@ forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left
 # Peers without their dependencies, which are here already or would change what is.
 coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
-	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency
+	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency --openvino
 
 proof-report: $(STAMP)  ## those networks in three exports, proven, and with one fold off by 1 %, into docs/proof-networks.md
 	$(BIN)/python tools/proof_report/report.py --cache $(BUILD)/field --out docs/proof-networks.md --json docs/proof-networks.json

@@ -144,20 +144,21 @@ def _constants(
 
 
 def evaluated(op: BatchNorm, known: Sequence[Constant | None]) -> Evaluated | None:
-    """Over constants alone."""
+    """Over constants alone: the batch at hand, too, is the same in every run then."""
     data, gamma, beta, mean, variance = [*known, None, None, None, None][:5]
-    if op.training or data is None or mean is None or variance is None:
+    if data is None or mean is None or variance is None:
         return None
     axis, rank = op.channel_axis, len(data.shape)
     if axis >= rank or mean.shape != data.shape[axis : axis + 1]:
         return None
 
     def exact() -> NDArray[np.float64]:
+        numbers, others = data.exact(), tuple(i for i in range(rank) if i != axis)
         affine = from_batchnorm(
             None if gamma is None else gamma.exact(),
             None if beta is None else beta.exact(),
-            mean.exact(),
-            variance.exact(),
+            numbers.mean(axis=others) if op.training else mean.exact(),
+            numbers.var(axis=others) if op.training else variance.exact(),
             op.epsilon,
         )
         if not isinstance(affine, Affine):
@@ -165,7 +166,7 @@ def evaluated(op: BatchNorm, known: Sequence[Constant | None]) -> Evaluated | No
                 data.shape, np.nan
             )  # what the runtime makes of such statistics is no constant of ours
         shape = [-1 if i == axis else 1 for i in range(rank)]
-        return data.exact() * affine.scale.reshape(shape) + affine.shift.reshape(shape)
+        return numbers * affine.scale.reshape(shape) + affine.shift.reshape(shape)
 
     return data.shape, exact
 

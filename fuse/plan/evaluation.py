@@ -30,6 +30,9 @@ def evaluate(view: View, node: Node, options: FuseOptions) -> Fold | Refusal:
         return Refusal(Reason.SKIPPED, f"the rule {OF_CONSTANTS} is switched off")
     if node not in view:
         return Fold((), OF_CONSTANTS, ())  # gone with another one, whose result it computed a part of
+    used = [output.name for output in node.outputs[1:] if output.readers or output.observed]
+    if used:
+        return Refusal(Reason.EXTRA_OUTPUTS, f"its further outputs are used: {', '.join(used)}")
     edits: list[Evaluate] = []
     into: list[str] = []
     waiting, seen = [node.outputs[0]], set[int]()

@@ -180,12 +180,20 @@ def test_data_that_a_caller_may_feed_stays() -> None:
     assert fold(built, options=FuseOptions(freeze=True)).report.batchnorm.after == 0
 
 
-def test_training_mode_stays() -> None:
+def test_in_training_mode_the_batch_is_the_constant() -> None:
+    """As the legacy exporter writes weight standardisation."""
     nodes = [*standardised(), conv("x", "y")]
     nodes[7].attribute.append(helper.make_attribute("training_mode", 1))
     nodes[7].output.extend(["running_mean", "running_var"])
-    (kept,) = fold(model(nodes, X, ["y"], stored())).report.kept
-    assert kept.reason == "training-mode"
+    check(model(nodes, X, ["y"], stored()))
+
+
+def test_in_training_mode_statistics_that_are_read_keep_it() -> None:
+    nodes = [*standardised(), conv("x", "y"), helper.make_node("Neg", ["running_mean"], ["z"])]
+    nodes[7].attribute.append(helper.make_attribute("training_mode", 1))
+    nodes[7].output.extend(["running_mean", "running_var"])
+    (kept,) = fold(model(nodes, X, ["y", "z"], stored())).report.kept
+    assert kept.reason == "extra-outputs-used"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -274,12 +282,19 @@ def test_a_mean_over_nothing_is_left_alone() -> None:
     assert evaluated(Mean((1,), 3, False), values(np.zeros((3, 2), np.float32))) is None
 
 
-@pytest.mark.parametrize(
-    "op", [BatchNorm(1e-5, training=True), BatchNorm(1e-5, channel_axis=2), BatchNorm(1e-5, channel_axis=0)]
-)
+@pytest.mark.parametrize("op", [BatchNorm(1e-5, channel_axis=2), BatchNorm(1e-5, channel_axis=0)])
 def test_a_batchnorm_of_other_channels_is_left_alone(op: BatchNorm) -> None:
     ones = np.ones(3, np.float32)
     assert evaluated(op, values(random(2, 3), ones, ones, ones, ones)) is None
+
+
+def test_in_training_the_statistics_are_those_of_the_data() -> None:
+    data, ones = random(5, 3, 4), np.ones(3, np.float32)
+    constant = evaluated(BatchNorm(1e-5, training=True), values(data, ones, ones, 9 * ones, 9 * ones))
+    assert constant is not None
+    wide = data.astype(np.float64)
+    mean, variance = wide.mean((0, 2), keepdims=True), wide.var((0, 2), keepdims=True)
+    np.testing.assert_allclose(constant.exact(), (wide - mean) / np.sqrt(variance + 1e-5) + 1, rtol=1e-12)
 
 
 def test_one_input_that_flows_is_enough() -> None:

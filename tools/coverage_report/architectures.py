@@ -1,10 +1,12 @@
-"""The architectures: small members of many families, as timm and torchvision build them."""
+"""The architectures: small members of many families, as timm and torchvision build them, and own ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from coverage_report.domains import LISTED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,19 +29,23 @@ class Architecture:
         builder: name there.
         arguments: of the builder; weights are never loaded.
         frames: length of a video's time axis; None for pictures.
+        input_shape: of networks that read no pictures.
     """
 
     name: str
     family: str
     size: int = 96
-    source: Literal["timm", "torchvision"] = "timm"
+    source: Literal["timm", "torchvision", "own"] = "timm"
     builder: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     frames: int | None = None
+    input_shape: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the input, batch 1."""
+        """Shape of the input, of pictures batch 1."""
+        if self.input_shape:
+            return self.input_shape
         clip = () if self.frames is None else (self.frames,)
         return (1, 3, *clip, self.size, self.size)
 
@@ -47,6 +53,10 @@ class Architecture:
         """The network with random weights, in eval mode."""
         from support.networks import torchvision_models
 
+        if self.source == "own":
+            from coverage_report.domains import builders
+
+            return builders()[self.name]().eval()
         models = torchvision_models()  # timm imports torchvision too, which may need the help in there
         if self.source == "timm":
             import timm
@@ -140,6 +150,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("regnety_002", "regnet"),
     Architecture("pit_ti_224", "pit", 224),
     Architecture("convnext_atto", "convnext"),
+    *(
+        Architecture(name, family, source="own", input_shape=shape)
+        for family, networks in LISTED.items()
+        for name, shape in networks.items()
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from coverage_report.runs import Results, fold_state
 
 __all__ = ["geometric_mean", "latencies", "latency_totals"]
 
-RUNTIME = "onnxruntime-cpu"
+RUNTIMES = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino-cpu"}
+"""What measures, by the distribution whose version a row depends on."""
 
 
 def latencies(
-    cache: Path, names: Sequence[str], results: Results, tell: Callable[[str], None], *, budget_s: float
+    cache: Path,
+    names: Sequence[str],
+    results: Results,
+    tell: Callable[[str], None],
+    *,
+    budget_s: float,
+    library: str = "onnxruntime",
 ) -> dict[str, dict[str, Any]]:
     """The row of every exported model, from the file where it is still good.
 
@@ -29,6 +37,7 @@ def latencies(
         results: the rows so far.
         tell: is told one line a model.
         budget_s: seconds a model, warm-up included.
+        library: of :data:`RUNTIMES`, which runs both sides.
     """
     state = fold_state()
     rows = {}
@@ -37,19 +46,19 @@ def latencies(
         if facts is None or facts["failed"]:
             continue
         content = facts["variants"][""]["sha256"][:16]
-        runtime = f"onnxruntime {PEERS['onnxruntime'].version}"
+        runtime = f"{library} {version(library)}"
         key = f"{name}|{content}|latency|{runtime}|{budget_s:g}|{PEERS['convbn'].version}+{state}"
         row = results.get(key)
         if row is None:
-            row = _measured(model_path(cache, name), budget_s)
+            row = _measured(model_path(cache, name), budget_s, RUNTIMES[library])
             results.add(key, row)
-            tell(f"latency {name}: {row['failure'] or row['ratio']}")
+            tell(f"latency {name}, {library}: {row['failure'] or row['ratio']}")
             gc.collect()
         rows[name] = row
     return rows
 
 
-def _measured(path: Path, budget_s: float) -> dict[str, Any]:
+def _measured(path: Path, budget_s: float, runtime: str) -> dict[str, Any]:
     import convbn
     from convbn.bench.cases.case import Case
     from convbn.bench.measure.options import ProtocolOptions
@@ -61,7 +70,7 @@ def _measured(path: Path, budget_s: float) -> dict[str, Any]:
         folded, _ = convbn.fuse(path, options=convbn.FuseOptions(verify=False))
         variants = (Variant("untouched", onnx=path), Variant("convbn", onnx=folded))
         options = ProtocolOptions(threads=1, budget_seconds=budget_s, memory=False)
-        result = measure([Case("untouched", variants, (RUNTIME,), threads=1)], options)
+        result = measure([Case("untouched", variants, (runtime,), threads=1)], options)
     except Exception as error:  # a fold in development may raise anything
         return nothing | {"failure": f"{type(error).__name__}: {error}"[:300]}
     case = result.cases[0]

@@ -16,14 +16,15 @@ _INTRODUCTION = """\
 How many BatchNorms each tool leaves in the same unfused ONNX files, and what its output is worth. Made by
 `make coverage-report` (`tools/coverage_report/`); the numbers behind it are in `coverage.json`.
 
-The networks are built by timm and torchvision with random weights, seed {seed}. γ is uniform in 0.5–1.5 and β
-normal with deviation 0.2; σ² (0.5–1.5) and μ (0.2) are in units of what arrives at the layer, so that
-activations keep their size. Parameters that start constant (layer scales, gates, biases) are moved by normal
-noise of 0.2. Files are exported unfused, at batch 1. *Errors* are the largest difference relative to the largest
-value of an output over {inputs} inputs, in onnxruntime with its optimisations off, against the unfused file;
-*against float64*, against the PyTorch module in float64. An output is *wrong* if it differs by more than {bound:.1e}
-or cannot be run, *invalid* if `onnx.checker` refuses it. Where a tool fails, it leaves every BatchNorm. The same
-networks as PyTorch modules stand under *PyTorch*.
+The networks are built by timm and torchvision, or are small ones of other domains (speech, video, medical
+volumes, graphs, text, detection, tables, recurrent: `tools/coverage_report/domains/`), with random weights,
+seed {seed}. γ is uniform in 0.5–1.5 and β normal with deviation 0.2; σ² (0.5–1.5) and μ (0.2) are in units of
+what arrives at the layer, so that activations keep their size. Parameters that start constant (layer scales,
+gates, biases) are moved by normal noise of 0.2. Files are exported unfused, at batch 1. *Errors* are the
+largest difference relative to the largest value of an output over {inputs} inputs, in onnxruntime with its
+optimisations off, against the unfused file; *against float64*, against the PyTorch module in float64. An output
+is *wrong* if it differs by more than {bound:.1e} or cannot be run, *invalid* if `onnx.checker` refuses it.
+Where a tool fails, it leaves every BatchNorm. The same networks as PyTorch modules stand under *PyTorch*.
 """
 
 
@@ -190,16 +191,19 @@ def _latency(summary: Mapping[str, Any]) -> str:
     totals = summary["latency"]
     if totals is None:
         return "Not measured."
+    other = summary.get("openvino") or {"rows": {}, "totals": {"all": None}}
     rows = []
     for model in summary["models"]:
         row = model["latency"]
         if row is None:
             continue
         if row["failure"]:
-            rows.append([model["name"], "", "", "", str(row["failure"])])
+            rows.append([model["name"], "", "", "", _elsewhere(other, model["name"]), str(row["failure"])])
             continue
         times = [f"{row['milliseconds'][side]:.2f}" for side in ("untouched", "convbn")]
-        rows.append([model["name"], *times, ratio(row["ratio"]), row["verdict"]])
+        rows.append(
+            [model["name"], *times, ratio(row["ratio"]), _elsewhere(other, model["name"]), row["verdict"]]
+        )
     means = "; ".join(
         f"{title} ({totals[key]['n']} models): {ratio(totals[key])}"
         for key, title in (("all", "all"), ("reparameterisable", "re-parameterisable families"))
@@ -207,6 +211,13 @@ def _latency(summary: Mapping[str, Any]) -> str:
     )
     return (
         "onnxruntime on the CPU with all its optimisations on both sides, one thread. It folds what follows a "
-        f"convolution by itself, so a ratio near 1 is expected elsewhere. Geometric means: {means or 'none'}.\n\n"
-        + table(["model", "untouched, ms", "convbn, ms", "ratio", "verdict"], rows, left=1)
+        f"convolution by itself, so a ratio near 1 is expected elsewhere. Geometric means: {means or 'none'}; "
+        f"in OpenVINO: {ratio(other['totals']['all']) if other['totals']['all'] else 'not measured'}.\n\n"
+        + table(["model", "untouched, ms", "convbn, ms", "ratio", "OpenVINO", "verdict"], rows, left=1)
     )
+
+
+def _elsewhere(measured: Mapping[str, Any], name: str) -> str:
+    """The ratio in another runtime."""
+    row = measured["rows"].get(name)
+    return "not measured" if row is None else str(row["failure"] or ratio(row["ratio"]))

@@ -57,6 +57,10 @@ def main(arguments: list[str]) -> int:
             latency = latencies(cache, names, results, tell, budget_s=options.latency_budget)
             totals = latency_totals(latency)
         summary = summarise(cache, names, tools, rows, latency=latency, latency_totals=totals)
+        if options.openvino:
+            budget_s = options.latency_budget
+            found = latencies(cache, names, results, tell, budget_s=budget_s, library="openvino")
+            summary |= {"openvino": {"rows": found, "totals": latency_totals(found)}}
     if options.torch:
         summary |= {"torch": summarise_torch(torch_rows(names, results, tell))}
     options.out.write_text(render(summary))
@@ -103,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "--only-torch", action="store_true", help="nothing but that, added to what --json holds"
     )
     made.add_argument("--latency", action="store_true", help="measure speed too")
+    made.add_argument("--openvino", action="store_true", help="measure speed in OpenVINO too")
     made.add_argument("--latency-budget", type=float, default=4.0, metavar="S", help="seconds a model")
     return made
 
