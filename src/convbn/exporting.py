@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from convbn.errors import CheckFailedError, UsageError
+from convbn.common.text import one_line
+from convbn.errors import CheckFailedError, ConvBNError, NotSupportedError, UsageError
 from convbn.proof import as_tuple, verified
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from convbn.export.engines.build.build import EngineArtifact
     from convbn.export.engines.build.options import EngineOptions
     from convbn.export.loading.source_model import SourceModel
+    from convbn.export.packages.package import LoadedPackage, Packed
     from convbn.export.precision.options import PrecisionOptions
     from convbn.export.shapes import Profile
     from convbn.fuse.options import FuseOptions
@@ -171,7 +173,7 @@ def write_package(
 
     Raises:
         CheckFailedError: what was loaded back gives other outputs; nothing is written.
-        NotSupportedError: what makes it is missing, or cannot take the model.
+        NotSupportedError: what makes it is missing, cannot take the model, or does not load what it made.
         FileAccessError: a file cannot be written.
     """
     from convbn.bench.equivalence.compare import compare
@@ -192,7 +194,7 @@ def write_package(
             precision = carried_precision(model) if row.made_of == "onnx" else "fp32"
             answer = compare(
                 model,
-                packed.load(),
+                _loaded(packed, row.name),
                 inputs=source.inputs,
                 shapes=source.input_shapes,
                 example_inputs=source.example_inputs,
@@ -220,3 +222,15 @@ def write_package(
 
         write_with_sidecar(copied, sidecar, out, overwrite=overwrite)
     return sidecar
+
+
+def _loaded(packed: Packed, name: str) -> LoadedPackage:
+    try:
+        return packed.load()
+    except ConvBNError:
+        raise
+    except Exception as error:  # runtimes raise what they like
+        cause = f"the {name} that was made cannot be loaded back ({one_line(error, 200)})"
+        raise NotSupportedError(
+            cause, hint="nothing was written; another version of its runtime may do"
+        ) from error

@@ -137,6 +137,20 @@ def test_what_differs_once_it_is_loaded_back_is_not_written(
     assert described("o.ort")["verify"]["status"] == "not run"
 
 
+def test_what_does_not_load_back_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = onnxruntime_model.pack
+
+    def damaged(given: Any, examples: Any, path: Path) -> Any:
+        packed = made(given, examples, path)
+        path.write_bytes(path.read_bytes()[:100])
+        return packed
+
+    monkeypatch.setattr(onnxruntime_model, "PACKAGE", replace(onnxruntime_model.PACKAGE, pack=damaged))
+    with pytest.raises(NotSupportedError, match="the onnxruntime model that was made cannot be loaded back"):
+        write_package(network(), "o.ort", SourceModel(network()))
+    assert sorted(path.name for path in folder.iterdir()) == ["in.onnx"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

@@ -58,5 +58,7 @@ def refuse_engine_options(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is for engines", source=options.output)
     if options.shapes and not options.triton:
         raise UsageError(
-            "--shapes is for engines, and for the batch of a --triton model", source=options.output
+            "--shapes is for engines, and for the batch of a --triton model",
+            source=options.output,
+            hint="the shape to fold and compare in is --input-shape, written alike",
         )
