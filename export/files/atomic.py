@@ -30,6 +30,7 @@ __all__ = [
     "open_regular",
     "reason",
     "sha256_file",
+    "sync_folder",
     "write_atomically",
 ]
 
@@ -194,7 +195,7 @@ class StagedFile:
         """
         with file_access(self._shown, "written"):
             _move(self.path, target, self._shown, overwrite=overwrite)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +233,8 @@ def _move(temporary: Path, target: Path, shown: str | os.PathLike[str], *, overw
         os.replace(temporary, target)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
     # The rename itself lives in the folder. Windows cannot open one, and some network file systems
     # cannot flush one; the file's bytes are safe either way.
     with suppress(OSError):

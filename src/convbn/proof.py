@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from convbn.bench.proof.prove import FoldPlan
     from convbn.fuse.report import Report
 
-__all__ = ["as_tuple", "compare_layers", "runnable", "verified", "verify"]
+__all__ = ["as_tuple", "compare_layers", "plan_of", "require_equal", "runnable", "verified", "verify"]
 
 
 def verify(
@@ -139,17 +139,10 @@ def verified(
         input_shapes=input_shapes,
         inputs=inputs,
         seed=report.options.seed,
-        # Its names are those of what was folded; another framework's model runs in another form.
-        plan=_plan_of(report) if report.kind.startswith(("onnx", "torch.")) else None,
+        plan=plan_of(report),
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
-    if not answer.equal:
-        judged = "the folded model is not equal" if answer.status == "different" else "equality was not shown"
-        raise CheckFailedError(
-            f"{judged}: {answer.reason}",
-            source=report.path,
-            hint="nothing was written; verify=False skips the check",
-        )
+    require_equal(answer, report.path, "nothing was written; verify=False skips the check")
     return replace(report, verify=answer.to_dict(), seconds=seconds)
 
 
@@ -165,7 +158,29 @@ def _samples(reference: Any, candidate: Any, inputs: Any | None) -> Sequence[Map
     return given_inputs(source_of(named), inputs).inputs
 
 
-def _plan_of(report: Report) -> FoldPlan:
+def require_equal(answer: Equality, path: str | None, hint: str) -> None:
+    """Hold the comparison of a fold against what it must show.
+
+    Args:
+        answer: of the comparison.
+        path: of the original.
+        hint: what became of the folded model, and the way out.
+
+    Raises:
+        CheckFailedError: the outputs differ, or the comparison proves nothing.
+    """
+    if not answer.equal:
+        judged = "the folded model is not equal" if answer.status == "different" else "equality was not shown"
+        raise CheckFailedError(f"{judged}: {answer.reason}", source=path, hint=hint)
+
+
+def plan_of(report: Report) -> FoldPlan | None:
+    """What a fold says that it did, for the proof of its regions; None for another framework's model.
+
+    Its names are those of what was folded, and that runs in another form.
+    """
+    if not report.kind.startswith(("onnx", "torch.")):
+        return None
     from convbn.bench.proof.prove import FoldPlan
 
     folds = tuple((fold.name, fold.into) for fold in report.folded)

@@ -1,4 +1,4 @@
-"""One step, in whatever process: the work, and an answer whatever becomes of it."""
+"""One step, in whatever process: its result from the store or its work, its files where they are wanted, an answer."""
 
 from __future__ import annotations
 
@@ -6,36 +6,96 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+from convbn.common.encoding import encoded
 from convbn.common.text import named_line
-from convbn.errors import ConvBNError, FileAccessError
+from convbn.errors import BadInputError, ConvBNError, FileAccessError
+from convbn.export.files.atomic import sha256_file
 from convbn.pipeline.outcome import Outcome, Output, Status
+from convbn.pipeline.planning.hashes import Hashes
 from convbn.pipeline.step import Step
+from convbn.pipeline.store import Entry, Store
 from convbn.pipeline.works import Result
 
-__all__ = ["perform"]
+__all__ = ["known", "perform"]
+
+_BUG = 70
+_REDONE = "what the store had of it did not match its hash; it was made again"
 
 
-def perform(step: Step) -> Outcome:
-    """Do a step; an exception becomes a failed outcome with the exit code of the command line."""
+def perform(step: Step, store: Store | None = None) -> Outcome | None:
+    """Do a step; an exception becomes a failed outcome with the exit code of the command line.
+
+    Args:
+        step: what to do. The work of one that the store keeps is also called with ``folder``, into which it writes
+            its files, and ``given``, the entries of what the step needs by their kinds.
+        store: of results; a step with a key must have one.
+
+    Returns:
+        What became of it; None while another process is making the same.
+    """
     start = time.perf_counter()
     try:
-        result = _work(step.work)(**step.options)
-        outputs = tuple(Output(path, Path(path).stat().st_size) for path in result.outputs)
+        if step.key is None or store is None:
+            result = _work(step.work)(**step.options)
+            outputs = tuple(Output(path, Path(path).stat().st_size) for path in result.outputs)
+            return _ended(step, start, result, outputs)
+        with store.lock(step.key) as held:
+            return _kept(step, store, step.key, start) if held else None
     except ConvBNError as error:
-        return _failed(step, start, str(error), error.exit_code)
+        cause, code = str(error), error.exit_code
     except MemoryError:
-        return _failed(step, start, "there is not enough memory for it", FileAccessError.exit_code)
+        cause, code = "there is not enough memory for it", FileAccessError.exit_code
     except OSError as error:
-        return _failed(step, start, named_line(error), FileAccessError.exit_code)
+        cause, code = named_line(error), FileAccessError.exit_code
     except Exception as error:
-        return _failed(step, start, f"internal error: {named_line(error)}", 70)
-    facts: dict[str, Any] = {"report": result.report, "error": result.error, "exit_code": result.exit_code}
-    status: Status = "done" if result.exit_code == 0 else "failed"
-    return Outcome(
-        step.name, step.kind, step.model, status, time.perf_counter() - start, outputs=outputs, **facts
-    )
+        cause, code = f"internal error: {named_line(error)}", _BUG
+    return _ended(step, start, Result(error=cause, exit_code=code), ())
+
+
+def known(step: Step, store: Store, hashes: Hashes) -> Outcome | None:
+    """The outcome of a step whose result is in the store and whose files lie where they are wanted; None of others."""
+    entry = None if step.key is None else store.find(step.key)
+    if entry is None:
+        return None
+    outputs: list[Output] = []
+    for source in _delivers(step, store, entry):
+        if source is None or step.target is None:
+            return None
+        for name, (size, sha256) in source.shown().items():
+            path = Path(step.target, name)
+            try:
+                if path.stat().st_size != size or hashes.of(path) != sha256:
+                    return None
+            except (OSError, FileAccessError):
+                return None
+            outputs.append(Output(str(path), size, sha256))
+    return _cached(step, entry, tuple(outputs))
+
+
+def _kept(step: Step, store: Store, key: str, start: float) -> Outcome:
+    """A step whose result the store keeps, and whose lock is held."""
+    entry = store.find(key)
+    if entry is not None:
+        return _cached(step, entry, _delivered(step, store, entry))
+    notes = (_REDONE,) if store.discard(key) else ()
+    given = {need.kind: _needed(need, store) for need in step.needs}
+    with store.making(key) as folder:
+        result = _work(step.work)(**step.options, folder=folder, given=given)
+        _check_unchanged(step)
+        if (
+            result.exit_code
+        ):  # what was measured is not lost to a gate, but no later run takes it for a result
+            unkept = Entry.of(folder) if result.report is not None and step.target is not None else None
+            outputs = (
+                () if unkept is None else unkept.deliver(Path(str(step.target)), overwrite=step.overwrite)
+            )
+            return _ended(step, start, result, outputs)
+        seconds = time.perf_counter() - start
+        entry = store.publish(
+            key, kind=step.kind, name=step.name, report=encoded(result.report or {}), seconds=seconds
+        )
+    return _ended(step, start, result, _delivered(step, store, entry), notes)
 
 
 def _work(name: str) -> Callable[..., Result]:
@@ -44,6 +104,63 @@ def _work(name: str) -> Callable[..., Result]:
     return work
 
 
-def _failed(step: Step, start: float, error: str, exit_code: int) -> Outcome:
-    seconds = time.perf_counter() - start
-    return Outcome(step.name, step.kind, step.model, "failed", seconds, error=error, exit_code=exit_code)
+def _needed(need: Step, store: Store) -> Entry:
+    entry = None if need.key is None else store.find(need.key)
+    if entry is None:
+        hint = "run the plan again, and it will be made again"
+        raise FileAccessError("is no longer in the store", source=f"the result of {need.name}", hint=hint)
+    return entry
+
+
+def _check_unchanged(step: Step) -> None:
+    """What was read must be what the key says, or the result would stand under a wrong name.
+
+    Raises:
+        BadInputError: a file is another than when the plan was made.
+    """
+    for path, sha256 in step.reads:
+        if sha256_file(path) != sha256:
+            hint = "run the plan again once nobody writes to it"
+            raise BadInputError("changed while the plan ran", source=path, hint=hint)
+
+
+def _delivers(step: Step, store: Store, entry: Entry) -> list[Entry | None]:
+    """Entries whose files are wanted outside of the store: its own, and those of steps that it had to wait for."""
+    found: list[Entry | None] = []
+    for kind in step.delivers:
+        need = next((need for need in step.needs if need.kind == kind), None)
+        found.append(entry if need is None else store.find(str(need.key)))
+    return found
+
+
+def _delivered(step: Step, store: Store, entry: Entry) -> tuple[Output, ...]:
+    if step.target is None:
+        return ()
+    outputs: list[Output] = []
+    for kind, source in zip(step.delivers, _delivers(step, store, entry), strict=True):
+        if source is None:
+            raise FileAccessError("is no longer in the store", source=f"the {kind} of {step.model}")
+        outputs += source.deliver(Path(step.target), overwrite=step.overwrite)
+    return tuple(outputs)
+
+
+def _cached(step: Step, entry: Entry, outputs: tuple[Output, ...]) -> Outcome:
+    return Outcome(step.name, step.kind, step.model, "cached", 0.0, entry.report, outputs=outputs)
+
+
+def _ended(
+    step: Step, start: float, result: Result, outputs: tuple[Output, ...], notes: tuple[str, ...] = ()
+) -> Outcome:
+    status: Status = "failed" if result.exit_code else "done"
+    return Outcome(
+        step.name,
+        step.kind,
+        step.model,
+        status,
+        time.perf_counter() - start,
+        result.report,
+        result.error,
+        result.exit_code,
+        outputs,
+        notes,
+    )

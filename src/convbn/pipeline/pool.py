@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ from convbn.pipeline.outcome import Outcome
 from convbn.pipeline.step import Step
 
 __all__ = ["Event", "Ran", "Runner", "run_steps"]
+
+_AGAIN = 0.5
+"""Seconds after which a step is asked for again that another run was doing."""
 
 _TICK = 0.5
 """Seconds after which progress is shown again although nothing happened."""
@@ -38,8 +42,11 @@ class Runner(Closing):
         """Give it a step that it has room for."""
 
     @abstractmethod
-    def wait(self, seconds: float) -> list[tuple[Step, Outcome]]:
-        """What has become of steps that were given to it: at least one, unless that takes longer than `seconds`."""
+    def wait(self, seconds: float) -> list[tuple[Step, Outcome | None]]:
+        """What has become of steps that were given to it: of at least one, unless that takes longer than `seconds`.
+
+        None stands for a step that another run is doing: it is to be given again later.
+        """
 
     @abstractmethod
     def cancel(self) -> None:
@@ -103,11 +110,16 @@ def run_steps(
     stopped: BaseException | None = None
     try:
         while order.unfinished:
+            order.resume()
             _start(order, runner, known)
-            if not order.running:
-                continue  # all that could have been started was known, or could not be done
-            for step, outcome in runner.wait(_TICK):
-                order.finish(step, outcome)
+            if order.running:
+                for step, outcome in runner.wait(_TICK):
+                    if outcome is None:
+                        order.postpone(step)
+                    else:
+                        order.finish(step, outcome)
+            elif order.postponed:
+                time.sleep(_AGAIN)
             on_event(Event("tick"))
     except (KeyboardInterrupt, SystemExit) as error:
         stopped = error
@@ -143,6 +155,7 @@ class _Order:
         self.running: set[Step] = set()
         self.ready: deque[Step] = deque()
         self.alone: deque[Step] = deque()
+        self.postponed: deque[tuple[float, Step]] = deque()
         self._steps = steps
         self._on_event = on_event
         self._missing: dict[Step, int] = {}
@@ -162,6 +175,17 @@ class _Order:
     def start(self, step: Step) -> None:
         self.running.add(step)
         self._on_event(Event("started", step))
+
+    def postpone(self, step: Step) -> None:
+        """Ask for a step again in a while: another run is doing it."""
+        self.running.discard(step)
+        self.postponed.append((time.monotonic() + _AGAIN, step))
+
+    def resume(self) -> None:
+        """Put what was postponed long enough behind the others."""
+        while self.postponed and self.postponed[0][0] <= time.monotonic():
+            _, step = self.postponed.popleft()
+            self._queue(step).append(step)
 
     def finish(self, step: Step, outcome: Outcome) -> None:
         """Note what became of a step. What it was needed for is next: one model is finished before others begin."""

@@ -44,8 +44,13 @@ class Step:
         options: its arguments by name, JSON-ready; steps may share them.
         needs: steps that come first; this one is cancelled where one of them does not succeed.
         key: the hash of all that goes into it, under which the store keeps its result; None: it is not kept.
+        reads: files outside of the store that go into it, each with its SHA-256.
+        delivers: kinds of steps, its own or those that it needs, whose files are copied to `target` once it is done.
+        target: a folder outside of the store.
+        overwrite: whether files there may be replaced that are not what is delivered.
         memory: bytes that it holds at its peak, estimated.
         place: where it may run.
+        part: of a plan, what asks for it: ``fold``, or the name of a target or bench.
     """
 
     name: str
@@ -55,8 +60,13 @@ class Step:
     options: Mapping[str, Any]
     needs: tuple[Step, ...] = ()
     key: str | None = None
+    reads: tuple[tuple[str, str], ...] = ()
+    delivers: tuple[str, ...] = ()
+    target: str | None = None
+    overwrite: bool = False
     memory: int = BASE_MEMORY
     place: Place = ANYWHERE
+    part: str = ""
 
 
 def peak_memory(model_bytes: int, *, times: float = 6.0, base: int = BASE_MEMORY) -> int:

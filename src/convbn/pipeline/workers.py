@@ -36,12 +36,21 @@ class LocalRunner(Runner):
         workers: how many; as many as this process may use processors without.
         memory: bytes that all steps together may hold by their estimates; a share of what is free without.
         retries: how often a step is tried again whose worker died.
+        store: folder of results; None where no step has a key.
     """
 
-    def __init__(self, workers: int | None = None, *, memory: int | None = None, retries: int = 1) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        memory: int | None = None,
+        retries: int = 1,
+        store: Path | None = None,
+    ) -> None:
         self.workers = workers or _processors()
         self.memory = int(_SHARE * free_memory()) if memory is None else memory
         self._retries = retries
+        self._store = store
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Step] = {}
         self._deaths: dict[Step, int] = {}
@@ -59,42 +68,41 @@ class LocalRunner(Runner):
     def submit(self, step: Step) -> None:
         """Give a step to a worker. One that must be alone gets a fresh one, whose numbers of threads nobody limits."""
         if step.place.alone:
-            worker = _Worker(threads=None)
+            worker = _Worker(self._store, threads=None)
         elif self._idle:
             worker = self._idle.pop()
         else:
-            worker = _Worker(threads=max(1, _processors() // self.workers))
+            worker = _Worker(self._store, threads=max(1, _processors() // self.workers))
         self._busy[worker] = step
         worker.send(step)
 
-    def wait(self, seconds: float) -> list[tuple[Step, Outcome]]:
+    def wait(self, seconds: float) -> list[tuple[Step, Outcome | None]]:
         """What workers answer, or how they died."""
         if self._again and not self._busy:  # perhaps there was too little memory: now there is all of it
             self.submit(self._again.pop())
-        found = []
+        found: list[tuple[Step, Outcome | None]] = []
         answered = connection.wait([worker.connection for worker in self._busy], seconds)
         for worker in [one for one in self._busy if one.connection in answered]:
             step = self._busy.pop(worker)
-            outcome = worker.answer()
-            if outcome is None:
-                outcome = self._died(step, worker)
-                if outcome is None:
-                    continue
-            elif step.place.alone:
+            try:
+                found.append((step, worker.answer()))
+            except (EOFError, OSError):
+                found += self._died(step, worker)
+                continue
+            if step.place.alone:
                 worker.end()
             else:
                 self._idle.append(worker)
-            found.append((step, outcome))
         return found
 
-    def _died(self, step: Step, worker: _Worker) -> Outcome | None:
-        """What is said of a step whose worker died; None if it is tried again."""
+    def _died(self, step: Step, worker: _Worker) -> list[tuple[Step, Outcome | None]]:
+        """What is said of a step whose worker died; nothing if it is tried again."""
         cause = worker.bury()
         self._deaths[step] = self._deaths.get(step, 0) + 1
         if self._deaths[step] <= self._retries:
             self._again.append(step)
-            return None
-        return Outcome(step.name, step.kind, step.model, "failed", error=cause, exit_code=_DIED)
+            return []
+        return [(step, Outcome(step.name, step.kind, step.model, "failed", 0.0, None, cause, _DIED))]
 
     def cancel(self) -> None:
         """End all workers; those that are at work take away first what they have begun to write."""
@@ -113,13 +121,13 @@ class LocalRunner(Runner):
 class _Worker:
     """One process and the pipe to it."""
 
-    def __init__(self, *, threads: int | None) -> None:
+    def __init__(self, store: Path | None, *, threads: int | None) -> None:
         # What libraries print, and what a dying process says last.
         self._said = tempfile.NamedTemporaryFile(prefix="convbn-worker-", suffix=".log")  # noqa: SIM115
         context = get_context("spawn")
         self.connection, there = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(there, self._said.name, threads), name="convbn-worker"
+            target=_serve, args=(there, self._said.name, store, threads), name="convbn-worker"
         )
         self._process.start()
         there.close()
@@ -129,11 +137,12 @@ class _Worker:
             self.connection.send(step)
 
     def answer(self) -> Outcome | None:
-        """What it says of its step; None if it is dead."""
-        try:
-            outcome: Outcome = self.connection.recv()
-        except (EOFError, OSError):
-            return None
+        """What it says of its step; None while another process is at the same.
+
+        Raises:
+            EOFError, OSError: it is dead.
+        """
+        outcome: Outcome | None = self.connection.recv()
         return outcome
 
     def bury(self) -> str:
@@ -173,7 +182,7 @@ def _kill_group(leader: int | None) -> None:
             os.killpg(leader, signal.SIGKILL)
 
 
-def _serve(commands: Any, said: str, threads: int | None) -> None:
+def _serve(commands: Any, said: str, root: Path | None, threads: int | None) -> None:
     """Do steps until the pipe is closed: the life of a worker."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C on the terminal goes to the parent, which decides
@@ -187,10 +196,12 @@ def _serve(commands: Any, said: str, threads: int | None) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from convbn.pipeline.perform import perform
+    from convbn.pipeline.store import Store
 
+    store = None if root is None else Store(root)
     with suppress(EOFError, OSError):
         while True:
-            commands.send(perform(commands.recv()))
+            commands.send(perform(commands.recv(), store))
 
 
 def _die_with_parent() -> None:

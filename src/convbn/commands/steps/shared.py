@@ -25,6 +25,7 @@ __all__ = [
     "load_options",
     "proven",
     "refuse_unproven",
+    "refuse_unseen",
     "refuse_warnings",
     "write_json",
     "write_text",
@@ -96,19 +97,23 @@ def refuse_warnings(options: argparse.Namespace, report: Report) -> None:
         raise CheckFailedError(f"{first}{more}", source=report.path, hint=hint)
 
 
-def _refuse_unseen(report: Report) -> None:
+def refuse_unseen(verify: Mapping[str, Any], path: str | None) -> None:
     """Hold the proof of a fold against ``--strict``.
+
+    Args:
+        verify: the outcome of the comparison, as reports hold it.
+        path: of the original.
 
     Raises:
         CheckFailedError: a fold was seen by no comparison.
     """
-    folds = (report.verify.get("proof") or {}).get("folds", ())
+    folds = (verify.get("proof") or {}).get("folds", ())
     unseen = [fold["name"] for fold in folds if fold["how"] is None]
     if unseen:
         more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
         raise CheckFailedError(
             f"no comparison could see the fold of {unseen[0]}{more}",
-            source=report.path,
+            source=path,
             hint="--strict lets nothing pass that was not shown; nothing was written",
         )
 
@@ -150,7 +155,7 @@ def proven(
             inputs=source.inputs,
         )
     if strict:
-        _refuse_unseen(report)
+        refuse_unseen(report.verify, report.path)
     return report
 
 

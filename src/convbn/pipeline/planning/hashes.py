@@ -1,0 +1,121 @@
+"""SHA-256 of files, computed once as long as a file stays as it is."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from convbn.errors import FileAccessError
+from convbn.export.files.atomic import file_access, sha256_file, write_atomically
+
+__all__ = ["Hashes"]
+
+_SETTLED = 2.0
+"""Seconds after which a further change of a file shows in its times on every file system."""
+
+_THREADS = 4
+
+
+class Hashes:
+    """Hashes by path, with what the file system said of the file when it was read: size, times, number.
+
+    The time of the last change of state (ctime) is among them, which no program can set. A file that changed while or
+    just before it was read is read again next time.
+
+    Args:
+        path: where they are kept between runs; None: nowhere.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[str, tuple[list[int], str]] = {}
+        self._external: dict[str, list[str]] = {}
+        self._changed = False
+        if path is not None:
+            with suppress(
+                OSError, ValueError, TypeError, AttributeError
+            ):  # a cache that cannot be read is none
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                self._known = {name: (list(seen), str(sha)) for name, (seen, sha) in kept["files"].items()}
+                self._external = {sha: list(names) for sha, names in kept["external"].items()}
+
+    def of(self, path: str | os.PathLike[str]) -> str:
+        """The hash of a file, 64 hexadecimal digits.
+
+        Raises:
+            FileAccessError: it cannot be read.
+        """
+        name = os.path.abspath(path)
+        with file_access(path):
+            seen = _seen(name)
+        known = self._known.get(name)
+        if known is not None and known[0] == seen:
+            return known[1]
+        sha256 = sha256_file(name)
+        with file_access(path):
+            after = _seen(name)
+        if after == seen and time.time() - seen[2] / 1e9 > _SETTLED:
+            self._known[name] = (seen, sha256)
+            self._changed = True
+        return sha256
+
+    def external(self, path: str) -> list[str]:
+        """The files of an ONNX model's external data, by their paths; each content is looked into once.
+
+        Raises:
+            FileAccessError: it cannot be read.
+        """
+        sha256 = self.of(path)
+        names = self._external.get(sha256)
+        if names is None:
+            names = self._external[sha256] = _locations(path)
+            self._changed = True
+        return [os.path.join(os.path.dirname(path), name) for name in names]
+
+    def prepare(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        """Hash files in several threads; what cannot be read is left to whoever asks for it."""
+
+        def hashed(path: str | os.PathLike[str]) -> None:
+            with suppress(FileAccessError):
+                self.of(path)
+
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(hashed, paths))
+
+    def keep(self) -> None:
+        """Write them to where they are kept; where that is not possible they are computed again next time."""
+        if self._path is not None and self._changed:
+            kept = {"files": self._known, "external": self._external}
+            with suppress(FileAccessError):
+                write_atomically(self._path, json.dumps(kept).encode(), overwrite=True)
+
+
+def _seen(path: str) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _locations(path: str) -> list[str]:
+    """Where an ONNX model says that its weights are; nothing for what is no such model, which the fold will say."""
+    with file_access(path), open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return []
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"location") < 0:
+                return []
+    from convbn.errors import BadInputError
+    from convbn.export.onnx_io.external_data import is_external, location_of
+    from convbn.export.onnx_io.read import load_model
+    from convbn.export.onnx_io.validate import iterate_tensors
+
+    try:
+        model = load_model(path, external_data=False)
+        return sorted({location_of(tensor) for tensor in iterate_tensors(model) if is_external(tensor)})
+    except BadInputError:
+        return []

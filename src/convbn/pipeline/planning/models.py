@@ -1,0 +1,184 @@
+"""The models of a plan: files found, named after their place, and hashed with all that is read beside them."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from convbn.errors import FileAccessError
+from convbn.export.checkpoints.hub import HUB, fetch_weights
+from convbn.pipeline.planning.hashes import Hashes
+from convbn.pipeline.planning.plan import Plan, PlanError, words
+
+__all__ = ["Model", "digest", "found", "models_of", "versions"]
+
+_ONNX = (".onnx",)
+_TORCH = (".pt2", ".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of a plan.
+
+    Attributes:
+        name: its path below what is fixed of its entry, without the suffix; what is made of it lies there.
+        path: of its file, or its name on a hub.
+        arguments: of the command line, that say how to read it.
+        torch: whether it is a module or program, not an ONNX file.
+        bytes: what its files take.
+        digest: the hash of its bytes and of how it is read.
+        reads: its files, each with its hash.
+        calibration: path of its calibration data, and the hash of that.
+    """
+
+    name: str
+    path: str
+    arguments: tuple[str, ...]
+    torch: bool
+    bytes: int
+    digest: str
+    reads: tuple[tuple[str, str], ...]
+    calibration: tuple[str, str] | None = None
+
+
+def digest(*parts: object) -> str:
+    """The hash of some texts in their order, 64 hexadecimal digits."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of packages, as far as they are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def found(pattern: str, *, torch: bool = False) -> list[tuple[str, str]]:
+    """Files that a path, folder or glob stands for, with names that mirror the tree below what is fixed of it.
+
+    Args:
+        pattern: a file; a folder, whose models are taken at any depth; or a glob with ``*`` and ``**``.
+        torch: of a folder, take checkpoints and not ONNX files.
+
+    Returns:
+        Name and path of each, sorted; nothing where there is none.
+    """
+    if glob.has_magic(pattern) and not os.path.exists(pattern):
+        parts = Path(pattern).parts
+        fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+        base, paths = Path(*parts[:fixed]), glob.glob(pattern, recursive=True)
+    elif os.path.isdir(pattern):
+        base, suffixes = Path(pattern), _TORCH if torch else (*_ONNX, ".pt2")
+        paths = [str(path) for path in base.rglob("*") if path.suffix.lower() in suffixes]
+    else:
+        base, paths = Path(pattern).parent, [pattern]
+    files = [path for path in sorted(paths) if not os.path.isdir(path)]
+    return [(Path(path).relative_to(base).with_suffix("").as_posix(), path) for path in files]
+
+
+def models_of(plan: Plan, hashes: Hashes) -> list[Model]:
+    """Find and hash every model of a plan.
+
+    Raises:
+        PlanError: a path stands for nothing, or two models have one name.
+        FileAccessError: a file cannot be read.
+    """
+    listed = [(entry, *one) for entry in plan.given["models"] for one in _listed(plan, entry)]
+    hashes.prepare(path for _, _, path in listed if not path.startswith(HUB))
+    shared: dict[int, tuple[tuple[str, ...], str]] = {}
+    models: dict[str, Model] = {}
+    for entry, name, path in listed:
+        arguments, read = shared.get(id(entry)) or shared.setdefault(id(entry), _reading(plan, entry, hashes))
+        model = _model(entry, name, path, arguments, read, plan, hashes)
+        if name in models:
+            cause = f"two models are called {name}: {models[name].path} and {path}"
+            raise PlanError(cause, source=plan.path, hint="give one of them a name, or a folder of its own")
+        models[name] = model
+    return list(models.values())
+
+
+def _listed(plan: Plan, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and path of each model of one entry."""
+    several: list[tuple[str, str]] = []
+    for text in words(entry["path"]):
+        if text.startswith(HUB):
+            several.append((text.removeprefix(HUB).partition("@")[0], text))
+            continue
+        here = found(str(plan.place(text)), torch="arch" in entry)
+        if not here:
+            raise PlanError(f"no file is {text}", source=plan.path, hint="paths are relative to the plan")
+        several += here
+    if "name" in entry and len(several) > 1:
+        cause = f"{entry['name']} is the name of {len(several)} models"
+        raise PlanError(cause, source=plan.path, hint="name entries of one model each")
+    for name, path in several:
+        yield entry.get("name", name), path
+
+
+def _reading(plan: Plan, entry: Mapping[str, Any], hashes: Hashes) -> tuple[tuple[str, ...], str]:
+    """How the models of one entry are read: arguments, and the hash of them with the files that they name."""
+    arguments: list[str] = []
+    for key, option in (("arch", "--arch"), ("checkpoint_key", "--checkpoint-key")):
+        arguments += [option, entry[key]] if key in entry else []
+    for key, option in (("arch_args", "--arch-arg"), ("input_shapes", "--input-shape")):
+        for word in words(entry.get(key)):
+            arguments += [option, word]
+    arguments += ["--trust-checkpoint"] if entry.get("trust_checkpoint") else []
+    facts: list[object] = [*arguments, _code(entry.get("arch"), hashes)]
+    if "inputs" in entry:
+        path = plan.place(entry["inputs"])
+        arguments += ["--inputs", str(path)]
+        facts.append(_tree(path, hashes))
+    return tuple(arguments), digest(*facts)
+
+
+def _code(arch: str | None, hashes: Hashes) -> str:
+    """What is known of the code that builds an architecture: the version of its library, or the file's hash."""
+    library, _, _ = (arch or "").partition(":")
+    if library in ("torchvision", "timm"):
+        return str(versions(library))
+    with suppress(ImportError, ValueError, FileAccessError):
+        spec = importlib.util.find_spec(library) if library else None
+        if spec is not None and spec.origin is not None:
+            return hashes.of(spec.origin)
+    return ""
+
+
+def _tree(path: Path, hashes: Hashes) -> str:
+    """The hash of a file, or of all files of a folder."""
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    hashes.prepare(files)
+    return digest(*(fact for one in files for fact in (os.path.relpath(one, path), hashes.of(one))))
+
+
+def _model(
+    entry: Mapping[str, Any],
+    name: str,
+    path: str,
+    arguments: tuple[str, ...],
+    read: str,
+    plan: Plan,
+    hashes: Hashes,
+) -> Model:
+    torch = "arch" in entry or path.startswith(HUB) or not path.lower().endswith(_ONNX)
+    file = str(fetch_weights(path.removeprefix(HUB))) if path.startswith(HUB) else path
+    files = [file, *([] if torch else hashes.external(file))]
+    present = [one for one in files if one is file or os.path.exists(one)]  # the fold says what is missing
+    reads = tuple((one, hashes.of(one)) for one in present)
+    calibration = None
+    if "calibration" in entry:
+        data = plan.place(entry["calibration"])
+        calibration = (str(data), _tree(data, hashes))
+    size = sum(os.path.getsize(one) for one in present)
+    whole = digest(path if path.startswith(HUB) else "", read, *(sha for _, sha in reads))
+    return Model(name, path, arguments, torch, size, whole, reads, calibration)
