@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table claim gpu-bench gpu-page forms coverage-report proof-report contract precision-table engines-report report-picture robustness mutation fuzz environments integrations docs tour diagram release-check dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table fleet-plan claim gpu-bench gpu-page forms coverage-report proof-report contract precision-table engines-report report-picture robustness mutation fuzz environments integrations docs tour diagram release-check dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev,ray]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchvision timm
 	$(BIN)/pip install --quiet pillow pyyaml huggingface_hub
 	touch $@
@@ -66,6 +66,9 @@ torch-cost: $(STAMP)  ## CPU and memory of folding a module against torch.fx's f
 
 bench-table: $(STAMP)  ## twelve networks on the CPU, unfused, fused by the runtime, fused by convbn, into docs/bench
 	$(BIN)/python tools/performance/bench_table.py docs/bench
+
+fleet-plan: $(STAMP)  ## planning of 10,000 models for 12 targets, a dry run: seconds and memory
+	$(BIN)/python tools/performance/fleet_plan.py
 
 claim: $(STAMP)  ## a ResNet and a VGG in eager PyTorch, unfused against folded, into docs/claim.md
 	$(BIN)/python tools/performance/claim.py docs/claim.md docs/bench/claim.json

@@ -1,16 +1,38 @@
-"""Gates as JUnit XML, for the test view of a CI system."""
+"""Gates, and steps of a run, as JUnit XML, for the test view of a CI system."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
 from convbn.common.text import clean
 
-__all__ = ["render"]
+__all__ = ["Case", "render", "suite"]
 
 _TAGS = {"failed": "failure", "not judged": "error", "skipped": "skipped"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A test case.
+
+    Attributes:
+        where: name of its class, with dots.
+        name: of it.
+        seconds: that it took.
+        tag: ``failure``, ``error`` or ``skipped``; None if it passed.
+        text: why.
+        kind: of what was wrong.
+    """
+
+    where: str
+    name: str
+    seconds: float = 0.0
+    tag: str | None = None
+    text: str = ""
+    kind: str = "gate"
 
 
 def render(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str:
@@ -24,26 +46,45 @@ def render(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str
         XML in the form that Jenkins, GitLab and GitHub actions read. A gate that could not be judged is
         an error.
     """
-    counts = {
-        name: str(sum(gate["status"] == status for gate in gates))
-        for name, status in (("failures", "failed"), ("errors", "not judged"), ("skipped", "skipped"))
-    }
-    shared = {"name": "convbn bench", "tests": str(len(gates)), **counts, "time": f"{result['seconds']:.3f}"}
-    root = ElementTree.Element(
-        "testsuites", {key: value for key, value in shared.items() if key != "skipped"}
-    )
-    suite = ElementTree.SubElement(root, "testsuite", shared | {"timestamp": _timestamp(result["created"])})
+    cases = []
     for gate in gates:
         where = ".".join(clean(gate[key], 100) for key in ("case", "runtime") if gate[key])
         name = ": ".join(part for part in (clean(gate["side"], 100), clean(gate["gate"], 200)) if part)
-        test = ElementTree.SubElement(
-            suite,
-            "testcase",
-            {"classname": f"convbn.{where}" if where else "convbn", "name": name, "time": "0"},
+        tag = _TAGS.get(gate["status"])
+        cases.append(
+            Case(f"convbn.{where}" if where else "convbn", name, tag=tag, text=clean(gate["sentence"], 400))
         )
-        if gate["status"] in _TAGS:
-            text = clean(gate["sentence"], 400)
-            ElementTree.SubElement(test, _TAGS[gate["status"]], {"message": text, "type": "gate"}).text = text
+    return suite("convbn bench", cases, seconds=result["seconds"], created=result["created"])
+
+
+def suite(name: str, cases: Sequence[Case], *, seconds: float, created: str) -> str:
+    """Test cases as one suite.
+
+    Args:
+        name: of the suite.
+        cases: in their order.
+        seconds: that all took.
+        created: when they began, ISO 8601.
+    """
+    counts = {
+        plural: str(sum(case.tag == tag for case in cases))
+        for plural, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped"))
+    }
+    shared = {"name": name, "tests": str(len(cases)), **counts, "time": f"{seconds:.3f}"}
+    root = ElementTree.Element(
+        "testsuites", {key: value for key, value in shared.items() if key != "skipped"}
+    )
+    element = ElementTree.SubElement(root, "testsuite", shared | {"timestamp": _timestamp(created)})
+    for case in cases:
+        facts = {
+            "classname": case.where,
+            "name": case.name,
+            "time": f"{case.seconds:.3f}".removesuffix(".000"),
+        }
+        test = ElementTree.SubElement(element, "testcase", facts)
+        if case.tag is not None:
+            told = {"message": case.text, "type": case.kind}
+            ElementTree.SubElement(test, case.tag, told).text = case.text
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     from convbn.commands.options.parsing import Help, Parser
     from convbn.commands.options.precision import add_precision_arguments
     from convbn.commands.options.report import add_history_verbs, add_report_arguments
+    from convbn.commands.options.run import add_run_arguments
     from convbn.export.precision.precisions import PRECISIONS
 
     common = Parser(add_help=False)
@@ -190,6 +191,7 @@ def parser() -> argparse.ArgumentParser:
         verb("history", "a page of all results in a folder"),
     )
 
+    add_run_arguments(verb("run", "do what a plan of many models says and is not done yet", json))
     verb("doctor", "say which optional parts are present, and how to get the others", json)
     return main_parser
 

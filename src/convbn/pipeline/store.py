@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from convbn.errors import FileAccessError
 from convbn.export.files.atomic import (
+    StagedFile,
     file_access,
     open_regular,
     reason,
@@ -80,6 +81,8 @@ class Entry:
         for name, (size, sha256) in self.shown().items():
             path, source = target / name, self.folder / name
             if not (path.is_file() and path.stat().st_size == size and sha256_file(path) == sha256):
+                for begun in StagedFile.beside(path):  # by a process that was killed
+                    begun.unlink(missing_ok=True)
                 with open_regular(source) as file:
                     write_atomically(path, lambda out: shutil.copyfileobj(file, out), overwrite=overwrite)
             outputs.append(Output(str(path), size, sha256))

@@ -16,7 +16,16 @@ from convbn.errors import CheckFailedError, FileAccessError, UsageError
 if TYPE_CHECKING:
     from convbn.bench.gates.judge import Gate, GateOutcome
 
-__all__ = ["GateFailedError", "GatePlan", "deliver", "finish", "judged", "plan", "require_measurements"]
+__all__ = [
+    "GateFailedError",
+    "GatePlan",
+    "append_summary",
+    "deliver",
+    "finish",
+    "judged",
+    "plan",
+    "require_measurements",
+]
 
 #: GitHub takes 1 MiB a step.
 _SUMMARY_BYTES = 1_000_000
@@ -107,7 +116,11 @@ def deliver(
 
         write_text(options.markdown, markdown.render(result, gates), overwrite=options.force)
     if options.step_summary:
-        _append_summary(Path(options.step_summary), result, gates)
+        from convbn.bench.report import markdown
+
+        append_summary(
+            Path(options.step_summary), lambda room: markdown.render(result, gates, most_bytes=room)
+        )
     if options.junit is not None:
         from convbn.bench.report import junit
 
@@ -130,16 +143,23 @@ def _write(path: str, text: str, options: argparse.Namespace, console: Console) 
     console.written(path)
 
 
-def _append_summary(path: Path, result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> None:
-    from convbn.bench.report import markdown
+def append_summary(path: Path, rendered: Callable[[int], str]) -> None:
+    """Append Markdown to GitHub's summary of a step.
 
+    Args:
+        path: of the file.
+        rendered: makes Markdown of at most so many bytes.
+
+    Raises:
+        FileAccessError: it is full, or cannot be written.
+    """
     try:
         room = _SUMMARY_BYTES - (path.stat().st_size if path.exists() else 0)
         if room < _LEAST_SUMMARY:
             raise FileAccessError(
                 "the step summary is full", source=path, hint="give this step a summary of its own"
             )
-        text = markdown.render(result, gates, most_bytes=room)
+        text = rendered(room)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
     except OSError as error:

@@ -58,7 +58,7 @@ kind = "onnx"                             # the folded model itself
 # precisions = ["fp32"]
 # threads = [1]
 # budget = 10                             # seconds for each runtime of each case
-# options = []                            # further words of `convbn bench`
+# options = ["--blocks", "30"]            # further words of `convbn bench`
 
 # [gates]
 # fail_if = ["ratio > 1.02"]

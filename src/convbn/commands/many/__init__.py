@@ -1,0 +1,1 @@
+"""What is shown of many models at once: progress, one table, reports."""

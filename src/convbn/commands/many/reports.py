@@ -1,0 +1,107 @@
+"""A run over many models as JSON, as JUnit, and as one document for the terminal, Markdown and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from convbn.bench.report.junit import Case, suite
+from convbn.common import __version__
+from convbn.common.document.model import MARKDOWN, Banner, Column, Document, Inline, Mark, Row, Table, Text
+from convbn.common.encoding import encoded
+from convbn.common.text import bytes_text, clean, number, plural
+from convbn.pipeline.outcome import Outcome, counts
+
+__all__ = ["document", "junit", "result_of"]
+
+SCHEMA_VERSION = "1"
+_WORST = ("failed", "cancelled", "done", "cached")
+
+
+def result_of(name: str, created: str, seconds: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The JSON of a run.
+
+    Args:
+        name: of the plan, or the command.
+        created: when it began, ISO 8601.
+        seconds: that it took.
+        outcomes: of all steps.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "convbn", "version": __version__},
+        "name": name,
+        "created": created,
+        "seconds": seconds,
+        "counts": counts(outcomes),
+        "steps": encoded(list(outcomes)),
+    }
+
+
+def junit(name: str, created: str, seconds: float, outcomes: Iterable[Outcome]) -> str:
+    """A test case a step: failures with their sentence, what was cancelled as skipped."""
+    tags = {"failed": "failure", "cancelled": "skipped"}
+    cases = [
+        Case(
+            f"convbn.{clean(outcome.model, 100)}",
+            clean(outcome.name, 200),
+            outcome.seconds,
+            tags.get(outcome.status),
+            clean(outcome.error, 400),
+            outcome.kind,
+        )
+        for outcome in outcomes
+    ]
+    return suite(f"convbn {clean(name, 100)}", cases, seconds=seconds, created=created)
+
+
+def document(name: str, seconds: float, outcomes: Sequence[Outcome]) -> Document:
+    """Totals, then a row a model, those that failed first."""
+    found = counts(outcomes)
+    kinds = {"failed": "bad", "cancelled": "soft", "done": "good", "cached": "soft"}
+    parts = [Mark(f"{count} {status}", kinds[status]) for status, count in found.items() if count]
+    models: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        models.setdefault(outcome.model, []).append(outcome)
+    rows = sorted(
+        ((min(_WORST.index(one.status) for one in steps), model, steps) for model, steps in models.items()),
+        key=lambda row: row[0],
+    )
+    columns = [
+        Column("model"),
+        Column("BatchNorms", "num"),
+        Column("size", "num", spare=1),
+        Column("error", "num"),
+        Column("noise", "num", spare=2),
+        Column("seconds", "num", spare=1),
+        Column("status", "result"),
+    ]
+    table = Table("Models", columns, [Row(_cells(model, steps)) for _, model, steps in rows])
+    failures = [outcome for outcome in outcomes if outcome.status == "failed"]
+    told = [Text((Mark(one.name, "strong"), f": {one.error}"), "failed") for one in failures]
+    under = f"{plural(len(models), 'model')}, {plural(len(outcomes), 'step')}, {seconds:.1f} s"
+    banner = Banner(parts, under, "failed" if failures else "", depth=MARKDOWN)
+    return Document(f"convbn run {name}", "run", under, [banner, *told, table])
+
+
+def _cells(model: str, steps: Sequence[Outcome]) -> list[Inline]:
+    """One model: what its fold and proof say, and how its steps ended."""
+    facts: dict[str, Any] = {}
+    for outcome in steps:
+        facts = {key: value for key, value in (outcome.report or {}).items() if key in _FACTS} | facts
+    folded: Mapping[str, int] | None = facts.get("batchnorm")
+    bad = [outcome for outcome in steps if outcome.status == "failed"]
+    words = ", ".join(f"{count} {status}" for status, count in counts(steps).items() if count)
+    status = Mark(f"✗ {', '.join(one.kind for one in bad)} failed", "bad") if bad else Mark(words, "good")
+    return [
+        model,
+        "–" if folded is None else f"{folded['before']} → {folded['after']}",
+        bytes_text(facts.get("bytes")),
+        number(facts.get("error")),
+        number(facts.get("noise")),
+        f"{sum(outcome.seconds for outcome in steps):.1f}",
+        status,
+    ]
+
+
+_FACTS = ("batchnorm", "bytes", "error", "noise")

@@ -1,0 +1,181 @@
+"""``convbn run``: a plan of many models, whose steps are kept, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convbn.commands.many import reports
+from convbn.commands.many.progress import Progress
+from convbn.commands.steps.reporting import append_summary
+from convbn.commands.steps.shared import console_of, write_json, write_text
+from convbn.common.document import html, markdown, terminal
+from convbn.errors import UsageError
+from convbn.export.files.atomic import check_target
+from convbn.pipeline.outcome import Outcome, exit_code
+from convbn.pipeline.perform import known
+from convbn.pipeline.planning.changes import LastRun
+from convbn.pipeline.planning.expand import Expansion, expand
+from convbn.pipeline.planning.hashes import Hashes
+from convbn.pipeline.planning.models import Model, models_of
+from convbn.pipeline.planning.plan import Plan, read_plan
+from convbn.pipeline.planning.template import TEMPLATE
+from convbn.pipeline.pool import Runner, run_steps
+from convbn.pipeline.step import Step
+from convbn.pipeline.store import Store
+
+if TYPE_CHECKING:
+    from convbn.commands.steps.console import Console
+
+__all__ = ["run"]
+
+_USUAL = "convbn.toml"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what a plan says and is not done yet; the exit code is the worst of its steps."""
+    console = console_of(options)
+    if options.init:
+        path = options.plan or _USUAL
+        write_text(path, TEMPLATE, overwrite=options.force)
+        console.written(path)
+        return 0
+    if options.plan is None:
+        raise UsageError("PLAN is missing", hint="convbn run --init writes one with every key explained")
+    planned = _Planned(read_plan(options.plan, store=options.store), options)
+    if options.list:
+        return planned.listed(console)
+    begun, created = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    planned.check_reports()
+    outcomes, stopped = planned.done()
+    planned.report(outcomes, time.monotonic() - begun, created, console)
+    if stopped is not None:
+        raise stopped
+    return exit_code(outcomes)
+
+
+class _Planned:
+    """A plan whose models were found, with its steps and the store."""
+
+    def __init__(self, plan: Plan, options: argparse.Namespace) -> None:
+        self._plan = plan
+        self._options = options
+        self._hashes = Hashes(plan.store / "hashes.json")
+        self._store = Store(plan.store, self._hashes)
+        self._last = LastRun(plan, plan.store)
+        self._models: list[Model] = models_of(plan, self._hashes)
+        self._expansion: Expansion = expand(
+            plan, self._models, machine=_machine(options.ray), replaceable=self._replaceable
+        )
+
+    def _replaceable(self, path: str) -> bool:
+        """Whether a file may be replaced: the last run delivered it, and nobody has changed it since."""
+        if self._options.force:
+            return True
+        sha256 = self._last.delivered.get(path)
+        return sha256 is not None and os.path.isfile(path) and self._hashes.of(path) == sha256
+
+    def _known(self, step: Step) -> Outcome | None:
+        return known(step, self._store, self._hashes)
+
+    def listed(self, console: Console) -> int:
+        """Say what would run, and why."""
+        models = {model.name: model for model in self._models}
+        rows = [
+            (step.name, "cached")
+            if self._known(step) is not None
+            else (step.name, self._last.reason(step, models, self._expansion))
+            for step in self._expansion.steps
+        ]
+        self._hashes.keep()
+        width = max(len(name) for name, _ in rows)
+        for name, why in rows:
+            console.say(f"{name.ljust(width)}  {why}")
+        cached = sum(why == "cached" for _, why in rows)
+        console.say(f"{len(rows) - cached} of {len(rows)} steps would run, {cached} are cached")
+        write_json(self._options.json, {"steps": [{"name": name, "why": why} for name, why in rows]})
+        return 0
+
+    def done(self) -> tuple[list[Outcome], BaseException | None]:
+        """Do the steps; what stopped them, if something did."""
+        steps = self._expansion.steps
+        found = {step: outcome for step in steps if (outcome := self._known(step)) is not None}
+        if len(found) == len(steps):
+            self._keep(list(found.values()))
+            return list(found.values()), None
+        self._store.check_writable()
+        self._store.sweep()
+        progress = Progress(len(steps), quiet=self._options.quiet)
+        with self._runner() as runner:
+            ran = run_steps(
+                steps, runner, on_event=progress, known=lambda step: found.get(step) or self._known(step)
+            )
+        progress.close()
+        self._keep(ran.outcomes)
+        return ran.outcomes, ran.stopped
+
+    def _keep(self, outcomes: Sequence[Outcome]) -> None:
+        self._hashes.keep()
+        self._last.keep(self._models, self._expansion, outcomes)
+
+    def _runner(self) -> Runner:
+        given = self._plan.section("run")
+        retries = given.get("retries", 1)
+        workers = self._options.workers or given.get("workers")
+        if self._options.ray is not None:
+            from convbn.pipeline.ray_tasks import RayRunner
+
+            return RayRunner(self._options.ray, workers, retries=retries, store=self._plan.store)
+        from convbn.export.engines.build.options import parse_size
+        from convbn.pipeline.workers import LocalRunner
+
+        memory = parse_size(given["memory"]) if "memory" in given else None
+        return LocalRunner(workers, memory=memory, retries=retries, store=self._plan.store)
+
+    def _targets(self) -> dict[str, str]:
+        """Where each report goes: as typed, or as the plan says."""
+        planned = {name: str(self._plan.place(path)) for name, path in self._plan.section("reports").items()}
+        typed = {name: getattr(self._options, name) for name in ("json", "junit", "markdown", "html")}
+        return planned | {name: path for name, path in typed.items() if path is not None}
+
+    def check_reports(self) -> None:
+        """Refuse now what could not be written later; a plan's own reports are replaced, as they are its output."""
+        for path in self._targets().values():
+            if path != "-":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                check_target(path, overwrite=True)
+
+    def report(self, outcomes: Sequence[Outcome], seconds: float, created: str, console: Console) -> None:
+        """The table on the terminal, and every report that was asked for."""
+        name = self._plan.name
+        shown = reports.document(name, seconds, outcomes)
+        console.say(terminal.rendered(shown).rstrip("\n"))
+        targets = self._targets()
+        if "json" in targets:
+            write_json(targets["json"], reports.result_of(name, created, seconds, outcomes))
+        if "junit" in targets:
+            write_text(targets["junit"], reports.junit(name, created, seconds, outcomes), overwrite=True)
+        if "markdown" in targets:
+            write_text(targets["markdown"], markdown.rendered(shown), overwrite=True)
+        if "html" in targets:
+            write_text(targets["html"], html.rendered(shown), overwrite=True)
+        if self._options.step_summary:
+            append_summary(
+                Path(self._options.step_summary), lambda room: markdown.rendered(shown, most_bytes=room)
+            )
+
+
+def _machine(ray: str | None) -> str:
+    """What figures depend on beside the software. Of another machine's there is only what the plan asks for."""
+    if ray not in (None, "local"):
+        return "cluster"
+    from convbn.bench.results.environment import describe_environment
+
+    facts = describe_environment()
+    return f"{platform.machine()} {facts['cpu']} {facts['cores']} {[gpu['name'] for gpu in facts['gpus']]}"
