@@ -30,7 +30,8 @@ __all__ = ["main"]
 def main(arguments: list[str]) -> int:
     """Run the command; 1 if convbn failed on a model, got one wrong, or gave a module of another class."""
     options = parser().parse_args(arguments)
-    names = options.only or [architecture.name for architecture in ARCHITECTURES]
+    listed = [a.name for a in ARCHITECTURES if a.source == "own" or not options.domains]
+    names = options.only or listed
     tools = [name for name in options.peers.split(",") if name]
     unknown = [n for n in tools if n not in PEERS] + [n for n in names if n not in known_names()]
     if unknown:
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="the report as Markdown")
     made.add_argument("--json", type=Path, help="the report as JSON")
     made.add_argument("--only", nargs="+", metavar="NAME", help="only these architectures")
+    made.add_argument("--domains", action="store_true", help="only the networks of other domains")
     made.add_argument(
         "--peers", default=",".join(PEERS), help="tools, separated by commas (default: %(default)s)"
     )
