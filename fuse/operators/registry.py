@@ -72,7 +72,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WAYS = ("batchnorm-forward", "batchnorm-apart", "batchnorm-to-add", "batchnorm-beside")
-"""How a map leaves its node (:mod:`convbn.fuse.plan.ways`, the last in :mod:`convbn.fuse.plan.beside`);
+"""How a map leaves its node (:mod:`convbn.fuse.plan.ways`, the last in :mod:`convbn.fuse.plan.merging.beside`);
 backward, it is named after the rule that takes it.
 """
 

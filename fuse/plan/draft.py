@@ -51,6 +51,7 @@ class Draft:
         eager: compute numbers at once. Without, they wait until somebody reads them: most attempts fail for
             what the view alone shows. They may then raise :class:`UnfitError`, where an eager attempt could have
             gone another way.
+        together: see :meth:`convbn.fuse.view.view.View.check`.
     """
 
     def __init__(
@@ -62,20 +63,19 @@ class Draft:
         *,
         eager: bool = True,
         whole: bool = False,
+        together: bool = False,
     ) -> None:
         self._view = view
         self._options = options
         self._mover = mover
         self._footprint = footprint
         self._scope = mover.scope
-        self._whole = whole
         self._set: dict[tuple[int, int], tuple[Node, Constant | Pending]] = {}
         self._ops: dict[int, tuple[Node, Op]] = {}
-        self._eager = eager
+        self._eager, self._whole, self._together = eager, whole, together
         self._moving: dict[int, Value] = {}
         self._spared: dict[int, Node] = {}
-        self._steps = 0
-        self._depth = 0
+        self._steps = self._depth = 0
         self.rule: str | None = None
 
     @property
@@ -131,7 +131,7 @@ class Draft:
             return refusal
         known = Constant(constant.shape, _unread) if isinstance(constant, Pending) else constant
         edit: Edit = SetConstant(node, slot, known)
-        refusal = self._view.check(edit)
+        refusal = self._view.check(edit, together=self._together)
         if refusal is None:
             self._set[id(node), slot] = (node, constant)
         return refusal

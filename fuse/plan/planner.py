@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import cast
 
@@ -19,13 +20,14 @@ from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
 from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.attempts import Attempts, Footprint
-from convbn.fuse.plan.beside import beside
 from convbn.fuse.plan.draft import UnfitError
 from convbn.fuse.plan.evaluation import evaluate
 from convbn.fuse.plan.maps import affine_of, data_slot
+from convbn.fuse.plan.merging.beside import merge_beside
 from convbn.fuse.plan.merging.chains import merge_chains
 from convbn.fuse.plan.merging.merger import merge_branches
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
+from convbn.fuse.plan.together import calls_of_one, together
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.edits import Bypass, SetConstant
@@ -44,12 +46,12 @@ def make_plan(view: View, options: FuseOptions) -> Plan:
     if view.pure:
         keep_whole(view)
     plan = Plan()
-    attempts = Attempts()
+    attempts, joint = Attempts(), Attempts()
     all_of_them = [node.name for node in view.batchnorms()]
     while (
-        _round(view, plan, options, attempts, thorough=False)
-        or (view.pure and view.replaceable and _merge(view, plan, options))
-        or (view.pure and not view.replaceable and _beside_a_layer(view, plan, options))
+        (view.pure and _round_of_calls(view, plan, options, joint))
+        or _round(view, plan, options, attempts, thorough=False)
+        or (view.pure and _merge(view, plan, options))
         or (view.pure and _round(view, plan, options, attempts, thorough=True))
     ):
         pass
@@ -80,6 +82,23 @@ def _round(view: View, plan: Plan, options: FuseOptions, attempts: Attempts, *, 
     return len(plan.edits) > before
 
 
+def _round_of_calls(view: View, plan: Plan, options: FuseOptions, attempts: Attempts) -> bool:
+    """Try the calls of one layer as one; whether any went."""
+    before = len(plan.edits)
+    for calls in calls_of_one(view):
+        if any(node not in view or attempts.in_vain(node, thorough=True) for node in calls):
+            continue
+        tried = [ways.Attempt(view, node, options, _beside(node)) for node in calls]
+        outcome = together(tried, partial(_fold, thorough=True))
+        if isinstance(outcome, Refusal):
+            for attempt in tried:
+                attempts.note(view, attempt.node, outcome, attempt.seen, thorough=True)
+            continue
+        for node, fold in zip(calls, outcome, strict=True):
+            _make(view, plan, node, fold)
+    return len(plan.edits) > before
+
+
 def _make(view: View, plan: Plan, node: Node, fold: ways.Fold) -> None:
     """Take a fold into the plan, and show the view as it then is."""
     others = [e.node for e in fold.edits if isinstance(e, Bypass) and e.node is not node]
@@ -105,24 +124,19 @@ def _joins_batchnorm(node: Node, fold: ways.Fold) -> bool:
 def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
     """Merge linear branches; whether there were any."""
     before = len(plan.edits)
-    for merge in chain(merge_branches(view, options, affine_of), merge_chains(view, options)):
+    if view.replaceable:
+        merges = chain(merge_branches(view, options, affine_of), merge_chains(view, options))
+    else:
+        merges = chain(merge_beside(view, options, affine_of))
+    for merge in merges:
         plan.edits.extend(merge.edits)
         touched = (merge.into, *merge.gone, *(edit.node for edit in merge.edits))
         plan.merges.append(tuple(dict.fromkeys(node.name for node in touched)))
         maps = [node for node in merge.gone if isinstance(node.op, BatchNorm)]
         plan.folded.extend(Folded(node.name, (merge.into.name,), merge.rule) for node in maps)
         names = tuple(node.name for node in merge.gone if node not in maps)
-        plan.merged.append(Merged(names, merge.into.name, merge.rule))
-    return len(plan.edits) > before
-
-
-def _beside_a_layer(view: View, plan: Plan, options: FuseOptions) -> bool:
-    """Where merging needs a structure that may not change, leave the identity; whether there was a place for it."""
-    before = len(plan.edits)
-    for node in list(view.batchnorms()):
-        fold = beside(ways.Attempt(view, node, options, {}))
-        if fold is not None:
-            _make(view, plan, node, fold)
+        if names:
+            plan.merged.append(Merged(names, merge.into.name, merge.rule))
     return len(plan.edits) > before
 
 

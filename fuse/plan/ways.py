@@ -63,7 +63,7 @@ class Attempt:
         node: the map.
         options: which rules may be used.
         seen: takes up every node that is looked at.
-        eager: see :class:`convbn.fuse.plan.draft.Draft`.
+        eager, together: see :class:`convbn.fuse.plan.draft.Draft`.
     """
 
     view: View
@@ -71,15 +71,24 @@ class Attempt:
     options: FuseOptions
     seen: Footprint
     eager: bool = False
+    together: bool = False
 
     def draft(self, *, whole: bool = False) -> Draft:
         """A new one."""
-        return Draft(self.view, self.options, self.node, self.seen, eager=self.eager, whole=whole)
+        return Draft(
+            self.view,
+            self.options,
+            self.node,
+            self.seen,
+            eager=self.eager,
+            whole=whole,
+            together=self.together,
+        )
 
     def finished(self, draft: Draft, rule: str) -> Fold | Refusal:
         """The edits of a way that works, with the node itself taken out."""
         edit = Bypass(self.node, data_slot(self.node))
-        refusal = self.view.check(edit)
+        refusal = self.view.check(edit, together=self.together)
         if refusal is not None:
             return refusal
         return Fold(draft.into, rule, (*draft.edits, edit), draft.moved)

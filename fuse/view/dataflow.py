@@ -216,6 +216,8 @@ class Node:
         scope: the graph it stands in ("" for the main one); an edit never crosses scopes.
         locks: edits that the frontend cannot make here, by what they would change: ``"bypass"`` or
             a slot number.
+        ties: by slot, what the model calls the tensor there, or the one that would be there; other nodes' slots of
+            that name change with it.
         adds: empty slots for which the model would gain an operator, such as an addition for the bias of a product.
         handle: the frontend's own object, which nobody else looks into.
         touched: the view's clock when an edit last touched it.
@@ -227,6 +229,7 @@ class Node:
     outputs: list[Value]
     scope: str = ""
     locks: dict[str | int, Refusal] = field(default_factory=dict)
+    ties: dict[int, str] = field(default_factory=dict)
     adds: frozenset[int] = frozenset()
     handle: Any = None
     touched: int = 0

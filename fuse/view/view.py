@@ -53,17 +53,22 @@ class View:
         """The BatchNorm nodes, in running order."""
         return (node for node in self.nodes if node.op.is_batchnorm)
 
-    def check(self, edit: Edit) -> Refusal | None:
-        """Whether the model behind the view can be edited so; the refusal if it cannot."""
+    def check(self, edit: Edit, *, together: bool = False) -> Refusal | None:
+        """Whether the model behind the view can be edited so; the refusal if it cannot.
+
+        Args:
+            edit: is not made.
+            together: pass over that others share what is changed, since it will be changed for them as well.
+        """
         if isinstance(edit, Bypass | Evaluate):
-            return edit.node.locks.get("bypass")
+            return _unless(edit.node.locks.get("bypass"), together)
         if isinstance(edit, Replace):
             if self.pure and self.replaceable:
                 return edit.node.locks.get("bypass")
             return Refusal(
                 Reason.NOT_A_MODULE, f"{edit.node.label} cannot become another operator in a module"
             )
-        lock = edit.node.locks.get(edit.slot)
+        lock = _unless(edit.node.locks.get(edit.slot), together)
         if lock is not None:
             return lock
         value = edit.node.input(edit.slot)
@@ -74,7 +79,7 @@ class View:
                 Reason.NOT_A_MODULE,
                 f"'{value.name}' of {edit.node.label} would need the shape {list(edit.constant.shape)}",
             )
-        if value.constant.cloneable or sum(reader.sees_numbers for reader in value.readers) == 1:
+        if together or value.constant.cloneable or sum(reader.sees_numbers for reader in value.readers) == 1:
             return None
         others = ", ".join(sorted({r.node.label for r in value.readers if r.node is not edit.node}))
         return Refusal(
@@ -176,3 +181,8 @@ class View:
     def _read_no_more(node: Node) -> None:
         for value in {id(v): v for v in node.inputs if v is not None}.values():
             value.readers = [r for r in value.readers if r.node is not node]
+
+
+def _unless(lock: Refusal | None, together: bool) -> Refusal | None:
+    """A lock, but for one that only keeps the calls of one layer apart."""
+    return None if together and lock is not None and lock.reason is Reason.CALLED_SEVERAL_TIMES else lock

@@ -287,13 +287,18 @@ class _ViewBuilder:
                 for key in mapped.slots
                 if key is not None and not isinstance(key, int | float)
             )
-            owners = {name.rpartition(".")[0] for name in named if name is not None}
+            owners = {self._owner(name, path) for name in named if name is not None}
             if owners and path not in {paths.get(owner, owner) for owner in owners}:
                 continue
             calls[path] = calls.get(path, 0) + 1
             names[node] = path if calls[path] == 1 else f"{path} (call {calls[path]})"
             self._taken.add(names[node])
         return names
+
+    def _owner(self, name: str, path: str) -> str:
+        """The module that holds a tensor, which is ``path`` if that is one of those that do."""
+        own, state = f"{path}.{name.rpartition('.')[2]}", self._captured.state
+        return path if own in state and state[own] is state.get(name) else name.rpartition(".")[0]
 
     def _name(self, node: torch.fx.Node) -> str:
         own = self._own.get(node)

@@ -52,7 +52,7 @@ class BatchNormChildren:
             what = f"'{node.target}' ({type(part).__name__})"
             return _stays(f"the forward of {what} cannot be looked into without example inputs")
         path = innermost(node)
-        own = self._own[path]
+        own = self._call(self._own[path], node)
         markers = [other for other in own if is_marker(other)]
         if not markers:
             return _stays(f"batch_norm is called in the forward of '{path or 'the model'}', which does more")
@@ -66,6 +66,17 @@ class BatchNormChildren:
         if children is None:
             return _stays(f"'{path}' does more than normalise and call its children")
         return children
+
+    @staticmethod
+    def _call(own: list[torch.fx.Node], node: torch.fx.Node) -> list[torch.fx.Node]:
+        """Of the nodes of a module those of the call that ``node`` is part of: each begins and ends with a marker."""
+        markers = [place for place, other in enumerate(own) if is_marker(other)]
+        if len(markers) % 2 or not markers:
+            return own
+        calls = [own[first : last + 1] for first, last in zip(markers[::2], markers[1::2], strict=True)]
+        found = next((call for call in calls if node in call), own)
+        inside = {other for call in calls for other in call}
+        return [*found, *(other for other in own if other not in inside and found is not own)]
 
     def _chain(self, path: str, node: torch.fx.Node, end: torch.fx.Node) -> tuple[str, ...] | None:
         """The children that hand ``node`` on to ``end``, None where anything else happens to it."""

@@ -121,8 +121,9 @@ class _EditConstraints:
         self._observe()
         sites = {}
         for node in nodes:
+            node.ties = self._parameters(node)
             self._constrain_parameters(node)
-            sites[node] = EditSite(self._parameters(node))
+            sites[node] = EditSite(node.ties)
             if not isinstance(node.op, BatchNorm):
                 node.locks["bypass"] = Refusal(
                     Reason.NOT_A_MODULE, f"{node.label} is part of a forward's code, which stays"
@@ -130,8 +131,8 @@ class _EditConstraints:
         for node in norms:
             path = innermost(node.handle)
             kept = children.of(node.handle)
-            sites[node] = EditSite(self._parameters(node), path)
-            refusal = self._why_it_must_stay(node, path, calls[id(self._parts[path])], kept)
+            sites[node] = EditSite(node.ties, path)
+            refusal = self._why_it_must_stay(node, path, kept)
             if refusal is None and not isinstance(kept, Refusal):
                 inner = {f"{path}.{name}" for name in kept}
                 out_of_place = writes.modules_behind(node.handle, self._parts, inner)
@@ -139,6 +140,12 @@ class _EditConstraints:
                     refusal = out_of_place
                 else:
                     sites[node] = replace(sites[node], kept=kept, out_of_place=out_of_place)
+            times = calls[id(self._parts[path])]
+            if refusal is None and times > 1 and path:
+                refusal = Refusal(
+                    Reason.CALLED_SEVERAL_TIMES,
+                    f"'{path}' normalises {times} times in one run, not always behind the same layer",
+                )
             if refusal is not None:
                 node.locks["bypass"] = refusal
         for node, site in sites.items():
@@ -193,8 +200,6 @@ class _EditConstraints:
                 node.locks[slot] = unknown
             elif slot not in names:
                 node.locks[slot] = self._no_parameter(node, slot, value)
-            elif self._uses[names[slot]] > (1 if value is None else len(_seeing(value))):
-                node.locks[slot] = self._used_again(node, names[slot])
             elif names[slot] in self._overlapping:
                 node.locks[slot] = Refusal(
                     Reason.PARAMETER_SHARED,
@@ -204,6 +209,8 @@ class _EditConstraints:
                 node.locks[slot] = Refusal(
                     Reason.PARAMETER_SHARED, f"'{names[slot]}' of {node.label} is also {value.observed}"
                 )
+            elif self._uses[names[slot]] > (1 if value is None else len(_seeing(value))):
+                node.locks[slot] = self._used_again(node, names[slot])
             elif value is not None and self._only_called_again(value, path):
                 node.locks[slot] = Refusal(
                     Reason.CALLED_SEVERAL_TIMES,
@@ -254,12 +261,8 @@ class _EditConstraints:
         readers = {reader.node for reader in _seeing(value)}
         return len(readers) > 1 and {innermost(node.handle) for node in readers} == {path}
 
-    def _why_it_must_stay(
-        self, node: Node, path: str, calls: int, kept: tuple[str, ...] | Refusal
-    ) -> Refusal | None:
+    def _why_it_must_stay(self, node: Node, path: str, kept: tuple[str, ...] | Refusal) -> Refusal | None:
         part = self._parts[path]
-        if calls > 1 and path:
-            return Refusal(Reason.CALLED_SEVERAL_TIMES, f"'{path}' normalises {calls} times in one run")
         if path in self._instrumented.read:
             return Refusal(
                 Reason.NOT_A_MODULE,

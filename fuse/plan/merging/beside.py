@@ -11,6 +11,7 @@ of x and ``(s − 1)·x``. The BatchNorm's own statistics say how large x is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -18,11 +19,11 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.kernels import add_into, union
 from convbn.fuse.algebra.rounding import round_sum, round_vector
-from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.registry import WAYS
 from convbn.fuse.operators.rule import constant_at
-from convbn.fuse.plan.maps import affine_of
+from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.merging.branches import (
+    AffineOf,
     Branch,
     Leaf,
     adds,
@@ -31,36 +32,47 @@ from convbn.fuse.plan.merging.branches import (
     is_inner,
     leaves_of,
 )
-from convbn.fuse.plan.ways import Attempt, Fold
+from convbn.fuse.plan.merging.merger import Merge
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Constant, Node
 from convbn.fuse.view.edits import Bypass, Edit, SetConstant
 from convbn.fuse.view.op import BIAS, WEIGHT
+from convbn.fuse.view.view import View
 
-__all__ = ["beside"]
+__all__ = ["merge_beside"]
 
 _LARGEST_RATIO = 1024.0
 """By which x may be larger than the result; ten bits of the twenty-four of float32."""
 
 
-def beside(attempt: Attempt) -> Fold | None:
-    """The edits that leave the identity in a BatchNorm's place; None where no convolution beside it takes its map."""
-    node = attempt.node
-    if not attempt.options.allows(WAYS[3]) or not isinstance(node.op, BatchNorm):
-        return None
+def merge_beside(view: View, options: FuseOptions, affine_of: AffineOf) -> Iterator[Merge]:
+    """Make every such fold, one by one; the view is brought up to date before each is given out.
+
+    Args:
+        view: the dataflow of a module; it is changed.
+        options: which rules may be used.
+        affine_of: says which per-channel map a node is.
+    """
+    for node in view.batchnorms() if options.allows(WAYS[3]) else ():
+        merge = _beside(view, node, affine_of)
+        if merge is not None:
+            for edit in merge.edits:
+                view.apply(edit)
+            yield merge
+
+
+def _beside(view: View, node: Node, affine_of: AffineOf) -> Merge | None:
     root = _sum_of(node)
-    if root is None:
-        return None
-    leaves = list(leaves_of(root, adds))
-    for leaf in leaves:
-        attempt.seen[id(leaf.parent)] = leaf.parent
+    leaves = [] if root is None else list(leaves_of(root, adds))
     own = next((leaf for leaf in leaves if leaf.value is node.outputs[0]), None)
-    hosts = [host for leaf in leaves if leaf is not own and (host := conv_branch(leaf)) is not None]
-    for host in hosts if own is not None and _near(node) else ():
-        edits = _edits(host, own)
-        if edits is not None and all(attempt.view.check(edit) is None for edit in edits):
-            layer = cast(Node, host.node)
-            return Fold((layer.name,), WAYS[3], edits, (host.leaf.value.name,))
+    if own is None or not _near(node, affine_of):
+        return None
+    for host in (conv_branch(leaf) for leaf in leaves if leaf is not own):
+        edits = None if host is None else _edits(host, own, affine_of)
+        if host is None or host.node is None or edits is None:
+            continue
+        if all(view.check(edit) is None for edit in edits):
+            return Merge((node,), host.node, WAYS[3], edits)
     return None
 
 
@@ -75,9 +87,9 @@ def _sum_of(node: Node) -> Node | None:
     return root if adds(root) else None
 
 
-def _edits(host: Branch, own: Leaf | None) -> tuple[Edit, ...] | None:
-    branch = None if own is None else branch_beside(own, host, affine_of)
-    if own is None or branch is None or host.node is None or branch.node is None:
+def _edits(host: Branch, own: Leaf, affine_of: AffineOf) -> tuple[Edit, ...] | None:
+    branch = branch_beside(own, host, affine_of)
+    if branch is None or host.node is None or branch.node is None:
         return None
     form = union(host.form, branch.form)
     if form != host.form:
@@ -98,7 +110,7 @@ def _edits(host: Branch, own: Leaf | None) -> tuple[Edit, ...] | None:
     )
 
 
-def _near(node: Node) -> bool:
+def _near(node: Node, affine_of: AffineOf) -> bool:
     """Whether what the BatchNorm reads is not much larger than what it gives, by its own statistics."""
     found = affine_of(node)
     if isinstance(found, Refusal):
