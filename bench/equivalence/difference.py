@@ -21,6 +21,7 @@ from convbn.bench.equivalence.noise import (
 from convbn.bench.equivalence.similarity import likeness, ratio, top1_agreement
 from convbn.bench.equivalence.tolerance import Tolerance, bound_of
 from convbn.bench.models.inputs import Array
+from convbn.bench.models.outputs import in_the_kind_of
 from convbn.common.dtypes import is_float
 from convbn.common.encoding import JsonReady
 
@@ -126,7 +127,10 @@ def judge(
     if not names:
         return Verdict("inconclusive", "the reference has no outputs")
     pairs = [
-        ([outputs[i] for outputs in reference], [outputs[i] for outputs in candidate])
+        (
+            [outputs[i] for outputs in reference],
+            [in_the_kind_of(known[i], made[i]) for known, made in zip(reference, candidate, strict=True)],
+        )
         for i in range(len(names))
     ]
     for name, (a, b) in zip(names, pairs, strict=True):
@@ -169,7 +173,8 @@ def judge(
 def _mismatch(reference: Sequence[Array], candidate: Sequence[Array], *, same_floats: bool) -> str | None:
     for a, b in zip(reference, candidate, strict=True):
         if a.shape != b.shape:
-            return f"has shape {list(a.shape)} in the reference and {list(b.shape)} in the candidate"
+            chosen = " (a choice by value, such as NMS, kept another number)" if a.ndim == b.ndim else ""
+            return f"has shape {list(a.shape)} in the reference and {list(b.shape)} in the candidate{chosen}"
         both_floats = is_float(a.dtype) and is_float(b.dtype)
         if a.dtype != b.dtype and (same_floats or not both_floats):
             return f"is {a.dtype.name} in the reference and {b.dtype.name} in the candidate"

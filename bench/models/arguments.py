@@ -11,6 +11,8 @@ import numpy as np
 from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx
 from convbn.common.dtypes import dtype_name, dtype_of
 from convbn.errors import UsageError
+from convbn.fuse.frontends.torch.modules.copies import unwrapped
+from convbn.fuse.frontends.torch.modules.keywords import Keywords
 
 __all__ = ["Arguments", "alike", "array_of", "positional"]
 
@@ -100,10 +102,11 @@ def positional(model: Any, examples: Any) -> tuple[Any, ...] | None:
     Args:
         model: whose forward takes them.
         examples: a tuple or list of them, a dict whose keys are names of the forward's parameters or of an ONNX
-            model's inputs, or one.
+            model's inputs, or one. What a forward takes by name alone comes last, as
+            :class:`convbn.fuse.frontends.torch.modules.keywords.Keywords`.
 
     Raises:
-        UsageError: a keyword is for a parameter that takes nothing but keywords, or one is missing.
+        UsageError: one that the forward needs is missing.
     """
     if examples is None:
         return None
@@ -117,18 +120,30 @@ def positional(model: Any, examples: Any) -> tuple[Any, ...] | None:
                 f"example_inputs gives no {missing[0]!r}", hint=f"the inputs are {', '.join(names)}"
             )
         return tuple(examples[name] for name in names)
-    forward = getattr(model, "forward", None)
+    forward = getattr(unwrapped(model), "forward", None)
     if not isinstance(examples, Mapping) or forward is None:
         return (examples,)
-    parameters = inspect.signature(forward).parameters
-    if not examples or not all(key in parameters for key in examples):
+    return _by_signature(inspect.signature(forward).parameters, examples)
+
+
+def _by_signature(
+    parameters: Mapping[str, inspect.Parameter], examples: Mapping[Any, Any]
+) -> tuple[Any, ...]:
+    """Examples by name in the order of a forward's parameters; the dict itself, if its keys are no names of them."""
+    place = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY
+    ordered = [name for name, one in parameters.items() if one.kind in place]
+    named = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    known = [key for key in examples if key in ordered or key in named]
+    if not known or (len(known) < len(examples) and not takes_any):
         return (examples,)
-    if any(parameters[key].kind is inspect.Parameter.KEYWORD_ONLY for key in examples):
-        raise UsageError("a parameter that takes nothing but keywords cannot be given as an example input")
-    last = max(list(parameters).index(key) for key in examples)
-    values = []
-    for name, parameter in list(parameters.items())[: last + 1]:
-        if name not in examples and parameter.default is inspect.Parameter.empty:
-            raise UsageError(f"example_inputs gives no '{name}', which the forward needs")
-        values.append(examples.get(name, parameter.default))
-    return tuple(values)
+    last = max((ordered.index(key) for key in known if key in ordered), default=-1)
+    needed = [
+        name for name in ordered[: last + 1] + named if parameters[name].default is inspect.Parameter.empty
+    ]
+    missing = [name for name in needed if name not in examples]
+    if missing:
+        raise UsageError(f"example_inputs gives no '{missing[0]}', which the forward needs")
+    places = tuple(examples.get(name, parameters[name].default) for name in ordered[: last + 1])
+    keywords = {key: value for key, value in examples.items() if key not in ordered}
+    return (*places, Keywords(keywords)) if keywords else places

@@ -14,7 +14,15 @@ from convbn.fuse.frontends.torch.modules.results import fields_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["named_outputs"]
+__all__ = ["in_the_kind_of", "named_outputs"]
+
+
+def in_the_kind_of(a: Array, b: Array) -> Array:
+    """An output beside another model's: complex numbers where ONNX has them as two reals along a last axis."""
+    if a.dtype.kind != "c" or b.dtype.kind != "f" or b.shape != (*a.shape, 2):
+        return b
+    joined: Array = (b[..., 0] + 1j * b[..., 1]).astype(np.complex64 if b.itemsize <= 4 else np.complex128)
+    return joined
 
 
 def named_outputs(result: Any) -> Iterator[tuple[str, Array]]:

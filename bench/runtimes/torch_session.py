@@ -7,7 +7,7 @@ matrix products while a model is timed; its outputs are compared with TF32 off a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from convbn.common.dtypes import dtype_of
 from convbn.common.exclusive import exclusive
 from convbn.common.text import one_line
 from convbn.fuse.frontends.torch.modules.isolation import isolated, random_state_kept
+from convbn.fuse.frontends.torch.modules.keywords import called
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +192,7 @@ class TorchSession(Session):
             exact = nullcontext() if self._device == "cpu" else _cuda_settings(tf32=False, benchmark=False)
             # While another thread captures, PyTorch's switches are not those that a comparison needs.
             with exclusive(), random_state_kept(), torch.inference_mode(), exact:
-                result = self._forward(*inputs)
+                result = called(self._forward, inputs)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
         named = list(named_outputs(result))
@@ -207,7 +208,7 @@ class TorchSession(Session):
 
         def launch() -> object:
             with torch.inference_mode():
-                return forward(*inputs)
+                return called(forward, inputs)
 
         try:
             launch()
@@ -233,7 +234,7 @@ class TorchSession(Session):
         self._forward = self._module
         self._settings.close()
 
-    def _arguments(self, feeds: Feeds) -> Sequence[Any]:
+    def _arguments(self, feeds: Feeds) -> tuple[Any, ...]:
         import torch
 
         from convbn.bench.models.arguments import Arguments
@@ -244,7 +245,7 @@ class TorchSession(Session):
             tensors = {
                 name: t.contiguous(memory_format=last) if t.ndim == 4 else t for name, t in tensors.items()
             }
-        return feeds.filled(tensors) if isinstance(feeds, Arguments) else list(tensors.values())
+        return feeds.filled(tensors) if isinstance(feeds, Arguments) else tuple(tensors.values())
 
     def _typed(self, error: Exception) -> SessionError:
         text = one_line(error, 300)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from convbn.common.text import root_cause
 from convbn.errors import ConvBNError, NotSupportedError, UsageError
 from convbn.fuse.frontends.torch.modules.isolation import isolated
+from convbn.fuse.frontends.torch.modules.keywords import split
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,8 @@ def arguments_of(examples: Examples) -> tuple[tuple[torch.Tensor, ...], dict[str
         return (examples,), {}
     if isinstance(examples, Mapping):
         return (), dict(examples)
-    return tuple(examples), {}
+    places, keywords = split(tuple(examples))
+    return (*places, {}) if places and isinstance(places[-1], dict) else places, keywords
 
 
 def dynamic_batch_of(

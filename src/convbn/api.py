@@ -97,7 +97,8 @@ def fuse(
             ``onnx_graphsurgeon.Graph``, or the path of an ONNX file or checkpoint. It is left untouched. The
             result of an ONNX path holds all weights, those from other files too; for models that should
             not be held in memory there is :func:`convbn.fuse_file`.
-        example_inputs: a module's positional inputs, or the only one. They give the shapes that some
+        example_inputs: a module's positional inputs, the only one, or a dict by the names of its forward's
+            parameters; tensors in any nest of lists and dicts, and what is no tensor. They give the shapes that some
             folds must know, and without them a module's result cannot be verified.
         options: rules to use, and whether to verify.
         input_shapes: full shapes by input name, for ONNX models with open dimensions.

@@ -10,6 +10,7 @@ from convbn.bench.models.arguments import Arguments, positional
 from convbn.bench.models.feeds import model_feeds
 from convbn.bench.models.inputs import InputSpec, input_specs, make_inputs
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError, UsageError
+from convbn.fuse.frontends.torch.modules.keywords import split
 
 
 def graph_with(
@@ -147,13 +148,23 @@ class Keywords(torch.nn.Module):
         return x * scale + only
 
 
+class Taking(torch.nn.Module):
+    def forward(self, x: torch.Tensor, **others: object) -> torch.Tensor:
+        return x
+
+
 def test_keywords_become_positional() -> None:
     x = torch.ones(1)
     assert positional(Keywords(), {"x": x}) == (x,)
     assert positional(Keywords(), {"x": x, "scale": 3.0}) == (x, 3.0)
     assert positional(Keywords(), {"y": x}) == ({"y": x},)
     assert positional(Keywords(), x) == (x,)
-    with pytest.raises(UsageError, match="nothing but keywords"):
-        positional(Keywords(), {"x": x, "only": 1})
+    assert split(positional(Keywords(), {"x": x, "only": 1}) or ()) == ((x,), {"only": 1})
+    assert split(positional(torch.nn.DataParallel(Keywords()), {"only": 1, "x": x}) or ()) == (
+        (x,),
+        {"only": 1},
+    )
+    assert positional(Taking(), {"x": x, "y": 1}) == (x, {"y": 1})
+    assert positional(Taking(), {"y": 1}) == ({"y": 1},)
     with pytest.raises(UsageError, match="gives no 'x'"):
         positional(Keywords(), {"scale": 1.0})

@@ -12,6 +12,7 @@ from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, written_while_running
 from convbn.fuse.frontends.torch.graph_view.constants import reshaped_in
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
+from convbn.fuse.frontends.torch.modules.keywords import called
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,12 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
     for path, part in module.named_modules():
         part.register_forward_pre_hook(enter(path), prepend=True)
         part.register_forward_hook(leave, always_call=True)
-    trace = make_fx(module, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False)
+    trace = make_fx(
+        lambda *given: called(module, given),
+        tracing_mode="real",
+        pre_dispatch=True,
+        _error_on_data_dependent_ops=False,
+    )
     try:
         with traceback.preserve_node_meta(), _without_conversions():
             graph: torch.fx.GraphModule = trace(*cloned_inputs(example_inputs))

@@ -24,6 +24,7 @@ from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
 from convbn.fuse.frontends.torch.modules.copies import checked, duplicate
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture, isolated
+from convbn.fuse.frontends.torch.modules.keywords import called, split
 from convbn.fuse.frontends.torch.tracing.trace import trace, traced_graph
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
@@ -53,7 +54,7 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
 
     Args:
         module: it is not changed; its training flags decide which BatchNorms normalise by the batch.
-        example_inputs: positional arguments of its forward. Without them no shape is known.
+        example_inputs: arguments of its forward, with Keywords at the end if it takes some by name. Without them no shape is known.
 
     Returns:
         The capture; its ``apply`` gives a copy of the same class, forward and parameter names, in which a
@@ -136,7 +137,8 @@ def _exported(
     instrumented = instrument(duplicate(module, share=True), trust_shapes=trust_shapes)
     try:
         # Gradients are off, so a region under no_grad is part of the main graph.
-        program = torch.export.export(instrumented.module, example_inputs, strict=False)
+        places, keywords = split(example_inputs)
+        program = torch.export.export(instrumented.module, places, keywords, strict=False)
     except Exception as error:  # whatever the user's forward raises on tensors without numbers
         if trust_shapes and instrumented.guessed:
             return _exported(module, example_inputs, trust_shapes=False)
@@ -160,7 +162,7 @@ def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], ca
 def _check_run(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> None:
     """Tell a forward that no tracer takes from one that does not run on these inputs at all."""
     try:
-        isolated(module)(*cloned_inputs(example_inputs))
+        called(isolated(module), cloned_inputs(example_inputs))
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
             f"its forward fails on the example inputs ({named_line(error)})",
