@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table fleet-plan claim gpu-bench gpu-page forms coverage-report proof-report contract precision-table engines-report report-picture robustness mutation fuzz environments integrations docs tour diagram release-check dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table fleet-plan claim gpu-bench gpu-page forms coverage-report proof-report field-torch contract precision-table engines-report report-picture robustness mutation fuzz environments integrations docs tour diagram release-check dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,10 +85,19 @@ forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left
 # Peers without their dependencies, which are here already or would change what is.
 coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
-	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --latency --openvino
+	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --field docs/field-torch.json --latency --openvino
 
 proof-report: $(STAMP)  ## those networks in three exports, proven, and with one fold off by 1 %, into docs/proof-networks.md
 	$(BIN)/python tools/proof_report/report.py --cache $(BUILD)/field --out docs/proof-networks.md --json docs/proof-networks.json
+
+# In an environment of its own, which sees the one of the project: none of these brings another torch along.
+FIELD := $(BUILD)/field-torch
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+field-torch: $(STAMP)  ## networks of ultralytics, transformers, segmentation_models_pytorch and torchvision in every form
+	$(BIN)/python -m venv $(FIELD)
+	$(BIN)/python $(PURELIB) > $$($(FIELD)/bin/python $(PURELIB))/base.pth
+	$(FIELD)/bin/pip install --quiet --no-deps --requirement tools/field_torch/requirements.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tools:tests $(FIELD)/bin/python -m field_torch.report --out docs/field-torch.md --json docs/field-torch.json
 
 contract: $(STAMP)  ## hold every call of TensorRT against its bindings, 10.12 to 11.4 (downloads small wheels)
 	$(BIN)/python tools/tensorrt_contract.py $(BUILD)/contract

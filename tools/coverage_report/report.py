@@ -64,6 +64,9 @@ def main(arguments: list[str]) -> int:
             summary |= {"openvino": {"rows": found, "totals": latency_totals(found)}}
     if options.torch:
         summary |= {"torch": summarise_torch(torch_rows(names, results, tell))}
+    if options.field and options.field.exists() and summary["torch"] is not None:
+        forms = json.loads(options.field.read_text())["totals"]
+        summary["torch"]["outside"] = {"module": forms["safetensors"], "graph": forms["pt2"]}
     options.out.write_text(render(summary))
     if options.json:
         options.json.write_text(json.dumps(summary, indent=1) + "\n")
@@ -95,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, required=True, help="the report as Markdown")
     made.add_argument("--json", type=Path, help="the report as JSON")
+    made.add_argument("--field", type=Path, help="what `make field-torch` found")
     made.add_argument("--only", nargs="+", metavar="NAME", help="only these architectures")
     made.add_argument("--domains", action="store_true", help="only the networks of other domains")
     made.add_argument(

@@ -58,11 +58,12 @@ def _verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _totals(summary: Mapping[str, Any]) -> str:
-    totals = summary["totals"]
+    totals, outside = summary["totals"], summary.get("outside") or {}
     rows = [
         [
             title,
             f"{total['left']} of {total['before']}",
+            f"{outside[trial]['left']} of {outside[trial]['before']}" if trial in outside else "–",
             f"{total['without']} of {total['models']}",
             *(str(total[name]) for name in ("failed", "wrong", "class_changed")),
             "–" if trial == "fx" else str(total["miscounted"]),
@@ -72,8 +73,21 @@ def _totals(summary: Mapping[str, Any]) -> str:
         for trial, title in _TITLES.items()
         for total in (totals[trial],)
     ]
-    head = ["tool", "BN left", "models without BN", "failed", "wrong", "class changed", "miscounted"]
-    note = "Seconds are of a tool's capture and fold, wall time; graph form begins with the exported program."
+    head = [
+        "tool",
+        "BN left",
+        "outside",
+        "models without BN",
+        "failed",
+        "wrong",
+        "class changed",
+        "miscounted",
+    ]
+    note = (
+        "*Outside* are BatchNorms left in networks of other libraries than timm and torchvision's classifiers "
+        "([field-torch.md](field-torch.md)). Seconds are of a tool's capture and fold, wall time; graph form begins "
+        "with the exported program."
+    )
     return table([*head, "largest error", "s"], rows, left=1) + f"\n\n{note}"
 
 

@@ -54,7 +54,8 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
 
     Args:
         module: it is not changed; its training flags decide which BatchNorms normalise by the batch.
-        example_inputs: arguments of its forward, with Keywords at the end if it takes some by name. Without them no shape is known.
+        example_inputs: arguments of its forward, those by name as Keywords at the end. Without them no shape is
+            known.
 
     Returns:
         The capture; its ``apply`` gives a copy of the same class, forward and parameter names, in which a
