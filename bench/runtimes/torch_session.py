@@ -239,7 +239,7 @@ class TorchSession(Session):
 
         from convbn.bench.models.arguments import Arguments
 
-        tensors = {name: _tensor(array).to(self._device) for name, array in feeds.items()}
+        tensors = {name: _tensor(array).to(self._device, copy=True) for name, array in feeds.items()}
         if "channels_last" in self._levels:
             last = torch.channels_last
             tensors = {

@@ -91,8 +91,11 @@ def _cell(facts: Mapping[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    wanted = ("torch", *dict.fromkeys(network.library.replace("_", "-") for network in NETWORKS))
-    installed = {name.metadata["Name"].lower(): name.version for name in importlib.metadata.distributions()}
+    wanted = ("torch", *dict.fromkeys(network.library for network in NETWORKS))
+    installed = {
+        name.metadata["Name"].lower().replace("-", "_"): name.version
+        for name in importlib.metadata.distributions()
+    }
     return {name: installed[name] for name in wanted if name in installed}
 
 

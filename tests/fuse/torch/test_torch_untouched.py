@@ -85,7 +85,11 @@ def bench(model: Any) -> None:
 
 ENTRIES: dict[str, Callable[[Any, Path], Any]] = {
     "fuse": lambda model, _: convbn.fuse(model, X),
+    "fuse, identities taken out": lambda model, _: convbn.fuse(model, X, keep_identities=False),
     "inspect": lambda model, _: convbn.inspect(model, X),
+    "export, folded": lambda model, _: convbn.export_onnx(
+        model, X, options=convbn.FuseOptions(verify=isinstance(model, nn.Module))
+    ),
     "verify": lambda model, _: convbn.verify(model, model, example_inputs=X),
     "export_onnx": lambda model, _: export_onnx(model, (X,)),
     "export_program": lambda model, _: export_program(model, (X,)),
@@ -102,6 +106,20 @@ def test_modules(name: str, tmp_path: Path) -> None:
     assert snapshot(module) == before
 
 
+@pytest.mark.parametrize("name", ENTRIES)
+def test_inputs_that_a_forward_writes_to(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writing(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = super().forward(x.mul_(0.5))
+            return result
+
+    x = X.clone()
+    monkeypatch.setitem(globals(), "X", x)
+    before = snapshot(x)
+    ENTRIES[name](Writing(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), tmp_path)
+    assert snapshot(x) == before
+
+
 def test_modules_without_inputs_and_saved(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).eval()
     before = snapshot(module)
@@ -109,6 +127,7 @@ def test_modules_without_inputs_and_saved(tmp_path: Path) -> None:
     convbn.inspect(module)
     convbn.save_fused(module, result, tmp_path / "model.safetensors")
     convbn.load_fused(tmp_path / "model.safetensors", module)
+    convbn.is_folded(module)
     assert snapshot(module) == before
 
 

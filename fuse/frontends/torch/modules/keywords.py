@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 __all__ = ["Keywords", "called", "split"]
 
@@ -27,7 +24,7 @@ def split(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return arguments, {}
 
 
-def called(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
+def called(module: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """What a module gives for arguments of either kind."""
     places, keywords = split(arguments)
     return module(*places, **keywords)
