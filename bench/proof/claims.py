@@ -185,9 +185,15 @@ def _read_as(original: Dataflow, folded: Dataflow, name: str) -> dict[str, None]
         if twin is None or slot >= len(original.nodes[twin].input):
             continue
         read = original.nodes[twin].input[slot]
-        if read in original.producer or read in original.inputs:
+        if _is_value(original, read):
             found[read] = None
     return found
+
+
+def _is_value(original: Dataflow, name: str) -> bool:
+    """Whether a name stands for more than a stored number, of which a fold may make another, or a value."""
+    place = original.producer.get(name)
+    return name in original.inputs if place is None else original.nodes[place].op_type != "Constant"
 
 
 def _twin(original: Dataflow, folded: Dataflow, i: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 import convbn
@@ -213,3 +213,32 @@ def test_a_bias_that_cancels_the_sum_beside_it_may_be_rounded() -> None:
         norm.running_mean.copy_(conv(x).mean((0, 2, 3)))
     _, report = convbn.fuse(torch.nn.Sequential(conv, norm).eval(), x)
     assert report.verify["status"] == "equal"
+
+
+@pytest.mark.parametrize("node", [True, False])
+def test_a_stored_number_that_a_fold_took_up_is_no_value(node: bool) -> None:
+    """In ``(x·W + b)·z·½`` the ½ goes into W and b; what then stands in its place is z, wherever the ½ was stored."""
+    half = numpy_helper.from_array(np.array(0.5, np.float32), "half")
+    weight, bias = random(4, 6), random(6, seed=1)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"], "product"),
+        helper.make_node("Add", ["xw", "b"], ["y"], "bias"),
+        helper.make_node("Mul", ["y", "z"], ["p"], "by_value"),
+        helper.make_node("Mul", ["p", "half"], ["q"], "by_half"),
+        helper.make_node("Sin", ["q"], ["out"], "sine"),
+    ]
+    stored = [
+        numpy_helper.from_array(array.astype(np.float32), name)
+        for name, array in (("w", weight), ("b", bias))
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["half"], "constant", value=half), *nodes] if node else nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, n]) for name, n in (("x", 4), ("z", 6))],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [3, 6])],
+        stored if node else [*stored, half],
+    )
+    given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folded, report = convbn.fuse(given)
+    assert report.verify["status"] == "equal"
+    assert [one.op_type for one in folded.graph.node if one.op_type != "Constant"] == ["Gemm", "Mul", "Sin"]

@@ -38,7 +38,7 @@ def _make_known() -> None:
         Keywords,
         lambda held: (list(held.values()), list(held)),
         lambda values, names: Keywords(dict(zip(names, values, strict=True))),
-        serialized_type_name="convbn.Keywords",
+        serialized_type_name="convbn_keywords",
         flatten_with_keys_fn=lambda held: (
             [(pytree.MappingKey(name), value) for name, value in held.items()],
             list(held),
