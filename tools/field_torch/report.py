@@ -22,7 +22,9 @@ _INTRODUCTION = """\
 Networks as other libraries build them, with random weights and BatchNorms as training leaves them, each in a process
 of its own. A cell says how many BatchNorms of how many are left, after the result was shown to be equal to the
 original, written, and read back. Made by `make field-torch` (`tools/field_torch/`), which installs the libraries into
-an environment of its own; none of them is a dependency. Detectors of torchvision are taken without their box selection.
+an environment of its own; none of them is a dependency. With a star: the folded file is equal to the exported one,
+which is not equal to the module, since among boxes of nearly the same score two runtimes choose differently. Detectors
+of torchvision are taken without their box selection.
 """
 
 
@@ -87,7 +89,10 @@ def render(summary: Mapping[str, Any]) -> str:
 
 
 def _cell(facts: Mapping[str, Any]) -> str:
-    return "failed" if facts["failure"] else f"{facts['left']} of {facts['before']}, {facts['verify']}"
+    if facts["failure"]:
+        return "failed"
+    star = "" if facts.get("export_agrees", True) else " (\\*)"
+    return f"{facts['left']} of {facts['before']}, {facts['verify']}{star}"
 
 
 def _versions() -> dict[str, str]:
