@@ -168,10 +168,11 @@ def round_scaled(
         else:
             _multiply(weight.array().reshape(shape), scale, target.reshape(shape))
 
-    def key() -> Hashable:
-        return "scaled", weight.key, scale.tobytes(), scale.shape, seen
-
-    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=[weight], key=key)
+    # At once, from the key of what is scaled: asked for later, a weight of hundreds of folds would ask as deep.
+    digest = blake2b(repr((weight.key, scale.shape, seen)).encode() + scale.tobytes()).digest()
+    scaled = Constant(
+        weight.shape, load, exact=exact, dtype=dtype, write=write, sources=[weight], key=lambda: digest
+    )
     # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
     low, high = (bound * np.abs(scale) for bound in bounds)
     scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
