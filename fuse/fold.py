@@ -17,6 +17,7 @@ from convbn.fuse.frontends.frontend import Frontend, Request
 from convbn.fuse.kinds import frontend_of
 from convbn.fuse.operators.registry import known_names
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.overview import graph_of, other_normalisations
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.refusal import Reason
@@ -83,6 +84,7 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
     captured = frontend.capture(model, request)
     start = time.perf_counter()
     before = sum(1 for _ in captured.view.batchnorms()) + len(captured.unreachable)
+    others, graph = other_normalisations(captured.view), graph_of(captured.view)
     plan = make_plan(captured.view, options)
     state = None if frontend.state is None else frontend.state(model)
     applied = captured.apply(plan.edits)
@@ -104,6 +106,8 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
             rounding=_rounding(plan.edits),
             moved=tuple(plan.moved),
             merges=tuple(plan.merges),
+            normalisations=others,
+            graph=graph,
             keys=() if state is None else state.keys(applied.model, plan.folded),
         ),
         applied.computed,

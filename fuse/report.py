@@ -92,6 +92,8 @@ class Report:
         keys: what became of each key of the state dict; nothing for ONNX models.
         rounding: the unit roundoff ``u`` of what each node now stores, by its name. In every output channel
             ``max|stored − exact| ≤ u · max|exact|``, where exact is the fold in float64.
+        normalisations: those that are no BatchNorm, by kind, and how many there are: they stay.
+        graph: ``nodes`` and ``edges`` of the model as it came, for a picture; None where there are too many.
         moved: values that a fold changed on purpose, for the proof. The JSON does not hold them, nor `merges`.
         merges: of each merge, the nodes that it edited; values between them are changed, too.
     """
@@ -113,6 +115,8 @@ class Report:
     notes: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
     rounding: Mapping[str, float] = field(default_factory=dict)
+    normalisations: Mapping[str, int] = field(default_factory=dict)
+    graph: Mapping[str, Any] | None = None
     moved: tuple[str, ...] = ()
     merges: tuple[tuple[str, ...], ...] = ()
 
@@ -136,6 +140,8 @@ class Report:
             "folded": [{**encoded(one), "bound": self._bound(one)} for one in self.folded],
             "kept": encoded(self.kept),
             "merged": encoded(self.merged),
+            "normalisations": dict(self.normalisations),
+            "graph": encoded(self.graph),
             "options": self.options.to_dict(),
             "keys": encoded(self.keys),
             "how": self.how,

@@ -88,6 +88,7 @@ class Study:
         fuse_options: of the fold.
         threads: where the grid has none.
         seed: of the random inputs that int8 is calibrated on.
+        alone: a model that is alone in its group is measured by itself.
     """
 
     groups: Sequence[Sequence[NamedModel]]
@@ -96,6 +97,7 @@ class Study:
     fuse_options: FuseOptions | None = None
     threads: int | None = None
     seed: int = 0
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.groups) * self.grid.size
@@ -106,9 +108,8 @@ class Study:
                 yield from self._cases(group, Path(folder))
 
     def _cases(self, group: Sequence[NamedModel], folder: Path) -> Iterator[Case]:
-        names = (
-            ["original", *(other.name for other in group[1:])] if len(group) > 1 else ["original", "folded"]
-        )
+        against = [other.name for other in group[1:]] or ([] if self.alone else ["folded"])
+        names = ["original", *against]
         for batch in self.grid.batches or (None,):
             prepared = self._attempt(partial(self._prepared, group, batch))
             for precision in self.grid.precisions or (AS_IS,):
@@ -154,6 +155,8 @@ class Study:
     def _prepared(self, group: Sequence[NamedModel], batch: int | None) -> _Prepared:
         source = at_batch(group[0].open(), batch)
         original = original_variant(source, self.runtimes)
+        if len(group) == 1 and self.alone:
+            return _Prepared(source, (original,), None)
         if len(group) == 1:
             folded, report = folded_variant(original, source, self.fuse_options)
             return _Prepared(source, (original, folded), report.to_dict())
@@ -170,6 +173,6 @@ class Study:
         original = found[0]
         # The baseline once more, where a runtime can be told to optimise it and is told not to.
         names = self.runtimes or default_runtimes(original)
-        if original.onnx is not None and any(self_fused_name(name) for name in names):
+        if original.onnx is not None and not self.alone and any(map(self_fused_name, names)):
             found.append(replace(original, name=SELF_FUSED, self_fused=True))
         return tuple(found)

@@ -46,6 +46,7 @@ class GateOutcome(JsonReady):
     Attributes:
         status: "not judged" is a failure too: what was not measured cannot be shown to be good.
         sentence: why.
+        must: the condition that has to hold.
         timed: whether a failure needs a second run to count.
     """
 
@@ -56,6 +57,7 @@ class GateOutcome(JsonReady):
     side: str
     sentence: str
     timed: bool
+    must: str = ""
 
     @property
     def fails(self) -> bool:
@@ -183,7 +185,7 @@ def _outcome(gate: Gate, key: tuple[str, str, str], holds: bool | None, told: st
     )
     start = f"{where}: " if where else ""
     sentence = f"{start}must hold: {clean(gate.condition.opposite, 200)} → {verb}: {told}"
-    return GateOutcome(gate.text, status, *key, sentence, gate.timed)
+    return GateOutcome(gate.text, status, *key, sentence, gate.timed, gate.condition.opposite)
 
 
 def unconfirmed(outcomes: Sequence[GateOutcome]) -> tuple[GateOutcome, ...]:

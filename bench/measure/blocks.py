@@ -52,7 +52,9 @@ class Timing:
     inferences: list[float] = field(default_factory=list)
 
 
-def warm_up(call: Callable[[], object], options: ProtocolOptions, clock: Clock) -> WarmUp:
+def warm_up(
+    call: Callable[[], object], options: ProtocolOptions, clock: Clock, most: float | None = None
+) -> WarmUp:
     """Run until three windows in a row agree within 5 %, or time is up.
 
     Args:
@@ -60,6 +62,7 @@ def warm_up(call: Callable[[], object], options: ProtocolOptions, clock: Clock) 
         options: ``block_seconds`` is the length of a window, in which at least one inference runs;
             ``warmup_seconds`` the time to give up after.
         clock: monotonic time.
+        most: seconds to give up after, where it is another time.
 
     Returns:
         How it went.
@@ -77,7 +80,7 @@ def warm_up(call: Callable[[], object], options: ProtocolOptions, clock: Clock) 
         windows.append((now - opened) / calls)
         recent = windows[-STABLE_WINDOWS:]
         stable = len(recent) == STABLE_WINDOWS and max(recent) <= min(recent) * (1 + STABLE_WITHIN)
-        if stable or now - start >= options.warmup_seconds:
+        if stable or now - start >= (options.warmup_seconds if most is None else most):
             return WarmUp(now - start, stable, min(windows))
 
 
@@ -88,6 +91,7 @@ def interleave(
     *,
     clock: Clock,
     budget_seconds: float,
+    deadline: float = math.inf,
     progress: Callable[[float], object],
 ) -> list[Timing]:
     """Time one block of every session, in a new random order each round, until the budget is spent.
@@ -99,6 +103,7 @@ def interleave(
             over the budget, ``max_blocks`` those after which there are enough, ``seed`` that of the order.
         clock: monotonic time.
         budget_seconds: time for all rounds together.
+        deadline: when no further round may begin, however few there were; one there is always.
         progress: is told after each round how many seconds of timing are probably left.
 
     Returns:
@@ -110,7 +115,7 @@ def interleave(
     rounds = 0
     # A budget that would run out in the middle of a round is spent: time limits are promises.
     while rounds < options.min_blocks or (clock() - start) * (rounds + 1) < budget_seconds * rounds:
-        if rounds == options.max_blocks:
+        if rounds == options.max_blocks or (rounds and clock() >= deadline):
             break
         for index in rng.permutation(len(sessions)).tolist():
             _block(sessions[index], timings[index], clock)

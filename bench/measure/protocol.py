@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from convbn.bench.models.inputs import Feeds
 from convbn.bench.results.environment import describe_environment
 from convbn.bench.results.result import BenchResult, CaseResult, Row, case_id
 from convbn.bench.runtimes.registry import check_runtime, load_library
-from convbn.errors import ConvBNError, UsageError
+from convbn.errors import ConvBNError, NotSupportedError, UsageError
 
 __all__ = ["measure"]
 
@@ -72,8 +73,10 @@ class _Run:
         if options.total_seconds is not None and self.expected is None:
             raise ValueError("a total budget cannot be shared out without the number of cases")
         self.start = self.clock()
+        self.deadline = math.inf if options.total_seconds is None else self.start + options.total_seconds
         self.done: list[CaseResult] = []
         self.progress: Progress | None = None
+        self.started = False
 
     def measure(self, case: Case) -> None:
         """Measure a case in all its runtimes."""
@@ -90,11 +93,13 @@ class _Run:
         for index, runtime in enumerate(case.runtimes):
             budget = self._budget(len(case.runtimes) - index, len(case.runtimes))
             progress.trial(f"{case.name} in {runtime}", budget)
-            failure = case.failure or missing.get(runtime)
+            failure = case.failure or missing.get(runtime) or self._spent()
             if failure is not None:
                 results.append(unmeasured(case.variants, runtime, str(failure)))
             else:
-                trial = RuntimeTrial(case, runtime, feeds, budget, self.options, self.instruments, progress)
+                trial = RuntimeTrial(
+                    case, runtime, feeds, budget, self.options, self.instruments, progress, self.deadline
+                )
                 results.append(self._with_memory(trial.run(), case, feeds[0], progress))
             progress.finished()
         batch = batch_of(feeds[0]) if feeds else case.batch
@@ -133,14 +138,24 @@ class _Run:
         left = self.start + total - self.clock()
         return max(0.0, min(most, left / (trials_left + trials * cases_to_come)))
 
+    def _spent(self) -> ConvBNError | None:
+        """Why nothing more is measured, when the time for everything is over; the first runtime always is."""
+        if self.clock() < self.deadline or not self.started:
+            self.started = True
+            return None
+        return NotSupportedError(
+            f"the {self.options.total_seconds:g} s for everything were spent before its turn",
+            hint="give --total-budget more",
+        )
+
     def _with_memory(self, result: TrialResult, case: Case, feeds: Feeds, progress: Progress) -> TrialResult:
-        if not self.instruments.real or not self.options.memory:
+        if not self.instruments.real or not self.options.memory or self.clock() >= self.deadline:
             return result
         progress.tell("measuring memory")
         variants = {variant.name: variant for variant in case.variants}
 
         def measured(row: Row) -> Row:
-            if row.status == "not measured":
+            if row.status == "not measured" or self.clock() >= self.deadline:
                 return row
             memory = peak_memory(row.runtime, variants[row.side], feeds, threads=case.threads)
             return replace(row, peak_memory=memory)

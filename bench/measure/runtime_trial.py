@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ class RuntimeTrial:
         options: how to measure.
         instruments: with what.
         progress: is told what is done.
+        deadline: when the whole measurement has to end.
     """
 
     case: Case
@@ -58,6 +60,7 @@ class RuntimeTrial:
     options: ProtocolOptions
     instruments: Instruments
     progress: Progress
+    deadline: float = math.inf
     _stack: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def run(self) -> TrialResult:
@@ -138,7 +141,8 @@ class RuntimeTrial:
         clock, left = self.instruments.clock, self.budget_seconds
         for session in sessions:
             self.progress.timing(left, "warming up")
-            session.warm = warm_up(session.prepared.call, self.options, clock)
+            most = max(0.0, min(self.options.warmup_seconds, (self.deadline - clock()) / 2))
+            session.warm = warm_up(session.prepared.call, self.options, clock, most)
             left -= session.warm.seconds
         for session in sessions:
             device = session.prepared.device
@@ -149,6 +153,7 @@ class RuntimeTrial:
             self.options,
             clock=clock,
             budget_seconds=left,
+            deadline=self.deadline,
             progress=lambda left: self.progress.timing(left, "timing"),
         )
         for session, timing in zip(sessions, timings, strict=True):

@@ -26,7 +26,6 @@ __all__ = [
     "title_of",
     "total_batchnorms",
     "verdict_words",
-    "worst_error",
 ]
 
 
@@ -191,7 +190,10 @@ def total_batchnorms(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {
         key: {when: sum(fold[key][when] for fold in folds) for when in ("before", "after")}
         for key in ("batchnorm", "nodes")
-    } | {key: [entry for fold in folds for entry in fold[key]] for key in ("folded", "kept", "merged")}
+    } | {
+        **{key: [entry for fold in folds for entry in fold[key]] for key in ("folded", "kept", "merged")},
+        "normalisations": dict(sum((Counter(fold.get("normalisations") or {}) for fold in folds), Counter())),
+    }
 
 
 def fold_groups(fold: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
@@ -219,12 +221,6 @@ def equality_entries(
                 what = f"{clean(row['side'])} in {clean(row['runtime'])}"
                 found.append((f"{start}{what}", row["equality"]))
     return found
-
-
-def worst_error(*equalities: Mapping[str, Any]) -> float | None:
-    """The largest relative error of any output; None where there is none."""
-    outputs = (output for equality in equalities for output in equality["outputs"])
-    return max((output["rel_error"] or 0.0 for output in outputs), default=None)
 
 
 def noise_floors(controls: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[float]]:

@@ -49,7 +49,9 @@ def render(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str
     cases = []
     for gate in gates:
         where = ".".join(clean(gate[key], 100) for key in ("case", "runtime") if gate[key])
-        name = ": ".join(part for part in (clean(gate["side"], 100), clean(gate["gate"], 200)) if part)
+        must = gate.get("must")
+        told = f"must hold: {clean(must, 200)}" if must else clean(gate["gate"], 200)
+        name = ": ".join(part for part in (clean(gate["side"], 100), told) if part)
         tag = _TAGS.get(gate["status"])
         cases.append(
             Case(f"convbn.{where}" if where else "convbn", name, tag=tag, text=clean(gate["sentence"], 400))

@@ -31,7 +31,9 @@ _ARCH_HELP = "of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or p
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
-    from convbn.commands.options.parsing import Help, Parser
+    from convbn.commands.options.examples import EXAMPLES
+    from convbn.commands.options.measuring import add_measuring_arguments
+    from convbn.commands.options.parsing import Completion, Help, Parser, number, whole
     from convbn.commands.options.precision import add_precision_arguments
     from convbn.commands.options.report import add_history_verbs, add_report_arguments
     from convbn.commands.options.run import add_run_arguments
@@ -70,16 +72,20 @@ def parser() -> argparse.ArgumentParser:
         "--trust-checkpoint", action="store_true", help="run the code in a pickle, .pt2 or TorchScript file"
     )
     source.add_argument(
-        "--max-pickle-mib", type=int, default=8, metavar="N", help="largest pickle to look at (default 8)"
+        "--max-pickle-mib",
+        type=whole(1),
+        default=8,
+        metavar="N",
+        help="largest pickle to look at (default 8)",
     )
     source.add_argument(
         "--max-unpacked-mib",
-        type=int,
+        type=whole(1),
         default=256,
         metavar="N",
         help="how much an archive may grow by (default 256)",
     )
-    source.add_argument("--seed", type=_seed, default=0, help="of random inputs (default 0)")
+    source.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of random inputs (default 0)")
 
     rules = Parser(add_help=False)
     rules.add_argument(
@@ -99,22 +105,37 @@ def parser() -> argparse.ArgumentParser:
 
     main_parser = Parser(
         prog="convbn",
-        description="Fold BatchNorm into the layers around it, prove that nothing changed, export, measure.",
+        description="Fold BatchNorm into the layers around it, prove it, export, measure.",
         epilog=_EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main_parser.add_argument(
+        "--print-completion",
+        action=Completion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print what completes convbn's commands in bash, zsh or tcsh",
     )
     main_parser.add_argument("--version", action="version", version=f"convbn {__version__}")
     verbs = main_parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, summary: str, *parents: Parser) -> Parser:
         return verbs.add_parser(
-            name, help=summary, description=summary, parents=[*parents, common], formatter_class=Help
+            name,
+            help=summary,
+            description=summary,
+            epilog="\n  ".join(("examples:", *EXAMPLES[name])),
+            parents=[*parents, common],
+            formatter_class=Help,
         )
 
     inspect = verb(
         "inspect", "say what a fold would do, and why each remaining BatchNorm stays", source, rules, json
     )
-    inspect.add_argument("input", metavar="IN", help="ONNX file, .pt2, checkpoint with --arch, or engine")
+    inspect.add_argument(
+        "input", metavar="IN", help="ONNX file, .pt2, checkpoint with --arch, engine, or a folder of models"
+    )
+    inspect.add_argument("others", metavar="OTHER", nargs="*", help="further models or folders")
     inspect.add_argument("--all", action="store_true", help="list every fold, and not the first twenty")
     inspect.add_argument(
         "--trust-engine", action="store_true", help="load an engine to list its layers, which runs its code"
@@ -142,7 +163,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--layers", action="store_true", help="name the first value that differs, and list those that do"
     )
-    verify.add_argument("--tolerance", type=float, metavar="X", help="allow a relative error of X instead")
+    verify.add_argument(
+        "--tolerance", type=number(0), metavar="X", help="allow a relative error of X instead"
+    )
     verify.add_argument(
         "--trust-engine", action="store_true", help="run an engine given, which runs its code"
     )
@@ -158,9 +181,11 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
     export.add_argument("--no-fuse", action="store_true", help="export the model as it is")
-    export.add_argument("--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto")
+    export.add_argument(
+        "--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto", help="what builds it"
+    )
     export.add_argument("--no-tf32", action="store_true", help="keep TensorFloat-32 out of FP32 layers")
-    export.add_argument("--opset", type=int, metavar="N", help="version of ONNX's default operator set")
+    export.add_argument("--opset", type=whole(1), metavar="N", help="version of ONNX's default operator set")
     export.add_argument(
         "--dynamic-batch", action="store_true", help="leave dimension 0 of a checkpoint's inputs free"
     )
@@ -182,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--trust-engine", action="store_true", help="run the engines given, which runs their code"
     )
-    _measuring_arguments(bench)
+    add_measuring_arguments(bench)
     add_report_arguments(bench)
 
     add_history_verbs(
@@ -196,37 +221,9 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-def _seed(text: str) -> int:
-    """A number that every generator of random numbers takes."""
-    if not (text.isdecimal() and int(text) < 2**63):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number between 0 and 2**63 - 1")
-    return int(text)
-
-
-def _measuring_arguments(bench: argparse.ArgumentParser) -> None:
-    from convbn.export.precision.precisions import PRECISIONS
-
-    what = bench.add_argument_group("what is measured")
-    what.add_argument(
-        "--each", action="store_true", help="measure IN and every OTHER against its folded self"
-    )
-    what.add_argument("--runtime", metavar="NAME,...", help="runtimes to measure in (see convbn doctor)")
-    what.add_argument("--batch", metavar="N,...", help="batch sizes, as in 1,8,32")
-    what.add_argument(
-        "--precision", metavar="P,...", help=f"{', '.join(PRECISIONS)}: convert every side first"
-    )
-    what.add_argument("--threads", metavar="N,...", help="threads of each runtime (default: its own choice)")
-    how = bench.add_argument_group("how it is measured")
-    how.add_argument("--budget", type=float, metavar="SECONDS", help="time for each runtime of each case")
-    how.add_argument("--total-budget", type=float, metavar="SECONDS", help="time for everything")
-    how.add_argument("--blocks", type=int, metavar="N", help="paired blocks after which there are enough")
-    how.add_argument(
-        "--flush-l2", action="store_true", help="overwrite a GPU's L2 cache before each inference"
-    )
-    how.add_argument("--no-memory", action="store_true", help="do not measure memory, in a process a side")
-
-
 def _engine_arguments(export: argparse.ArgumentParser) -> None:
+    from convbn.commands.options.parsing import whole
+
     engines = export.add_argument_group("engines (which backend honours what: docs/tensorrt.md)")
     add = engines.add_argument
     add(
@@ -237,7 +234,7 @@ def _engine_arguments(export: argparse.ArgumentParser) -> None:
         help="x=1x3x9x9:4x3x9x9:8x3x9x9; ';' or again: another",
     )
     add("--workspace", metavar="SIZE", help="most scratch memory of a layer, 4GiB")
-    add("--optimization-level", type=int, metavar="0-5", help="how long to search for kernels")
+    add("--optimization-level", type=whole(0, 5), metavar="0-5", help="how long to search for kernels")
     add(
         "--compute-capability",
         metavar="X.Y,...",

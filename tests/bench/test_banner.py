@@ -9,9 +9,10 @@ import pytest
 from support import bench_results
 
 from convbn.bench.report import facts, html, markdown, terminal
-from convbn.bench.report.sections.banner import banner, fold_banner
+from convbn.bench.report.sections.banner import banner
 from convbn.bench.results.comparisons import summaries
 from convbn.common.document.model import plain
+from convbn.fuse.summary import fold_banner
 
 
 def words(result: dict[str, Any], gates: list[dict[str, Any]] | None = None) -> list[str]:

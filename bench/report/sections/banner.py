@@ -12,13 +12,13 @@ from convbn.bench.report.facts import (
     runtime_label,
     total_batchnorms,
     verdict_words,
-    worst_error,
 )
 from convbn.bench.results.comparisons import comparisons, measured, summaries
 from convbn.common.document.model import Banner, Mark
-from convbn.common.text import clean, number, plural, seconds_text
+from convbn.common.text import clean, seconds_text
+from convbn.fuse.summary import equality_marks, folded_mark
 
-__all__ = ["banner", "fold_banner"]
+__all__ = ["banner"]
 
 _MOST_RUNTIMES = 3
 
@@ -31,10 +31,10 @@ def banner(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]] = ()) -
         gates: outcomes to show with it.
     """
     entries = [entry for _, entry in equality_entries(result, references=False)]
-    parts = [*_equality(entries)]
+    parts = [*equality_marks(entries)]
     total = total_batchnorms(result)
     if total is not None:
-        parts.append(_folded(total))
+        parts.append(folded_mark(total))
     parts += _speed(result)
     failed = any(gate["status"] in ("failed", "not judged") for gate in gates)
     if gates:
@@ -44,44 +44,6 @@ def banner(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]] = ()) -
         parts.append(Mark(f"✗ {held}: {gate_counts(gates)}" if failed else held, "bad" if failed else "good"))
     bad = failed or any(entry["status"] == "different" for entry in entries)
     return Banner(parts, _reference(result), "failed" if bad else "")
-
-
-def fold_banner(report: Mapping[str, Any]) -> Banner:
-    """The answer of a fold.
-
-    Args:
-        report: by the published schema of ``convbn fuse``.
-    """
-    verify = report["verify"]
-    parts = list(_equality([verify])) if verify["status"] != "not run" else [Mark("not verified", "soft")]
-    return Banner([*parts, _folded(report)], kind="failed" if verify["status"] == "different" else "")
-
-
-def _equality(entries: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
-    if not entries:
-        return
-    counts = {
-        status: sum(entry["status"] == status for entry in entries)
-        for status in ("different", "inconclusive")
-    }
-    for status, count in counts.items():
-        if count:
-            yield Mark(f"✗ {count} of {plural(len(entries), 'comparison')} {status}", "bad")
-            return
-    worst = number(worst_error(*entries) or 0.0)
-    folds = [fold for entry in entries for fold in (entry.get("proof") or {}).get("folds", ())]
-    seen = sum(fold["how"] is not None for fold in folds)
-    shown = f"{seen} of {plural(len(folds), 'fold')} and all outputs" if folds else "all outputs"
-    if len(entries) > 1:
-        shown += f" in {len(entries)} comparisons"
-    yield Mark(f"Equal ✓ ({shown}, relative error at most {worst})", "good")
-
-
-def _folded(fold: Mapping[str, Any]) -> Mark:
-    before, after = fold["batchnorm"]["before"], fold["batchnorm"]["after"]
-    if not before:
-        return Mark("no BatchNorm to fold", "soft")
-    return Mark(f"{before - after} of {before} folded", "soft" if after else "strong")
 
 
 def _speed(result: Mapping[str, Any]) -> Iterator[Mark]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -25,6 +26,7 @@ from convbn.common.document.model import (
     Text,
 )
 from convbn.common.text import clean
+from convbn.fuse.summary import network, normalisations_sentence
 
 __all__ = ["batchnorms", "layers"]
 
@@ -57,10 +59,40 @@ def batchnorms(result: Mapping[str, Any]) -> Section:
             last=MARKDOWN,
         ),
     ]
+    if not several:
+        picture = network(next(iter(folds.values())))
+        blocks.insert(1, stages(next(iter(folds.values()))) if picture is None else picture)
+    others = normalisations_sentence(total["normalisations"])
+    blocks += [Text(others)] if others else []
     kept = [(name, entry) for name, fold in folds.items() for entry in fold["kept"]]
     if kept:
         blocks.append(Section("Kept, and why", _kept(kept, several), depth=PAGE))
     return Section("Where the BatchNorms went", blocks)
+
+
+def stages(fold: Mapping[str, Any]) -> Picture:
+    """Where the BatchNorms of each stage of a large network went: a bar a stage, which names begin with."""
+    split: dict[str, dict[str, list[Any]]] = {}
+    for key in ("folded", "kept"):
+        for entry in fold[key]:
+            stage = split.setdefault(_stage(entry["name"]), {"folded": [], "kept": []})
+            stage[key].append(entry)
+    kinds = _kinds(fold_groups(fold))
+    counted = {
+        name: {
+            **found,
+            "batchnorm": {"before": len(found["folded"]) + len(found["kept"]), "after": len(found["kept"])},
+        }
+        for name, found in split.items()
+    }
+    bars = "".join(_bar(name, found, kinds, True) for name, found in list(counted.items())[:_MOST_PARTS])
+    return Picture(bars, "Stage by stage", "card bars")
+
+
+def _stage(name: str) -> str:
+    """The first part of a name that says more than which model it is of: ``layer1`` of ``/layer1/layer1.0/bn1``."""
+    parts = [part for part in re.split(r"[./]", name) if part]
+    return parts[0] if parts and len(parts) > 1 else "others"
 
 
 def _kinds(groups: Sequence[tuple[str, int, bool]]) -> dict[tuple[str, bool], str]:

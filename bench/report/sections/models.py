@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from convbn.bench.report.facts import batchnorm_sentence, equality_entries, worst_error
+from convbn.bench.report.facts import batchnorm_sentence, equality_entries
 from convbn.bench.report.sections import charts, folds
 from convbn.bench.results.comparisons import case_label, measured
 from convbn.common.document.model import (
@@ -25,6 +25,7 @@ from convbn.common.document.model import (
     verdict_mark,
 )
 from convbn.common.text import bytes_text, clean, number, seconds_text, shape_text
+from convbn.fuse.summary import network, worst_error
 
 __all__ = ["equality", "latencies", "models"]
 
@@ -126,6 +127,8 @@ def models(result: Mapping[str, Any]) -> list[Block]:
         under = ", ".join(f"{clean(side['name'], 40)}: {bytes_text(side['bytes'])}" for side in case["sides"])
         if case["fold"]:
             under = batchnorm_sentence(case["fold"])
+            picture = network(case["fold"])
+            inside = [*([picture] if picture is not None else []), *inside]
             inside.append(Section("Layer by layer", [folds.layers(case["fold"])]))
         summary = (Mark(case_label(result, case), "strong"), Mark(under, "small"))
         parts.append(Details(summary, inside, "model"))

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
             before["environment"], after["environment"], source=options.before, way="--any-machine"
         )
     found = compare(before, after)
-    console_of(options).say(changes.terminal(found).rstrip("\n"))
+    console_of(options).document(changes.document(found))
     write_json(options.json, found.to_dict(), overwrite=options.force)
     if options.markdown is not None:
         write_text(options.markdown, changes.markdown(found), overwrite=options.force)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from convbn.commands.steps.console import Console
 from convbn.commands.steps.shared import write_json
+from convbn.common.document.model import Column, Items, Mark, Row, Table, Text
 from convbn.common.text import one_line
 from convbn.errors import ConvBNError
 
@@ -71,12 +72,18 @@ def run(options: argparse.Namespace) -> int:
     console.say(f"convbn {version('convbn')}, Python {platform.python_version()}, {platform.platform()}")
     console.say(sys.prefix)
     console.say()
-    width = max(len(part.name) for part in parts)
-    for part in parts:
-        state = "ok     " if part.works else "missing" if part.version is None else "broken "
-        console.say(f"{state}  {part.name.ljust(width)}  {part.version or '-':<12}  {part.detail}")
-        if not part.works and part.hint:
-            console.say(f"{' ' * 9}{' ' * width}  {' ' * 12}  → {part.hint}")
+    rows = [Row((Mark("ok", "good"), one.name, one.version or "-", one.detail)) for one in parts if one.works]
+    console.show(Table("Parts", (Column(""), Column(""), Column(""), Column("")), rows))
+    lacking = [part for part in parts if not part.works]
+    for hint in dict.fromkeys(part.hint for part in lacking):
+        console.say()
+        for part in lacking:
+            if part.hint == hint:
+                state = Mark("missing " if part.version is None else "broken ", "bad")
+                version_text = f" {part.version}" if part.version else ""
+                console.show(Text((state, Mark(part.name, "strong"), f"{version_text}: {part.detail}")))
+        if hint:
+            console.show(Items([f"→ {hint}"]))
     write_json(options.json, {"schema_version": "1", "parts": [asdict(part) for part in parts]})
     return 0 if all(part.works for part in parts if part.required) else 1
 

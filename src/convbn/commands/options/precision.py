@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from convbn.commands.options.parsing import number, whole
 from convbn.commands.steps.console import Console
 from convbn.common.text import printable
 from convbn.errors import UsageError
@@ -30,25 +31,25 @@ _SHOWN_LOSSES, _BAR = 20, 24
 
 
 def add_precision_arguments(verb: argparse.ArgumentParser) -> None:
-    """Add them. Help shows the ones that most need; docs/precision.md has them all."""
-    add = verb.add_argument_group("precision (all options: docs/precision.md)").add_argument
+    """Add them."""
+    add = verb.add_argument_group("precision (docs/precision.md)").add_argument
     names = precision_names()
     add("--precision", choices=names, default=AS_IS, metavar="P", help=", ".join(names))
     add("--calibration", metavar="PATH", help="inputs as .npz or .npy, or a folder, or images")
     add("--preprocess", metavar="SPEC", help="of images: imagenet, or size=32,mean=0.5,std=0.5")
     add("--keep-fp32", metavar="N", nargs="+", default=[], help="nodes that stay in float32; auto: the worst")
-    add("--tolerance", type=float, metavar="X", help="how far outputs may be off")
-    hidden = argparse.SUPPRESS
-    add("--calibration-samples", type=int, help=hidden)
-    add("--calibration-method", choices=METHODS, help=hidden)
-    add("--percentile", type=float, help=hidden)
-    add("--quantize", nargs="+", help=hidden)
-    add("--quantize-add", action="store_true", help=hidden)
-    add("--equalize", action=argparse.BooleanOptionalAction, default=None, help=hidden)
-    add("--bias-correction", action=argparse.BooleanOptionalAction, default=None, help=hidden)
-    add("--sensitivity", action="store_true", help=hidden)
-    add("--rest", choices=("fp32", "fp16"), help=hidden)
-    add("--half-io", action="store_true", help=hidden)
+    add("--tolerance", type=number(0), metavar="X", help="how far outputs may be off")
+    add("--calibration-samples", type=whole(1), metavar="N", help="most samples to look at")
+    add("--calibration-method", choices=METHODS, metavar="M", help=f"of ranges: {', '.join(METHODS)}")
+    add("--percentile", type=number(0, 100), metavar="X", help="of values that a range holds")
+    add("--quantize", metavar="OP", nargs="+", help="operators that become int8")
+    add("--quantize-add", action="store_true", help="additions of int8 values stay int8")
+    yes_or_no = argparse.BooleanOptionalAction
+    add("--equalize", action=yes_or_no, default=None, help="move scales between layers first")
+    add("--bias-correction", action=yes_or_no, default=None, help="biases follow the data")
+    add("--sensitivity", action="store_true", help="say what each node in int8 costs")
+    add("--rest", choices=("fp32", "fp16"), metavar="P", help="what the rest runs in: fp32, fp16")
+    add("--half-io", action="store_true", help="inputs and outputs become half precision too")
 
 
 def check_precision(options: argparse.Namespace) -> None:

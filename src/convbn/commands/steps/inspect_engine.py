@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
 from convbn.commands.steps.shared import console_of, write_json
-from convbn.common.text import printable, shape_text
+from convbn.common.document.model import Facts
+from convbn.common.text import shape_text
 from convbn.errors import ConvBNError, UsageError
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def run_on_engine(options: argparse.Namespace) -> int:
     console = console_of(options)
     with console.phase("reading"):
         report = inspect_engine(options.input, trust=options.trust_engine)
-    for name, text in _facts(report):
-        console.say(f"{name.ljust(14)}{printable(text)}")
+    console.show(Facts(_facts(report)))
     _layers(report, console)
     write_json(options.json, report.to_dict())
     return 0

@@ -42,13 +42,24 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     for path in (options.input, *options.others):
         if is_engine(path):
             require_trust(path, options.trust_engine)
-    study = Study(_groups(options), _grid(options), runtimes=runtimes, seed=options.seed)
+    study = Study(
+        _groups(options), _grid(options), runtimes=runtimes, seed=options.seed, alone=_alone(options)
+    )
     console.progress("reading and folding")
     result = measure(study, _protocol(options), instruments=Instruments(tell=console.progress))
     console.progress("")
     count = len(study.groups)
     title = f"convbn bench {options.input}" if count == 1 else f"convbn bench, {count} models"
     return replace(result, title=title, command="convbn " + shlex.join(sys.argv[1:]))
+
+
+def _alone(options: argparse.Namespace) -> bool:
+    """Whether IN is measured against nothing: it was asked for, or it is an engine, which cannot be folded."""
+    from convbn.commands.steps.inspect_engine import is_engine
+
+    if options.alone and (options.others or options.each):
+        raise UsageError("--alone measures IN by itself, and there is more", hint="leave --alone out")
+    return bool(options.alone or (not options.others and is_engine(options.input)))
 
 
 def _protocol(options: argparse.Namespace) -> ProtocolOptions:
@@ -70,16 +81,11 @@ def _grid(options: argparse.Namespace) -> Grid:
     from convbn.bench.cases.study import Grid
 
     precisions = tuple(options.precision.split(",")) if options.precision else ()
-    return Grid(_numbers("--batch", options.batch), precisions, _numbers("--threads", options.threads))
+    return Grid(_numbers(options.batch), precisions, _numbers(options.threads))
 
 
-def _numbers(option: str, text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise UsageError(
-            f"{text!r} is no list of numbers", source=option, hint=f"write {option} 1,8,32"
-        ) from error
+def _numbers(text: str | None) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",")) if text else ()
 
 
 def _groups(options: argparse.Namespace) -> list[list[NamedModel]]:

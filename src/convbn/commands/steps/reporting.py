@@ -107,10 +107,10 @@ def deliver(
     result: Mapping[str, Any], outcomes: Sequence[GateOutcome], options: argparse.Namespace, console: Console
 ) -> None:
     """Write every report that was asked for, and the table to the console."""
-    from convbn.bench.report import terminal
+    from convbn.bench.report.document import document
 
     gates = [outcome.to_dict() for outcome in outcomes]
-    console.say(terminal.render(result, gates).rstrip("\n"))
+    console.document(document(result, gates))
     if options.markdown is not None:
         from convbn.bench.report import markdown
 

@@ -69,7 +69,11 @@ def rendered(document: Document, *, width: int | None = None, colour: bool = Fal
 def laid_out(blocks: Sequence[Block], *, width: int | None = None, colour: bool = False) -> list[str]:
     """Blocks as lines; see :func:`rendered`."""
     painter = Painter(terminal_width() if width is None else width, colour)
-    return [line for block in shown(blocks, TERMINAL) for line in painter.block(block)]
+    lines: list[str] = []
+    for block in shown(blocks, TERMINAL):
+        found = list(painter.block(block))
+        lines += ["", *found] if lines and found and isinstance(block, Section) else found
+    return lines
 
 
 class Painter:
@@ -241,6 +245,8 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Inline]], keep: S
 
 def _narrow(widths: list[int], columns: Sequence[Column], excess: int) -> None:
     """Take from the columns of text what does not fit: first from the names in the first, then from the widest."""
+    if excess <= 0:
+        return
     taken = min(excess, max(0, widths[0] - _LEAST_NAME))
     widths[0] -= taken
     for _ in range(excess - taken):
