@@ -70,9 +70,9 @@ class Key(JsonReady):
     into: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """What a fold did, or would do.
+    """What a fold did, or would do. ``print(report)`` says it in a line, ``report.summary()`` in full.
 
     Attributes:
         kind: what came in: ``"onnx"``, ``"onnx-graphsurgeon"``, ``"torch.nn.Module"`` or
@@ -128,6 +128,34 @@ class Report:
             *(note for note in self.notes if isinstance(note, Concern)),
             *(f"{k.name} stays, {k.reason}: {k.detail}" for k in kept),
         )
+
+    def summary(self, *, width: int | None = None, colour: bool = False) -> str:
+        """All of it as text, as ``convbn fuse`` shows it.
+
+        Args:
+            width: columns; those of the terminal without.
+            colour: whether verdicts are coloured.
+        """
+        from convbn.common.document.terminal import laid_out
+        from convbn.fuse.summary import fold_blocks
+
+        return "\n".join(laid_out(fold_blocks(self.to_dict()), width=width, colour=colour))
+
+    def __str__(self) -> str:
+        from convbn.common.document.model import plain
+        from convbn.fuse.summary import fold_banner
+
+        return " · ".join(plain(part) for part in fold_banner(self.to_dict()).parts)
+
+    def __repr__(self) -> str:
+        return f"<Report of {self.path or self.kind}: {self}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the answer, the network, what stays and why."""
+        from convbn.common.document.html import fragment
+        from convbn.fuse.summary import fold_blocks
+
+        return fragment(fold_blocks(self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, by the published schema."""

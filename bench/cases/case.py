@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from convbn.bench.models.feeds import model_feeds
-from convbn.bench.models.inputs import Feeds, load_graph
+from convbn.bench.models.inputs import Feeds, InputSpec, load_graph, make_inputs
 from convbn.bench.results.result import ModelFile
 from convbn.bench.runtimes.base import Variant
 from convbn.errors import ConvBNError, UsageError
+from convbn.export.dtypes import host_type
+from convbn.export.engines.run.load import EngineFile
+from convbn.export.engines.sidecar import read_sidecar, sidecar_path
 from convbn.export.files.atomic import sha256_file
 
 __all__ = ["Case", "batch_of", "case_feeds", "model_file"]
@@ -61,10 +64,30 @@ def case_feeds(case: Case, *, seed: int, samples: int) -> list[Feeds]:
         return list(case.feeds)
     models = [form for one in case.variants for form in (one.onnx, one.module) if form is not None]
     if not models:
+        engine = next(
+            (one for v in case.variants for one in v.engines.values() if isinstance(one, EngineFile)), None
+        )
+        if engine is not None and sidecar_path(engine.path).exists():
+            return _engine_feeds(engine, case.input_shapes or {}, seed=seed, samples=samples)
         raise UsageError("nothing says what to feed an engine", hint="name its ONNX model as IN")
     examples = next((one.example_inputs for one in case.variants if one.example_inputs is not None), None)
     shapes = case.input_shapes
     return list(model_feeds(models, shapes=shapes, seed=seed, samples=samples, example_inputs=examples))
+
+
+def _engine_feeds(
+    engine: EngineFile, shapes: Mapping[str, tuple[int, ...]], *, seed: int, samples: int
+) -> list[Feeds]:
+    """Random inputs for an engine, of the types that its sidecar names and the shapes that it is best at."""
+    sidecar = read_sidecar(engine.path)
+    profile = (sidecar["profiles"] or [{}])[0]
+    best = {name: tuple(span["opt"]) for name, span in profile.items()}
+    specs = []
+    for one in sidecar["inputs"]:
+        shape = tuple(None if size < 0 else size for size in one["shape"])
+        specs.append(InputSpec(one["name"], host_type(one["dtype"]).name, shape))
+    known = {**best, **shapes}
+    return [make_inputs(specs, shapes=known, seed=seed + i) for i in range(samples)]
 
 
 def batch_of(feeds: Feeds) -> int | None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from convbn.bench.cases.case import Case
 from convbn.bench.cases.forms import in_precision, with_engines
 from convbn.bench.cases.variants import (
-    SELF_FUSED,
     at_batch,
     default_runtimes,
     folded_variant,
     original_variant,
 )
+from convbn.bench.results.comparisons import SELF_FUSED
 from convbn.bench.runtimes.base import Variant
 from convbn.bench.runtimes.registry import self_fused_name
 from convbn.errors import ConvBNError, UsageError

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
 
-__all__ = ["SELF_FUSED", "at_batch", "default_runtimes", "folded_variant", "loaded_onnx", "original_variant"]
+__all__ = ["at_batch", "default_runtimes", "folded_variant", "loaded_onnx", "original_variant"]
 
-#: The variant that is the original, optimised by the runtime itself.
-SELF_FUSED = "fused by runtime"
 _EVERYWHERE = ("onnxruntime-cpu@off", "onnxruntime-cpu")
 
 

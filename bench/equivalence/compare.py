@@ -52,7 +52,7 @@ _PREPARED = (EngineFile, LoadedPackage)
 RETRY_SCALE = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Equality(JsonReady):
     """The answer of :func:`compare`.
 
@@ -88,6 +88,28 @@ class Equality(JsonReady):
     def equal(self) -> bool:
         """Whether equality was shown."""
         return self.status == "equal"
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason} ({self.runtime})"
+
+    def __repr__(self) -> str:
+        return f"<Equality {self}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the answer, and output by output how far apart they are."""
+        from convbn.common.document.html import fragment
+        from convbn.common.document.model import Banner, Column, Row, Table, Text
+        from convbn.common.text import number
+        from convbn.fuse.summary import equality_marks
+
+        head = ("output", "relative error", "worst channel", "bound")
+        columns = [Column(name, "num" if index else "name") for index, name in enumerate(head)]
+        rows = [
+            Row((one.name, *(number(value) for value in (one.rel_error, one.worst_channel_error, one.bound))))
+            for one in self.outputs
+        ]
+        banner = Banner(list(equality_marks([self.to_dict()])), kind="" if self.equal else "failed")
+        return fragment([banner, Text(self.reason), Table("Outputs", columns, rows)])
 
 
 def compare(

@@ -110,6 +110,8 @@ def positional(model: Any, examples: Any) -> tuple[Any, ...] | None:
     """
     if examples is None:
         return None
+    if hasattr(model, "forward") or hasattr(model, "graph_signature"):
+        examples = _tensors(examples)
     if isinstance(examples, list | tuple):
         return tuple(examples)
     if isinstance(examples, Mapping) and is_onnx(model):
@@ -147,3 +149,17 @@ def _by_signature(
     places = tuple(examples.get(name, parameters[name].default) for name in ordered[: last + 1])
     keywords = {key: value for key, value in examples.items() if key not in ordered}
     return (*places, Keywords(keywords)) if keywords else places
+
+
+def _tensors(examples: Any) -> Any:
+    """A nest with PyTorch tensors in the place of NumPy arrays."""
+    from torch.utils import _pytree as pytree
+
+    def tensor(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        import torch
+
+        return torch.from_numpy(leaf.copy())
+
+    return pytree.tree_map(tensor, examples)

@@ -6,8 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from convbn.bench.cases.variants import SELF_FUSED
-from convbn.bench.results.comparisons import Comparison, Summary, case_label, comparisons, measured, summaries
+from convbn.bench.results.comparisons import (
+    SELF_FUSED,
+    Comparison,
+    Summary,
+    case_label,
+    comparisons,
+    measured,
+    summaries,
+)
 from convbn.common.text import clean, percent, plural, seconds_text, shape_text
 
 __all__ = [

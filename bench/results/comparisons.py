@@ -11,7 +11,20 @@ from typing import Any
 from convbn.bench.results.statistics import Ratio
 from convbn.common.text import clean, plural
 
-__all__ = ["Comparison", "Summary", "case_label", "comparisons", "geometric_mean", "measured", "summaries"]
+__all__ = [
+    "SELF_FUSED",
+    "Comparison",
+    "Summary",
+    "case_label",
+    "comparisons",
+    "geometric_mean",
+    "measured",
+    "summaries",
+]
+
+
+SELF_FUSED = "fused by runtime"
+"""The side that is the original, optimised by the runtime itself: a reference, and not convbn's doing."""
 
 
 @dataclass(frozen=True)

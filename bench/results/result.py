@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from convbn.bench.equivalence.compare import Equality
 from convbn.bench.results.statistics import Latency, Ratio, Verdict
 from convbn.bench.runtimes.gpu.nvml import GpuFacts
 from convbn.common.encoding import JsonReady
+
+if TYPE_CHECKING:
+    from convbn.common.document.model import Document
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -126,9 +131,9 @@ class CaseResult(JsonReady):
     fold: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BenchResult(JsonReady):
-    """Everything a report is made from.
+    """Everything a report is made from. ``print(result)`` says the answer in a line, ``result.summary()`` all of it.
 
     Attributes:
         cases: one a model and set of conditions.
@@ -150,6 +155,53 @@ class BenchResult(JsonReady):
     environment: Mapping[str, Any]
     extra: Sequence[Mapping[str, str]] = ()
     cases: tuple[CaseResult, ...]
+
+    def summary(self, *, width: int | None = None, colour: bool = False) -> str:
+        """All of it as text, as ``convbn bench`` shows it."""
+        from convbn.common.document import terminal
+
+        return terminal.rendered(self._document(), width=width, colour=colour)
+
+    def save_json(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the result, by the published schema."""
+        self._save(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", overwrite)
+
+    def save_html(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the report as one offline page."""
+        from convbn.common.document import html
+
+        self._save(path, html.rendered(self._document()), overwrite)
+
+    def save_markdown(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the report as Markdown of at most 64 kB, as a comment takes it."""
+        from convbn.common.document import markdown
+
+        self._save(path, markdown.rendered(self._document()), overwrite)
+
+    def __str__(self) -> str:
+        from convbn.bench.report.sections.banner import banner
+        from convbn.common.document.model import plain
+
+        return " · ".join(plain(part) for part in banner(self.to_dict()).parts)
+
+    def __repr__(self) -> str:
+        return f"<BenchResult of {len(self.cases)} case{'s' if len(self.cases) > 1 else ''}: {self}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the report without what it was measured on."""
+        from convbn.common.document.html import fragment
+
+        return fragment(self._document().blocks[:-2])
+
+    def _document(self) -> Document:
+        from convbn.bench.report.document import document
+
+        return document(self.to_dict())
+
+    def _save(self, path: str | os.PathLike[str], text: str, overwrite: bool) -> None:
+        from convbn.export.files.atomic import write_atomically
+
+        write_atomically(path, text.encode("utf-8", "backslashreplace"), overwrite=overwrite)
 
 
 def case_id(name: str, batch: int | None, precision: str, threads: int | None, taken: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         save_fused,
     )
     from convbn.bench.cases.study import Grid as BenchGrid
+    from convbn.bench.gates.check import gates
     from convbn.bench.measure.options import ProtocolOptions as BenchOptions
     from convbn.export.engines.build.options import EngineOptions
     from convbn.export.engines.run.inspect import inspect_engine
@@ -69,6 +70,7 @@ __all__ = [
     "export_onnx",
     "fuse",
     "fuse_file",
+    "gates",
     "inspect",
     "inspect_engine",
     "is_folded",
@@ -91,6 +93,7 @@ _LAZY = {
     "compare_layers": ("convbn.proof", "compare_layers"),
     "export_onnx": ("convbn.exporting", "export_onnx"),
     "fuse_file": ("convbn.onnx_pass", "fuse_file"),
+    "gates": ("convbn.bench.gates.check", "gates"),
     "inspect": ("convbn.api", "inspect"),
     "inspect_engine": ("convbn.export.engines.run.inspect", "inspect_engine"),
     "is_folded": ("convbn.fuse.frontends.torch.edit.folded", "is_folded"),
@@ -106,7 +109,12 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'convbn' has no attribute '{name}'")
     module, attribute = _LAZY[name]
-    value = globals()[name] = getattr(import_module(module), attribute)
+    value = getattr(import_module(module), attribute)
+    if callable(value) and not isinstance(value, type):
+        from convbn.common.public import public
+
+        value = public(value, name)
+    globals()[name] = value
     return value
 
 

@@ -9,6 +9,15 @@ import sys
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        # In the first moment, while Python loads the command line, which catches it from then on.
+        sys.stderr.write("convbn: interrupted\n")
+        return 130
+
+
+def _run() -> int:
     from convbn.cli import main as run
 
     # Or onnxruntime would write an identifier and an event queue into the user's home.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
+from convbn.common.public import logger
 from convbn.errors import UsageError
 from convbn.proof import as_tuple, runnable, verified
 
@@ -46,6 +47,13 @@ class FuseResult(NamedTuple, Generic[M]):
 
     model: M
     report: Report
+
+    def __repr__(self) -> str:
+        return f"<FuseResult: {type(self.model).__name__}, {self.report}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: that of the report."""
+        return self.report._repr_html_()
 
 
 @overload
@@ -159,6 +167,7 @@ def fuse(
             input_shapes=input_shapes,
             inputs=source.inputs,
         )
+    logger.info("%s", repr(report))
     if inplace:
         from convbn.fuse.frontends.torch.edit.module import adopt
         from convbn.fuse.frontends.torch.modules.copies import checked
@@ -328,7 +337,13 @@ def bench(
         threads=options.threads,
         seed=options.seed,
     )
-    return measure(study, options, instruments=Instruments(tell=progress))
+
+    def tell(line: str) -> None:
+        logger.info("%s", line)
+        if progress is not None:
+            progress(line)
+
+    return measure(study, options, instruments=Instruments(tell=tell))
 
 
 def _name_of(model: Any, number: int) -> str:

@@ -22,7 +22,9 @@ class CallableRoom(types.ModuleType):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        return self.__wrapped__(*args, **kwargs)
+        from convbn.common.public import public
+
+        return public(self.__wrapped__, self.__name__.rpartition(".")[2])(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name == self.__name__.rpartition(".")[2]:

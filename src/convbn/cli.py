@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from convbn.common.garbage import seldom_collected
-from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError, NotSupportedError
+from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError
 
 __all__ = ["EXIT_INTERRUPTED", "main", "parser"]
 
@@ -286,7 +286,9 @@ def main(arguments: Sequence[str]) -> int:
         silence()  # the reader went away
         return 0
     except Exception as error:
-        missing = _missing(error)
+        from convbn.common.public import missing_package
+
+        missing = missing_package(error)
         if missing is not None:
             return _fail(f"convbn: {_one_line(missing)}", missing.exit_code, debug=options.debug)
         # A bug: the user gets a sentence too, and the traceback on request.
@@ -313,17 +315,6 @@ def _without_bench(arguments: Sequence[str]) -> Sequence[str]:
         len(arguments) > 1 and arguments[0] == "bench" and arguments[1] in ("compare", "history", "report")
     )
     return arguments[1:] if nested else arguments
-
-
-def _missing(error: Exception) -> ConvBNError | None:
-    """The error for a package that is not there; a missing module of convbn's own is a bug."""
-    package = (getattr(error, "name", None) or "").partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or package in ("", "convbn"):
-        return None
-    extra = "convbn[torch]" if package in ("torch", "onnxscript", "safetensors") else "convbn"
-    return NotSupportedError(
-        f"{package} is not installed", hint=f"pip install '{extra}'; convbn doctor shows what is missing"
-    )
 
 
 def _fail(text: str, code: int, *, debug: bool) -> int:

@@ -16,9 +16,10 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 import convbn
 from convbn.bench.cases.case import Case, batch_of, case_feeds, model_file
 from convbn.bench.cases.study import Grid, NamedModel, Study
-from convbn.bench.cases.variants import SELF_FUSED, original_variant
+from convbn.bench.cases.variants import original_variant
 from convbn.bench.measure.options import ProtocolOptions
 from convbn.bench.measure.protocol import measure
+from convbn.bench.results.comparisons import SELF_FUSED
 from convbn.bench.runtimes.base import Variant
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 from convbn.export.engines.run.load import EngineFile

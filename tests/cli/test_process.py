@@ -66,3 +66,17 @@ def test_a_signal_leaves_no_part_of_a_model(tmp_path: Path, number: signal.Signa
     process.wait()
     assert process.returncode in (0, 128 + number)
     assert len(os.listdir(out)) == (2 if process.returncode == 0 else 0)
+
+
+def test_ctrl_c_in_the_first_moment_is_exit_130(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """While the command line is loaded, nothing of it is there to catch the signal."""
+    from importlib import import_module
+
+    entry = import_module("convbn.__main__")
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "_run", interrupted)
+    assert entry.main() == 130
+    assert capsys.readouterr().err == "convbn: interrupted\n"

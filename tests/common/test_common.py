@@ -17,7 +17,6 @@ from convbn.common.dtypes import dtype_name, dtype_of, is_float
 from convbn.common.encoding import JsonReady, encoded
 from convbn.common.garbage import seldom_collected
 from convbn.common.progress import bar
-from convbn.common.tables import columns
 from convbn.common.text import clean, first_line, named_line, one_line, plural, printable, shape_text
 
 
@@ -73,11 +72,6 @@ def test_hostile_text_is_made_visible() -> None:
     assert clean("a\u202eb\n c") == "a⟨U+202E⟩b c"
     assert plural(1, "model") == "1 model"
     assert plural(1200, "model") == "1,200 models"
-
-
-def test_columns_line_up() -> None:
-    assert columns([("a", "1"), ("bcd", "22")]) == ["a     1", "bcd  22"]
-    assert columns([("a", "b", "1"), ("aa", "bb", "22")], left=2) == ["a   b    1", "aa  bb  22"]
 
 
 def test_number_types() -> None:

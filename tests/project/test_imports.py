@@ -31,6 +31,7 @@ PUBLIC = {
     "export_onnx",
     "fuse",
     "fuse_file",
+    "gates",
     "inspect",
     "inspect_engine",
     "is_folded",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from convbn.bench.cases.variants import SELF_FUSED
 from convbn.bench.gates.judge import judge, unconfirmed
+from convbn.bench.results.comparisons import SELF_FUSED
 from convbn.bench.results.read import read_result
 from convbn.commands.steps.reporting import deliver, finish, plan
 from convbn.commands.steps.shared import console_of, write_json

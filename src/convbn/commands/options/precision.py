@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.options.parsing import number, whole
-from convbn.commands.steps.console import Console
 from convbn.common.text import printable
 from convbn.errors import UsageError
 from convbn.export.formats import format_of
@@ -16,6 +15,7 @@ from convbn.export.precision.precisions import AS_IS, PRECISIONS, Precision, pre
 if TYPE_CHECKING:
     import onnx
 
+    from convbn.commands.steps.console import Console
     from convbn.converting import Conversion
 
 __all__ = [

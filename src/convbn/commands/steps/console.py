@@ -13,7 +13,6 @@ from convbn.commands.steps.streams import writing_stdout
 from convbn.common.document.model import Block, Column, Document, Row, Table
 from convbn.common.document.terminal import laid_out, rendered, terminal_width, wants_colour
 from convbn.common.text import printable
-from convbn.fuse.summary import fold_blocks
 
 if TYPE_CHECKING:
     from convbn.fuse.report import Report
@@ -61,6 +60,8 @@ class Console:
 
     def report(self, report: Report, *, would: bool = False) -> None:
         """What a fold did: counts, every BatchNorm that stays with its reason, and the proof."""
+        from convbn.fuse.summary import fold_blocks
+
         self.show(*fold_blocks(report.to_dict(), would=would))
 
     @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convbn.bench.cases.variants import SELF_FUSED
+from convbn.bench.results.comparisons import SELF_FUSED
 from convbn.commands.steps.console import Console
 from convbn.commands.steps.shared import write_json, write_text
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
