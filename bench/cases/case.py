@@ -14,8 +14,9 @@ from convbn.bench.runtimes.base import Variant
 from convbn.errors import ConvBNError, UsageError
 from convbn.export.dtypes import host_type
 from convbn.export.engines.run.load import EngineFile
-from convbn.export.engines.sidecar import read_sidecar, sidecar_path
+from convbn.export.engines.sidecar import read_sidecar
 from convbn.export.files.atomic import sha256_file
+from convbn.export.files.sidecar import sidecar_path
 
 __all__ = ["Case", "batch_of", "case_feeds", "model_file"]
 

@@ -14,6 +14,10 @@ EXAMPLES = {
         "convbn verify model.onnx folded.onnx",
         "convbn verify model.onnx half.onnx --precision fp16 --layers",
     ),
+    "refit": (
+        "convbn refit folded.onnx --from new.onnx -o refitted.onnx",
+        "convbn refit model.engine --trust-engine --from new.onnx -o new.engine",
+    ),
     "export": (
         "convbn export model.onnx -o model.engine",
         "convbn export model.onnx -o half.onnx --precision fp16",
