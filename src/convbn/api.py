@@ -24,15 +24,7 @@ if TYPE_CHECKING:
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
 
-__all__ = [
-    "FuseResult",
-    "bench",
-    "fuse",
-    "inspect",
-    "load_fused",
-    "save_fused",
-]
-
+__all__ = ["FuseResult", "bench", "fuse", "inspect", "load_fused", "save_fused"]
 
 M = TypeVar("M")
 
