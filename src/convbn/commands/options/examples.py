@@ -35,5 +35,6 @@ EXAMPLES = {
         "convbn compare before.json after.json --markdown changes.md",
     ),
     "history": ("convbn history results/ -o history.html", "convbn history results/ -o history.html --force"),
+    "run": ("convbn run plan.toml --init", "convbn run plan.toml --html fleet.html"),
     "doctor": ("convbn doctor", "convbn doctor --json -"),
 }
