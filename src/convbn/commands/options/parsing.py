@@ -126,7 +126,7 @@ class Parser(argparse.ArgumentParser):
         elif message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
             meant = next(filter(None, (did_you_mean(word, self._options()) for word in words)), None)
-        self.exit(2, f"{self.prog}: {message}; {meant or f'{self.prog} --help lists the options'}\n")
+        self.exit(2, f"{self.prog}: error: {message}; {meant or f'{self.prog} --help lists the options'}\n")
 
     def _options(self) -> Iterable[str]:
         return list(self._option_string_actions)
