@@ -18,6 +18,7 @@ from convbn.fuse.frontends.torch.capture.dispatch_trace import (
     record,
 )
 from convbn.fuse.frontends.torch.capture.program import hidden_batchnorms, program_graph
+from convbn.fuse.frontends.torch.capture.regions import without_regions
 from convbn.fuse.frontends.torch.edit.module import edit_module
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, build_view, innermost
 from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
@@ -144,9 +145,10 @@ def _exported(
         if trust_shapes and instrumented.guessed:
             return _exported(module, example_inputs, trust_shapes=False)
         return _without_export(module, example_inputs, named_line(error))
-    instrumented.settle_paths(program.graph)
-    captured = program_graph(program, **instrumented.facts)
-    return _Taken(instrumented, captured, _EXPORTED, tuple(hidden_batchnorms(program)))
+    shown = without_regions(program.graph_module, autocast=True)
+    instrumented.settle_paths(shown.graph)
+    captured = program_graph(program, shown.graph, **instrumented.facts)
+    return _Taken(instrumented, captured, _EXPORTED, tuple(hidden_batchnorms(program, shown)))
 
 
 def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], cause: str) -> _Taken:

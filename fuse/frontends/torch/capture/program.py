@@ -10,6 +10,7 @@ from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.capture.functionalize import functional_graph, writers
+from convbn.fuse.frontends.torch.capture.regions import without_regions
 from convbn.fuse.frontends.torch.graph_view.build import (
     CapturedGraph,
     build_view,
@@ -63,7 +64,7 @@ def capture_program(program: ExportedProgram) -> Capture:
         view=graph_view.view,
         nodes=graph_view.nodes,
         apply=apply,
-        unreachable=hidden_batchnorms(program),
+        unreachable=hidden_batchnorms(functional, module),
         how=_HOW if pure else f"{_HOW} It writes to tensors in place in a way that keeps most folds out.",
         seconds=time.perf_counter() - begun,
     )
@@ -74,18 +75,20 @@ _HOW = "Read from the exported program's own graph: proven for every input that 
 
 def _functional(program: ExportedProgram) -> tuple[ExportedProgram, torch.fx.GraphModule, bool]:
     """The program, a graph of it in which nothing is written in place, and whether there is such a graph."""
-    own = state_names(program)
-    if not writers(program.graph, set(own)):
-        return program, program.graph_module, True
-    module = functional_graph(program.graph_module, {node.name for node in own})
+    start = without_regions(program.graph_module)
+    own = state_names(program, start.graph)
+    if not writers(start.graph, set(own)):
+        return program, start, True
+    module = functional_graph(start, {node.name for node in own})
     if module is not None:
         return program, module, True
     try:
         with exclusive_capture():
             lowered = program.run_decompositions({})
     except Exception:  # whatever the tracer meets in the user's program; folds that need no more are left
-        return program, program.graph_module, False
-    return lowered, lowered.graph_module, not writers(lowered.graph, set(state_names(lowered)))
+        return program, start, False
+    module = without_regions(lowered.graph_module)
+    return lowered, module, not writers(module.graph, set(state_names(lowered, module.graph)))
 
 
 def program_graph(
@@ -132,12 +135,12 @@ def state_of(program: ExportedProgram) -> Mapping[str, torch.Tensor]:
     return {**program.constants, **program.state_dict}
 
 
-def hidden_batchnorms(program: ExportedProgram) -> list[Kept]:
+def hidden_batchnorms(program: ExportedProgram, module: torch.fx.GraphModule) -> list[Kept]:
     """BatchNorms in the sub-graphs of control flow, which the view does not show, each once."""
     # A sub-graph calls what it is given by the name it has outside.
     names = {node.name: name for node, name in state_names(program).items()}
     found: dict[str, Kept] = {}
-    for where, graph in _subgraphs(program.graph_module):
+    for where, graph in _subgraphs(module):
         for node in graph.nodes:
             mapped = map_aten(node)
             if mapped is None or not isinstance(mapped.op, BatchNorm):
@@ -145,7 +148,7 @@ def hidden_batchnorms(program: ExportedProgram) -> list[Kept]:
             given = (names.get(slot.name, "") for slot in mapped.slots[1:] if isinstance(slot, type(node)))
             owner = next((name.rpartition(".")[0] for name in given if name), "")
             name = innermost(node) or owner or f"{where}.{node.name}"
-            detail = f"it stands in the sub-graph '{where}' of a branch, a loop or a grad or autocast region"
+            detail = f"it stands in the sub-graph '{where}' of a branch, a loop or an autocast region"
             found.setdefault(name, Kept(name, Reason.OTHER_SCOPE, detail))
     return list(found.values())
 
