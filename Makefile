@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table fleet-plan claim gpu-bench gpu-page forms coverage-report proof-report field-torch contract precision-table engines-report report-picture robustness mutation fuzz environments integrations docs tour diagram release-check dist clean
+.PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table fleet-plan claim gpu-bench gpu-page forms coverage-report proof-report field-torch contract precision-table engines-report report-picture robustness mutation fuzz environments demo-fleet many-cost integrations docs tour diagram release-check dist clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ architecture: $(STAMP)  ## examples and every function that a model passes, into
 
 demo: $(STAMP)  ## the whole pipeline: train, fold, prove, export, build an engine, measure, report
 	$(BIN)/python examples/digits/road.py $(BUILD)/demo
+
+demo-fleet: $(STAMP)  ## a plan over eight networks, on this machine and again through a local Ray cluster
+	$(BIN)/python examples/many/demo.py $(BUILD)/many
+
+many-cost: $(STAMP)  ## 200 small files by `convbn run` against a shell loop over `convbn fuse`, interleaved
+	$(BIN)/python tools/performance/many.py
 
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved
 	$(BIN)/python tools/performance/fuse_cost.py

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 from convbn.common.garbage import seldom_collected
 from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError
@@ -31,7 +32,9 @@ _ARCH_HELP = "of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or p
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
+    from convbn.commands.options.building import add_engine_arguments
     from convbn.commands.options.examples import EXAMPLES
+    from convbn.commands.options.many import add_many_arguments
     from convbn.commands.options.measuring import add_measuring_arguments
     from convbn.commands.options.parsing import Completion, Help, Parser, number, whole
     from convbn.commands.options.precision import add_precision_arguments
@@ -135,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "input", metavar="IN", help="ONNX file, .pt2, checkpoint with --arch, engine, or a folder of models"
     )
-    inspect.add_argument("others", metavar="OTHER", nargs="*", help="further models or folders")
+    add_many_arguments(inspect)
     inspect.add_argument("--all", action="store_true", help="list every fold, and not the first twenty")
     inspect.add_argument(
         "--trust-engine", action="store_true", help="load an engine to list its layers, which runs its code"
@@ -143,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
 
     fuse = verb("fuse", "fold a model and write it, if its outputs are equal", source, rules, target, json)
     fuse.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
+    add_many_arguments(fuse, writes=True)
     fuse.add_argument(
         "--external-data",
         choices=("auto", "always", "never"),
@@ -170,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
         "--trust-engine", action="store_true", help="run an engine given, which runs its code"
     )
     verify.add_argument("--runtime", metavar="NAME", help="run both in this one (docs/benchmarks.md)")
+    add_many_arguments(verify, more=False)
 
     export = verb(
         "export",
@@ -180,6 +185,7 @@ def parser() -> argparse.ArgumentParser:
         json,
     )
     export.add_argument("input", metavar="IN", help="ONNX file, .pt2, or checkpoint with --arch")
+    add_many_arguments(export, writes=True)
     export.add_argument("--no-fuse", action="store_true", help="export the model as it is")
     export.add_argument(
         "--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto", help="what builds it"
@@ -190,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         "--dynamic-batch", action="store_true", help="leave dimension 0 of a checkpoint's inputs free"
     )
     export.add_argument("--triton", metavar="DIR", help="also put OUT into a Triton model repository")
-    _engine_arguments(export)
+    add_engine_arguments(export)
     add_precision_arguments(export)
 
     refit = verb("refit", "put new weights into a folded model or an engine", source, rules, target, json)
@@ -221,56 +227,23 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-def _engine_arguments(export: argparse.ArgumentParser) -> None:
-    from convbn.commands.options.parsing import whole
+def main(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> int:
+    """Run one command and return its exit code.
 
-    engines = export.add_argument_group("engines (which backend honours what: docs/tensorrt.md)")
-    add = engines.add_argument
-    add(
-        "--shapes",
-        metavar="X=MIN:OPT:MAX",
-        action="append",
-        default=[],
-        help="x=1x3x9x9:4x3x9x9:8x3x9x9; ';' or again: another",
-    )
-    add("--workspace", metavar="SIZE", help="most scratch memory of a layer, 4GiB")
-    add("--optimization-level", type=whole(0, 5), metavar="0-5", help="how long to search for kernels")
-    add(
-        "--compute-capability",
-        metavar="X.Y,...",
-        action="append",
-        default=[],
-        help="GPUs to build for, 8.6,8.9; or current",
-    )
-    add(
-        "--hardware-compatibility",
-        choices=("ampere+", "same-compute-capability"),
-        help="run on more GPUs than the one at hand",
-    )
-    add("--version-compatible", action="store_true", help="let later versions of TensorRT load the engine")
-    add("--strip-weights", action="store_true", help="leave out weights that a refit brings back")
-    add("--refit", action="store_true", help="let weights be exchanged later")
-    add("--timing-cache", metavar="FOLDER", help="kernel timings of earlier builds, or auto")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code."""
+    Args:
+        arguments: as typed after ``convbn``.
+        given: options, by their names, that are set whatever was typed: those of one model of many.
+    """
     from convbn.commands.steps.streams import open_streams, silence, writing_stdout
 
     options = argparse.Namespace(debug=False, input=None)
     try:
         options = _parsed(arguments)
+        vars(options).update(given or {})
         reports = (getattr(options, name, None) for name in ("json", "markdown"))
         open_streams(needed=not options.quiet or "-" in reports)
-        if options.verb == "export":
-            from convbn.commands.options.precision import check_precision
-
-            check_precision(options)
-        from convbn.commands.steps.targets import check_targets
-
-        check_targets(options)
         with seldom_collected():
-            code = int(import_module(f"convbn.commands.{options.verb}").run(options))
+            code = _run(arguments, options)
         with writing_stdout():
             sys.stdout.flush()
     except ConvBNError as error:
@@ -295,6 +268,28 @@ def main(arguments: Sequence[str]) -> int:
         text = f"convbn: internal error: {type(error).__name__}: {_one_line(error)}; --debug shows where"
         return _fail(text, EXIT_BUG, debug=options.debug)
     return code
+
+
+def _run(arguments: Sequence[str], options: argparse.Namespace) -> int:
+    """The verb on one model, or on each of many."""
+    from convbn.commands.many.files import asked_for_many
+    from convbn.commands.steps.remote import local_files
+    from convbn.commands.steps.targets import check_targets
+
+    worst = 0
+    if asked_for_many(options):
+        verb = "many.verbs"  # found by its name like every verb, as workers come back here for one model
+        many = import_module(f"convbn.commands.{verb}")
+        if options.verb != "bench":
+            return int(many.run(arguments, options))
+        worst = int(many.expand_bench(options))
+    if options.verb == "export":
+        from convbn.commands.options.precision import check_precision
+
+        check_precision(options)
+    with local_files(options):
+        check_targets(options)
+        return max(worst, int(import_module(f"convbn.commands.{options.verb}").run(options)))
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

@@ -23,7 +23,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ )*convbn ")
 #: Commands that nothing here can run, and why.
-ELSEWHERE = {"hf-hub:": "a hub is out of reach", "s3://": "a bucket is out of reach", " ray://": "no cluster"}
+ELSEWHERE = {
+    "hf-hub:": "a hub is out of reach",
+    "s3://": "a bucket is out of reach",
+    " ray://": "no cluster",
+    "--ray auto": "no cluster",
+}
 #: The overview of docs/cli.md: IN, OUT and VERB stand for something.
 FORM = re.compile(r"\b(IN|OUT|VERB|RESULT|DIR|BEFORE|PAGE)\b|…|\.\.\.")
 
@@ -102,6 +107,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "models").mkdir()
     for name in ("one", "two"):
         onnx.save(network(1, 224), folder / "models" / f"{name}.onnx")
+    (folder / "plan.toml").write_text(
+        'output = "planned"\n[[models]]\npath = "models/*.onnx"\n[[targets]]\nkind = "onnx"\n'
+    )
     torch.manual_seed(0)
     torch.save(torchvision_models().resnet50().state_dict(), folder / "r50.pth")
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()

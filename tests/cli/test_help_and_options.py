@@ -1,9 +1,8 @@
-"""Help ends with examples and fits a narrow terminal; options are checked before work; several models are inspected."""
+"""Help ends with examples and fits a narrow terminal; options are checked before work."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +93,6 @@ def test_numbers_are_held_to_their_range_before_any_work(words: tuple[str, ...],
         main([verb, *files, *(["-o", "out.onnx"] if verb in ("fuse", "export") else []), *option])
     assert ended.value.code == 2
     assert f"argument {option[0]}" in capsys.readouterr().err
-
-
-def test_a_folder_and_several_files_are_inspected_in_a_line_each(
-    model: Path, tmp_path: Path, capsys: Any
-) -> None:
-    (tmp_path / "models" / "deep").mkdir(parents=True)
-    for name in ("first.onnx", "deep/second.onnx"):
-        (tmp_path / "models" / name).write_bytes(model.read_bytes())
-    report = tmp_path / "report.json"
-    assert main(["inspect", str(tmp_path / "models"), str(model), "--json", str(report)]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for name in ("first.onnx", "second.onnx", "model.onnx"):
-        assert re.search(rf"{name}: 1 of 1 would be folded", text)
-    assert len(json.loads(report.read_text())["reports"]) == 3
-    (tmp_path / "empty").mkdir()
-    assert main(["inspect", str(tmp_path / "empty")]) == 3
 
 
 def test_a_model_is_measured_alone(model: Path, tmp_path: Path, capsys: Any) -> None:

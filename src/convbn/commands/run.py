@@ -154,7 +154,7 @@ class _Planned:
     def report(self, outcomes: Sequence[Outcome], seconds: float, created: str, console: Console) -> None:
         """The table on the terminal, and every report that was asked for."""
         name = self._plan.name
-        shown = reports.document(name, seconds, outcomes)
+        shown = reports.document(f"run {name}", seconds, outcomes)
         console.say(terminal.rendered(shown).rstrip("\n"))
         targets = self._targets()
         if "json" in targets:

@@ -33,13 +33,20 @@ class Result:
     outputs: tuple[str, ...] = field(default=())
 
 
-def verb(arguments: list[str], *, report: bool = True, outputs: list[str] | None = None) -> Result:
+def verb(
+    arguments: list[str],
+    *,
+    report: bool = True,
+    outputs: list[str] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Result:
     """Run the command line and keep what it says.
 
     Args:
         arguments: as typed after ``convbn``, without ``--json``.
         report: ask it for its JSON; a command that has none must not be asked.
         outputs: files that it writes if it succeeds.
+        given: options, by their names, that are set whatever was typed.
 
     Returns:
         Its JSON, which is there whenever the verb wrote one, and the sentence it ended with.
@@ -49,10 +56,10 @@ def verb(arguments: list[str], *, report: bool = True, outputs: list[str] | None
     said, errors = StringIO(), StringIO()
     with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
         json_file = Path(folder, "report.json")
-        asked = ["--json", str(json_file)] if report else []
+        asked = {"json": str(json_file) if report else None} if report or given else {}
         with redirect_stdout(said), redirect_stderr(errors):
             try:
-                code = main([*arguments, *asked])
+                code = main(arguments, {**asked, **(given or {})})
             except SystemExit as error:  # argparse: it says why before it ends
                 code = error.code if isinstance(error.code, int) else 2
         found = json.loads(json_file.read_text(encoding="utf-8")) if json_file.exists() else None

@@ -81,7 +81,7 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome]) -> Document
     told = [Text((Mark(one.name, "strong"), f": {one.error}"), "failed") for one in failures]
     under = f"{plural(len(models), 'model')}, {plural(len(outcomes), 'step')}, {seconds:.1f} s"
     banner = Banner(parts, under, "failed" if failures else "", depth=MARKDOWN)
-    return Document(f"convbn run {name}", "run", under, [banner, *told, table])
+    return Document(f"convbn {name}", "run", under, [banner, *told, table])
 
 
 def _cells(model: str, steps: Sequence[Outcome]) -> list[Inline]:

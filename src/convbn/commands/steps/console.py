@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
@@ -26,9 +26,13 @@ class Console:
     Args:
         json_on_stdout: stdout belongs to JSON, so sentences go to stderr.
         quiet: say nothing but errors.
+        names: what files are called that stand for URLs.
     """
 
-    def __init__(self, *, json_on_stdout: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, *, json_on_stdout: bool = False, quiet: bool = False, names: Mapping[str, str] | None = None
+    ) -> None:
+        self._names = names or {}
         self.out: TextIO = sys.stderr if json_on_stdout else sys.stdout
         self.quiet = quiet
         self._live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
@@ -42,7 +46,7 @@ class Console:
 
     def written(self, path: object) -> None:
         """A file has been written."""
-        self.say(f"written: {printable(path)}")
+        self.say(f"written: {printable(self._names.get(str(path), path))}")
 
     def show(self, *blocks: Block) -> None:
         """Blocks of a report, as wide as the terminal."""

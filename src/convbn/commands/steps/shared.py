@@ -81,7 +81,7 @@ def fuse_options(options: argparse.Namespace, *, verify: bool) -> FuseOptions:
 def console_of(options: argparse.Namespace) -> Console:
     """The console; it leaves stdout to JSON or Markdown where one of them asks for it."""
     taken = options.json == "-" or getattr(options, "markdown", None) == "-"
-    return Console(json_on_stdout=taken, quiet=options.quiet)
+    return Console(json_on_stdout=taken, quiet=options.quiet, names=getattr(options, "shown_as", None))
 
 
 def refuse_warnings(options: argparse.Namespace, report: Report) -> None:

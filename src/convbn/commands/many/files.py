@@ -1,0 +1,181 @@
+"""Folders and patterns on the command line: which files they stand for, and where each one's result goes."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convbn.errors import UsageError
+from convbn.export.files.remote import is_url, listed, shown
+
+__all__ = ["Item", "asked_for_many", "found", "paired", "with_targets"]
+
+_VERBS = ("inspect", "fuse", "export")
+
+#: Files of a folder that are models by their names. A pattern takes whatever it matches.
+_ONNX = (".onnx",)
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
+_ENGINES = (".engine", ".plan", ".trt")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file of many.
+
+    Attributes:
+        name: relative to the folder that was given, or to what all given files have in common.
+        path: of the file.
+        target: where its result goes, for verbs that write one.
+        other: the file that it is compared with, for ``verify``.
+    """
+
+    name: str
+    path: str
+    target: str | None = None
+    other: str | None = None
+
+
+def asked_for_many(options: argparse.Namespace) -> bool:
+    """Whether the arguments stand for more than one model. A file is treated as ever."""
+    if options.verb == "verify":
+        return stands_for_many(options.reference) or stands_for_many(options.candidate)
+    if options.verb == "bench":
+        return any(map(stands_for_many, (options.input, *options.others)))
+    return options.verb in _VERBS and (bool(options.others) or stands_for_many(options.input))
+
+
+def stands_for_many(text: str) -> bool:
+    """Whether an argument is a folder or a pattern, and no file of that very name."""
+    if is_url(text):
+        return listed(text) is not None
+    return os.path.isdir(text) or (glob.has_magic(text) and not os.path.lexists(text))
+
+
+def found(given: Sequence[str], options: argparse.Namespace) -> list[Item]:
+    """The files that arguments stand for, in the order of their names.
+
+    Args:
+        given: files, folders and patterns (``**`` for any folders).
+        options: of the verb; they say which kinds of files it can read in a folder, and where it writes.
+
+    Raises:
+        UsageError: one of them stands for nothing.
+    """
+    output = getattr(options, "output", None)
+    inside = None if output is None else os.path.realpath(output)
+    items: dict[str, Item] = {}
+    kinds = _readable(options)
+    for text in given:
+        there = listed(text) if is_url(text) else None
+        if there is not None:
+            chosen = {n: url for n, url in there.items() if glob.has_magic(text) or n.endswith(kinds)}
+            if not chosen:
+                raise UsageError(f"there is no model there: no {', '.join(kinds)}", source=shown(text))
+            items |= {url: Item(name, url) for name, url in chosen.items()}
+            continue
+        if os.path.isdir(text):
+            files = _files_of(text, kinds, inside)
+            if not files:
+                named = ", ".join(kinds)
+                hint = "a pattern such as 'models/*' takes files of any name"
+                raise UsageError(f"there is no model in this folder: no {named}", source=text, hint=hint)
+            root = text
+        elif stands_for_many(text):
+            files = sorted(path for path in glob.glob(text, recursive=True) if os.path.isfile(path))
+            if not files:
+                raise UsageError("no file matches", source=text)
+            root = _fixed_part(text)
+        else:
+            files, root = [text], os.path.dirname(text)
+        for path in files:
+            items.setdefault(os.path.realpath(path), Item(os.path.relpath(path, root or os.curdir), path))
+    return list(items.values())
+
+
+def with_targets(items: Sequence[Item], options: argparse.Namespace) -> list[Item]:
+    """Give each file its place below the folder OUT, under the name that it has below the folder it is from.
+
+    Raises:
+        UsageError: OUT is a file, or two results would have one name.
+    """
+    output: str = options.output
+    if os.path.isfile(output):
+        raise UsageError("is a file; the results of many models need a folder", source=output)
+    suffix: str | None = options.suffix
+    placed: dict[str, Item] = {}
+    for item in items:
+        stem, own = os.path.splitext(item.name)
+        target = os.path.join(output, stem + (suffix or _usual(options.verb, own.lower())))
+        if target in placed:
+            hint = "fold them in two calls, or into two folders"
+            raise UsageError(
+                f"{placed[target].path} and {item.path} would be written there", source=target, hint=hint
+            )
+        placed[target] = Item(item.name, item.path, target)
+    return list(placed.values())
+
+
+def paired(reference: str, candidate: str, options: argparse.Namespace) -> list[Item]:
+    """The files of one folder with those of the same names in another; a suffix may differ.
+
+    Raises:
+        UsageError: one is a folder and the other is not, or nothing is in the first.
+    """
+    if not (os.path.isdir(reference) and os.path.isdir(candidate)):
+        hint = "give two folders, or two files"
+        raise UsageError("many models are compared folder against folder", source=candidate, hint=hint)
+    pairs = []
+    for item in found([reference], options):
+        exact = Path(candidate, item.name)
+        same_stem = sorted(exact.parent.glob(f"{glob.escape(exact.stem)}.*")) if exact.parent.is_dir() else []
+        models = [path for path in same_stem if path.name.endswith(_readable(options))]
+        other = exact if exact.is_file() else models[0] if len(models) == 1 else exact
+        pairs.append(Item(item.name, item.path, other=str(other)))
+    return pairs
+
+
+def _files_of(folder: str, kinds: tuple[str, ...], skipped: str | None) -> list[str]:
+    """The files below a folder, without hidden ones and without what lies where results go."""
+    files = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != skipped
+        )
+        files += [
+            os.path.join(root, name)
+            for name in sorted(names)
+            if name.endswith(kinds) and not name.startswith(".")
+        ]
+    return files
+
+
+def _readable(options: argparse.Namespace) -> tuple[str, ...]:
+    """Suffixes of what a verb reads in a folder: checkpoints where their architecture is given."""
+    suffixes: tuple[str, ...] = _ONNX
+    if getattr(options, "arch", None):
+        suffixes += _CHECKPOINTS
+    if getattr(options, "trust_checkpoint", False):
+        suffixes += (".pt2",)
+    if hasattr(options, "trust_engine"):
+        suffixes += _ENGINES
+    return suffixes
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders of a pattern in front of the first that is one."""
+    parts = Path(pattern).parts
+    count = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    return str(Path(*parts[:count])) if count else os.curdir
+
+
+def _usual(verb: str, suffix: str) -> str:
+    """What a verb writes of a file of this suffix where nothing else is said."""
+    if verb == "export":
+        return ".engine"
+    return suffix if suffix in (".onnx", ".pt2") else ".safetensors"
