@@ -37,9 +37,10 @@ COMMANDS = {
         ["bench", M, E, "--runtime", "tensorrt-rtx"],
         ["bench", M, E, "--each"],
     ],
+    "refit": [["refit", E, "--from", M, "-o", "out.engine"]],
 }
-#: These read results of benchmarks, or nothing.
-OTHERS = {"report", "compare", "history", "doctor"}
+#: These read results of benchmarks, or nothing; `run` does its steps by the verbs above.
+OTHERS = {"report", "compare", "history", "doctor", "run"}
 
 
 @pytest.fixture
