@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _USUAL = "convbn.toml"
+_MOST_BYTES = 2_000_000
+"""Of a page of many models: some thousand rows."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -164,7 +166,8 @@ class _Planned:
         if "markdown" in targets:
             write_text(targets["markdown"], markdown.rendered(shown), overwrite=True)
         if "html" in targets:
-            write_text(targets["html"], html.rendered(shown), overwrite=True)
+            linked = reports.document(f"run {name}", seconds, outcomes, Path(targets["html"]).parent)
+            write_text(targets["html"], html.rendered(linked, _MOST_BYTES), overwrite=True)
         if self._options.step_summary:
             append_summary(
                 Path(self._options.step_summary), lambda room: markdown.rendered(shown, most_bytes=room)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from convbn.bench.report.junit import Case, suite
@@ -15,6 +17,8 @@ from convbn.pipeline.outcome import Outcome, counts
 __all__ = ["document", "junit", "result_of"]
 
 SCHEMA_VERSION = "1"
+_RATIO = 5
+"""The column of ratios."""
 _WORST = ("failed", "cancelled", "done", "cached")
 
 
@@ -55,8 +59,15 @@ def junit(name: str, created: str, seconds: float, outcomes: Iterable[Outcome]) 
     return suite(f"convbn {clean(name, 100)}", cases, seconds=seconds, created=created)
 
 
-def document(name: str, seconds: float, outcomes: Sequence[Outcome]) -> Document:
-    """Totals, then a row a model, those that failed first."""
+def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: Path | None = None) -> Document:
+    """Totals, then a row a model, those that failed first.
+
+    Args:
+        name: what the document is called.
+        seconds: that all took.
+        outcomes: of all steps.
+        folder: where the page will lie, from which models' own pages are linked.
+    """
     found = counts(outcomes)
     kinds = {"failed": "bad", "cancelled": "soft", "done": "good", "cached": "soft"}
     parts = [Mark(f"{count} {status}", kinds[status]) for status, count in found.items() if count]
@@ -73,10 +84,16 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome]) -> Document
         Column("size", "num", spare=1),
         Column("error", "num"),
         Column("noise", "num", spare=2),
+        Column("folded / original", "num"),
         Column("seconds", "num", spare=1),
         Column("status", "result"),
     ]
-    table = Table("Models", columns, [Row(_cells(model, steps)) for _, model, steps in rows])
+    cells = [_cells(model, steps, folder) for _, model, steps in rows]
+    if all(row[_RATIO] == "–" for row in cells):  # nothing was measured
+        columns.pop(_RATIO)
+        for row in cells:
+            row.pop(_RATIO)
+    table = Table("Models", columns, [Row(row) for row in cells])
     failures = [outcome for outcome in outcomes if outcome.status == "failed"]
     told = [Text((Mark(one.name, "strong"), f": {one.error}"), "failed") for one in failures]
     under = f"{plural(len(models), 'model')}, {plural(len(outcomes), 'step')}, {seconds:.1f} s"
@@ -84,7 +101,7 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome]) -> Document
     return Document(f"convbn {name}", "run", under, [banner, *told, table])
 
 
-def _cells(model: str, steps: Sequence[Outcome]) -> list[Inline]:
+def _cells(model: str, steps: Sequence[Outcome], folder: Path | None) -> list[Inline]:
     """One model: what its fold and proof say, and how its steps ended."""
     facts: dict[str, Any] = {}
     for outcome in steps:
@@ -93,15 +110,27 @@ def _cells(model: str, steps: Sequence[Outcome]) -> list[Inline]:
     bad = [outcome for outcome in steps if outcome.status == "failed"]
     words = ", ".join(f"{count} {status}" for status, count in counts(steps).items() if count)
     status = Mark(f"✗ {', '.join(one.kind for one in bad)} failed", "bad") if bad else Mark(words, "good")
+    pages = [made.path for one in steps for made in one.outputs if made.path.endswith(".html")]
+    named: Inline = model
+    if pages and folder is not None:
+        named = Mark(model, "strong", Path(os.path.relpath(pages[0], folder)).as_posix())
     return [
-        model,
+        named,
         "–" if folded is None else f"{folded['before']} → {folded['after']}",
         bytes_text(facts.get("bytes")),
         number(facts.get("error")),
         number(facts.get("noise")),
+        _ratios(steps),
         f"{sum(outcome.seconds for outcome in steps):.1f}",
         status,
     ]
+
+
+def _ratios(steps: Sequence[Outcome]) -> str:
+    """The ratios of folded to original that were measured, in the order of the cases."""
+    rows = [row for outcome in steps for row in (outcome.report or {}).get("rows", ())]
+    ratios = [row["ratio"]["median"] for row in rows if row.get("ratio") and row["side"] == "folded"]
+    return ", ".join(f"{ratio:.3f}" for ratio in ratios[:3]) + (" …" if ratios[3:] else "") or "–"
 
 
 _FACTS = ("batchnorm", "bytes", "error", "noise")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from convbn.common.document.model import (
     PAGE,
@@ -42,19 +43,21 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _TAGS = {"code": "code", "strong": "strong", "small": "small"}
 
 
-def rendered(document: Document) -> str:
+def rendered(document: Document, most_bytes: int = MOST_BYTES) -> str:
     """Lay a document out as a page of its own.
 
     Args:
         document: the report.
+        most_bytes: of the page; lists are cut until it fits.
 
     Returns:
-        HTML under 500 kB that opens from a file, prints, and reads on a phone, in light and dark.
+        HTML that opens from a file, prints, and reads on a phone, in light and dark.
     """
-    for limit, fine in _LIMITS:
+    longer = [(most_bytes // 1000, 300)] if most_bytes > MOST_BYTES else []
+    for limit, fine in (*longer, *_LIMITS):
         writer = _Writer(limit, fine)
         page = writer.page(document, "")
-        room = MOST_BYTES - len(page.encode())
+        room = most_bytes - len(page.encode())
         if room > 0:
             return writer.page(document, document.raw) if len(document.raw.encode()) < room else page
     return page
@@ -224,6 +227,8 @@ def _inline(content: Inline) -> str:
     if isinstance(content, str):
         return _text(content)
     text = _text(content.text)
+    if content.link:
+        return f'<a href="{_text(quote(content.link))}">{text}</a>'
     if content.kind in ("layer", "norm"):
         return f'<code class="chip {content.kind}">{text}</code>'
     if content.kind in _TAGS:

@@ -50,10 +50,12 @@ class Mark:
         text: of it.
         kind: ``code``, ``strong``, ``small``, ``layer`` or ``norm`` (names in a network); or how good it is:
             ``good``, ``bad``, ``soft``.
+        link: a file beside the page, by its path relative to it; only pages show it.
     """
 
     text: str
     kind: str
+    link: str = ""
 
 
 Inline: TypeAlias = "str | Mark | tuple[Inline, ...]"
