@@ -290,7 +290,7 @@ def test_a_checkpoint_through_the_api(tmp_path: Path) -> None:
     assert result.report.verify["status"] == "equal"
     assert result.report.notes[0].startswith("Took the weights under 'model'")
     assert convbn.inspect(tmp_path / "a.pth", arch=net).batchnorm == result.report.batchnorm
-    with pytest.raises(UsageError, match="--arch"):
+    with pytest.raises(UsageError, match="name it with arch"):
         convbn.fuse(tmp_path / "a.pth", X)
     with pytest.raises(UsageError, match="for files"):
         convbn.fuse(net(), arch=net)

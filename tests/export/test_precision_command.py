@@ -39,7 +39,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def export(*arguments: str) -> int:
-    return main(["export", "in.onnx", *arguments])
+    try:
+        return main(["export", "in.onnx", *arguments])
+    except SystemExit as end:  # argparse: an option makes no sense by itself
+        return int(end.code or 0)
 
 
 def validate(name: str, value: Any) -> None:
@@ -115,10 +118,14 @@ def test_nothing_is_written_that_is_too_far_off(folder: Path, capsys: pytest.Cap
             "is for --calibration-method percentile",
         ),
         ("--precision fp16 --keep-fp32 nonsense", 2, "no node 'nonsense' to keep in float32"),
-        ("--precision fp16 --tolerance -1", 2, "a tolerance of -1.0 bounds nothing"),
+        ("--precision fp16 --tolerance -1", 2, "argument --tolerance: '-1' is no number above 0"),
         ("--precision int8 --calibration nothing.npy", 5, "no such file"),
         ("--precision int8 --calibration in.onnx", 3, "holds no calibration data"),
-        ("--precision int8 --calibration data.npy --calibration-samples 0", 2, "0 samples calibrate nothing"),
+        (
+            "--precision int8 --calibration data.npy --calibration-samples 0",
+            2,
+            "argument --calibration-samples: '0' is no whole number of at least 1",
+        ),
         ("--precision int8 --calibration data.npy --quantize Softmax", 2, "'Softmax' cannot be quantised"),
         (
             "--precision fp16 --calibration data.npy --preprocess nonsense",
@@ -161,7 +168,8 @@ def test_verify_allows_what_a_precision_brings(folder: Path, capsys: pytest.Capt
     answer = json.loads((folder / "v.json").read_text())
     assert answer["tolerance"] == {"bound": 0.25, "norm": "rms", "source": "12 dB between signal and noise"}
     assert main([*pair, "--inputs", "data.npy", "--tolerance", "1e-5"]) == 1
-    assert main(["verify", "in.onnx", "o.onnx", "--tolerance", "0"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", "in.onnx", "o.onnx", "--tolerance", "0"])
     assert "same class" in capsys.readouterr().out
 
 
