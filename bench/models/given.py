@@ -55,7 +55,7 @@ def _as_arguments(model: Any, sample: Any) -> tuple[Feeds, tuple[Any, ...] | Non
         return sample, None
     given = positional(model, sample) or ()
     plain = isinstance(sample, Mapping) and all(isinstance(value, np.ndarray) for value in sample.values())
-    if plain and len(given) == 1 and given[0] is sample:
+    if plain and len(given) == 1 and isinstance(given[0], Mapping):
         # Under names that are no parameters: what a file holds, in its order.
         import torch
 

@@ -182,8 +182,8 @@ def _warn_of_training_mode(report: Report) -> None:
             f"nothing was folded: {training} of {report.batchnorm.before} BatchNorms are in training mode; "
             "call model.eval() first"
         )
-        called_as_package = sys._getframe(2).f_globals["__name__"].endswith(".callable_room")
-        warnings.warn(text, UserWarning, stacklevel=4 if called_as_package else 3)
+        called_as_package = sys._getframe(3).f_globals["__name__"].endswith(".callable_room")
+        warnings.warn(text, UserWarning, stacklevel=5 if called_as_package else 4)
 
 
 def inspect(

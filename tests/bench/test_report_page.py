@@ -182,7 +182,7 @@ def test_a_grid_names_its_conditions() -> None:
     ]
     page = html.render(result)
     assert "resnet18 · batch 8 · fp16" in page
-    assert page.count('class="bar-row"') == 1  # one model, folded once
+    assert page.count('class="bar-row"') == 5  # one model, folded once: its four stages and the whole
     assert "19 of 20 BatchNorms folded" in page
 
 

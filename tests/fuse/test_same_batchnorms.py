@@ -56,14 +56,15 @@ def test_in_every_piece_of_a_split(axis: int, count: int) -> None:
     assert relative_error(run(model, FEEDS), run(result.model, FEEDS)) < 1e-5
 
 
-def test_another_one_in_a_piece_keeps_both() -> None:
+def test_another_one_in_a_piece_takes_the_inverse_of_the_first() -> None:
     other = batchnorm_parameters(6, prefix="o", seed=4)
     model = built(
         pieces(2, named("p0", "b0", name="bn0"), named("p1", "b1", prefix="o", name="bn1")), **other
     )
     result = fold(model, FuseOptions(skip=("batchnorm-apart",)))
     assert "the other pieces of Split" in result.report.kept[0].detail
-    assert {kept.name for kept in result.report.kept} == {"bn0", "bn1"}
+    assert {kept.name for kept in result.report.kept} == {"bn1"}
+    assert {folded.name: set(folded.into) for folded in result.report.folded} == {"bn0": {"bn1", "conv"}}
     assert relative_error(run(model, FEEDS), run(result.model, FEEDS)) < 1e-5
 
 

@@ -157,4 +157,4 @@ def test_the_action_folds_measures_publishes_and_then_fails_by_a_gate(work: Path
     assert (suite.attrib["tests"], suite.attrib["failures"]) == ("2", "1")
     summary = (work / "summary.md").read_text()
     assert summary.startswith("before\n### ")
-    assert "gate failed" in summary
+    assert "✗ gates 1 of 2" in summary

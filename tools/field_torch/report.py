@@ -71,7 +71,7 @@ def render(summary: Mapping[str, Any]) -> str:
         kept = next((facts["kept"] for facts in forms if facts.get("kept")), {})
         rows.append([row["library"], name, *map(_cell, forms), counts(kept) if kept else ""])
         notes += [
-            f"* {name}, {form}: {facts['failure']}"
+            f"* {name}, {form}: `{facts['failure']}`"
             for form, facts in zip(FORMS, forms, strict=True)
             if facts["failure"]
         ]

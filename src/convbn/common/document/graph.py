@@ -30,12 +30,14 @@ def drawn(nodes: Sequence[DrawnNode], edges: Sequence[Sequence[int]], label: str
 
     Args:
         nodes: in an order in which they can run.
-        edges: pairs of places in ``nodes``, the earlier first.
+        edges: pairs of places in ``nodes``; those that lead back are left out.
         label: what it shows, for those who do not see it.
 
     Returns:
         An ``svg`` element without script, as wide as its place.
     """
+    # A file whose nodes are not sorted, or that is no graph at all, has edges against the order: they are not drawn.
+    edges = [(start, end) for start, end in edges if start < end]
     readers: dict[int, list[int]] = {}
     for start, end in edges:
         readers.setdefault(start, []).append(end)
