@@ -49,10 +49,10 @@ def test_commands_are_found() -> None:
     assert "convbn inspect model.onnx" in commands(ROOT / "README.md")
 
 
-def network(batch: int | str, size: int) -> onnx.ModelProto:
+def network(batch: int | str, size: int, seed: int = 0) -> onnx.ModelProto:
     """Two convolutions with their BatchNorms and a head that ends in a softmax."""
     weights = {
-        "w1": random(8, 3, 3, 3),
+        "w1": random(8, 3, 3, 3, seed=seed),
         "w2": random(8, 8, 3, 3, seed=1) / 8,
         "w3": random(8, 10, seed=2),
         **batchnorm_parameters(8, prefix="bn1"),
@@ -104,6 +104,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the documents speak of."""
     folder = tmp_path_factory.mktemp("documents")
     onnx.save(network(1, 224), folder / "model.onnx")
+    onnx.save(network(1, 224, seed=9), folder / "new.onnx")  # of the same architecture
     (folder / "models").mkdir()
     for name in ("one", "two"):
         onnx.save(network(1, 224), folder / "models" / f"{name}.onnx")
