@@ -30,7 +30,7 @@ ELSEWHERE = {
     "--ray auto": "no cluster",
 }
 #: The overview of docs/cli.md: IN, OUT and VERB stand for something.
-FORM = re.compile(r"\b(A B|IN|OUT|VERB|RESULT|DIR|BEFORE|PAGE)\b|…|\.\.\.")
+FORM = re.compile(r"\b(A B|IN|OUT|VERB|RESULT|DIR|BEFORE|PAGE|PLAN)\b|…|\.\.\.")
 
 
 def commands(page: Path) -> list[str]:
