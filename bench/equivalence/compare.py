@@ -25,6 +25,7 @@ from convbn.bench.proof.prove import FoldPlan
 from convbn.bench.proof.verdict import Proof
 from convbn.bench.results.environment import library_versions
 from convbn.common.encoding import JsonReady
+from convbn.common.progress import Progress, silent
 from convbn.common.text import plural
 from convbn.errors import UsageError
 from convbn.export.engines.run.load import EngineFile
@@ -124,6 +125,7 @@ def compare(
     tolerance: Tolerance | None = None,
     runtime: str | None = None,
     plan: FoldPlan | None = None,
+    progress: Progress | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare what they give.
 
@@ -153,6 +155,7 @@ def compare(
             kind that it takes, and a float16 candidate is judged as the runtime computes it.
         plan: of the fold that made the candidate. Of ONNX models every region that it changed is then judged by
             itself as well, of modules every layer that took a BatchNorm in (:mod:`convbn.bench.proof`).
+        progress: is told a phase, the steps that are done, and the steps in all.
 
     Returns:
         The answer with its numbers.
@@ -180,7 +183,9 @@ def compare(
     if not feeds:
         raise UsageError("a comparison needs at least one sample")
     with pair_of(reference, candidate, tolerance, runtime, plan) as pair:
+        pair.tell = tell = progress or silent
         scale = 1.0
+        tell("original", 0, 3)
         try:
             expected = pair.reference(feeds)
         except ReferenceFailedError:
@@ -195,7 +200,9 @@ def compare(
             if not has_nonfinite(again.outputs):
                 scale, feeds, expected = RETRY_SCALE, smaller, again
         ran, proof = expected.runtime, None
+        tell("noise of the original", 1, 3)
         moved = pair.noise(feeds)
+        tell("result", 2, 3)
         try:
             actual = pair.candidate(feeds)
         except SessionError as error:

@@ -12,7 +12,8 @@ import numpy as np
 from convbn.bench.equivalence.tolerance import Tolerance
 from convbn.bench.models.inputs import Array
 from convbn.common.encoding import JsonReady
-from convbn.export.precision.int8.activations.probe import Progress, values
+from convbn.common.progress import Progress
+from convbn.export.precision.int8.activations.probe import values
 
 if TYPE_CHECKING:
     import onnx

@@ -37,6 +37,7 @@ from convbn.bench.proof.graph.execution import in_float64
 from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.regions import Region
 from convbn.common.dtypes import is_float
+from convbn.common.progress import Progress, silent
 
 __all__ = ["Outcome", "Values", "judge_known", "judge_regions"]
 
@@ -93,6 +94,7 @@ def judge_regions(
     regions: Sequence[Region],
     folds: Mapping[Region, Sequence[tuple[int, tuple[str, ...]]]],
     values: Values,
+    progress: Progress = silent,
 ) -> list[Outcome]:
     """Judge every region, in float64 where float32 cannot tell or where it costs little.
 
@@ -103,11 +105,16 @@ def judge_regions(
         regions: of the folded model.
         folds: by region, the number of each fold in it and the initializers that it stored there.
         values: gives the original's values by name.
+        progress: is told of each region.
     """
     judge = _Judge(original, folded, alignment, folds, values)
     found: list[Outcome] = []
+    done = 0
     for chunk in _chunks([region for region in regions if region.layer is not None]):
+        progress("regions", done, len(regions))
         found += judge.layers(chunk)
+        done += len(chunk)
+    progress("regions", done, len(regions))
     found += judge.compound([region for region in regions if region.layer is None], wide=False)
     by_claim = {outcome.claim: outcome for outcome in found}
     held = values([claim.original for region in regions for claim in region.claims])
@@ -117,7 +124,8 @@ def judge_regions(
         for region in regions
         if (cheap or not judge.settled(region, by_claim)) and region.products(held) <= _COSTLY
     ]
-    for region in again:
+    for done, region in enumerate(again):
+        progress("regions in float64", done, len(again))
         for outcome in judge.in_float64(region):
             by_claim[outcome.claim] = outcome
     return list(by_claim.values())

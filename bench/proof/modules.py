@@ -23,6 +23,7 @@ from convbn.bench.proof.gaps import Bound, beyond, gap_of, noise_bound, spoil_of
 from convbn.bench.proof.local import Outcome
 from convbn.bench.proof.prove import IN_OUTPUTS, FoldPlan, LocalProof, Shown
 from convbn.common.dtypes import is_float
+from convbn.common.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,7 @@ def shown_by_spoiling(
     plan: FoldPlan,
     local: LocalProof,
     notices: Callable[[torch.nn.Module], bool],
+    progress: Progress = silent,
 ) -> LocalProof:
     """What is not shown layer by layer may be seen in the outputs: a deliberate error of 1 % in one layer.
 
@@ -120,22 +122,27 @@ def shown_by_spoiling(
         plan: the folds.
         local: what is shown so far.
         notices: whether the outputs of a spoilt copy are told from the original's.
+        progress: is told of each fold.
     """
     shown = list(local.shown)
     unseen = [number for number, (_, into) in enumerate(plan.folds) if shown[number].how is None and into]
     if not unseen:
         return local
-    with suppress(Exception):  # whatever a copy or its run raises, it shows nothing
+    try:
         spoilt = copy.deepcopy(candidate)
-        parts = dict(spoilt.named_modules())
-        for number in unseen[:_TURNS]:
-            name, into = plan.folds[number]
-            layer = parts.get(into[0])
-            if layer is None:
-                continue
-            with _put_off(layer) as has_weights:
-                if has_weights and notices(spoilt):
-                    shown[number] = Shown(name, IN_OUTPUTS)
+    except Exception:  # whatever a module's own code raises
+        return local
+    parts = dict(spoilt.named_modules())
+    turns = unseen[:_TURNS]
+    for done, number in enumerate(turns):
+        progress("folds in the outputs", done, len(turns))
+        name, into = plan.folds[number]
+        layer = parts.get(into[0])
+        if layer is None:
+            continue
+        with suppress(Exception), _put_off(layer) as has_weights:  # what a run raises shows nothing
+            if has_weights and notices(spoilt):
+                shown[number] = Shown(name, IN_OUTPUTS)
     return replace(local, shown=tuple(shown))
 
 

@@ -13,6 +13,7 @@ from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.local import Outcome, judge_known, judge_regions
 from convbn.bench.proof.regions import Region, regions_of
 from convbn.common.encoding import JsonReady
+from convbn.common.progress import Progress, silent
 
 __all__ = ["IN_OUTPUTS", "FoldPlan", "LocalProof", "LocalProver", "Shown"]
 
@@ -90,8 +91,12 @@ class LocalProver:
         original.offer(_all_needed(a, b, align(a, b, self._changed)))
         original.offer(name for name, _ in self._pairs)
 
-    def prove(self, feeds: Feeds) -> LocalProof:
+    def prove(self, feeds: Feeds, progress: Progress = silent) -> LocalProof:
         """Judge.
+
+        Args:
+            feeds: the input.
+            progress: is told of each region.
 
         Raises:
             SessionError: a part of a model cannot be run by itself.
@@ -112,7 +117,7 @@ class LocalProver:
             regions = regions_of(b, alignment)
             placed = _placed(a, b, alignment, regions, self._plan)
             outcomes = judge_known(alignment.claims, alignment, values)
-            outcomes += judge_regions(a, self._folded, alignment, regions, placed, values)
+            outcomes += judge_regions(a, self._folded, alignment, regions, placed, values, progress)
             failed = {o.claim.folded for o in outcomes if not o.ok and not o.claim.binding}
             if not failed:
                 break

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from convbn.bench.cases.study import Grid
     from convbn.bench.measure.options import ProtocolOptions
     from convbn.bench.results.result import BenchResult
+    from convbn.common.progress import Progress
     from convbn.export.checkpoints.fused import Architecture
     from convbn.export.loading.source_model import SourceModel
     from convbn.fuse.options import FuseOptions
@@ -60,6 +61,7 @@ def fuse(
     trust: bool = False,
     inplace: bool = False,
     keep_identities: bool = True,
+    progress: Progress | None = None,
 ) -> FuseResult[Any]: ...
 
 
@@ -75,6 +77,7 @@ def fuse(
     trust: bool = False,
     inplace: bool = False,
     keep_identities: bool = True,
+    progress: Progress | None = None,
 ) -> FuseResult[M]: ...
 
 
@@ -89,6 +92,7 @@ def fuse(
     trust: bool = False,
     inplace: bool = False,
     keep_identities: bool = True,
+    progress: Progress | None = None,
 ) -> FuseResult[Any]:
     """Fold every BatchNorm that can be folded exactly: ``W' = W·γ/√(σ²+ε)``, ``b' = (b − μ)·γ/√(σ²+ε) + β``.
 
@@ -110,6 +114,7 @@ def fuse(
         keep_identities: leave an ``nn.Identity`` where a module's BatchNorm was. Without, it is taken out where its
             parent is an ``nn.Sequential``, whose later children then have smaller indices, or does nothing but call
             it; the calls cost eager PyTorch 1 to 3 µs each.
+        progress: is told by the proof: a phase, the steps that are done, and the steps in all.
 
     Returns:
         The folded model and its report.
@@ -158,6 +163,7 @@ def fuse(
             example_inputs=examples,
             input_shapes=input_shapes,
             inputs=source.inputs,
+            progress=progress,
         )
     logger.info("%s", repr(report))
     if inplace:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from convbn.bench.equivalence.compare import Equality
     from convbn.bench.equivalence.mending import Mending
+    from convbn.common.progress import Progress
     from convbn.export.precision.convert import Converted
-    from convbn.export.precision.int8.activations.probe import Progress
     from convbn.export.precision.int8.images import Preprocess
     from convbn.export.precision.int8.samples import Calibration
     from convbn.export.precision.options import PrecisionOptions
@@ -64,7 +64,8 @@ def converted(
     Args:
         model: folded; left as it is.
         wanted: the precision.
-        original: what to compare with; the model before conversion without.
+        original: what to compare with, and the inputs for it where there is no calibration data; the model before
+            conversion without.
         progress: is told a phase, the steps that are done, and the steps in all.
 
     Returns:
@@ -166,18 +167,21 @@ class _Judge:
         return _Answer(equality, objection, {"agreement": record})
 
     def _compared(self, candidate: onnx.ModelProto) -> Equality:
-        from convbn.bench.equivalence.compare import compare
-        from convbn.bench.equivalence.tolerance import tolerance_of
+        from convbn.proof import verify
 
-        inputs = None if self.given is None else list(self.given.limited(_VERIFIED_SAMPLES).samples())
-        return compare(
+        inputs = self.original.inputs
+        if self.given is not None:
+            inputs = list(self.given.limited(_VERIFIED_SAMPLES).samples())
+        return verify(
             self.original.runnable,
             candidate,
-            inputs=inputs,
-            shapes=self.original.input_shapes,
-            seed=self.wanted.seed,
             example_inputs=self.original.example_inputs,
-            tolerance=tolerance_of(self.wanted.precision, self.wanted.tolerance),
+            input_shapes=self.original.input_shapes,
+            inputs=inputs,
+            seed=self.wanted.seed,
+            precision=self.wanted.precision,
+            tolerance=self.wanted.tolerance,
+            progress=self.progress,
         )
 
 

@@ -88,6 +88,7 @@ def build_engine(
     calibration: Any = None,
     precision_options: PrecisionOptions | None = None,
     verify: bool = True,
+    inputs: Any | None = None,
     tolerance: float | None = None,
     conversion: Mapping[str, Any] | None = None,
 ) -> EngineArtifact:
@@ -111,6 +112,7 @@ def build_engine(
         calibration: a path, or samples: mappings of arrays by input name, or arrays for the only input.
         precision_options: how the precision is reached.
         verify: compare the outputs of the converted model with those of the given one, in onnxruntime.
+        inputs: what that comparison runs on where there is no calibration data, as for :func:`convbn.verify`.
         tolerance: how far they may be apart, in place of the precision's own bound.
         conversion: the record of a conversion that was made already; then none is made here.
     """
@@ -118,8 +120,10 @@ def build_engine(
     from convbn.export.precision.precisions import AS_IS, PRECISIONS
 
     if conversion is None and precision not in (AS_IS, "fp32"):
+        from convbn.bench.models.given import given_inputs
         from convbn.converting import Conversion, converted
         from convbn.export.files.sidecar import check_with_sidecar
+        from convbn.export.loading.source_model import SourceModel
         from convbn.export.onnx_io.read import load_model
 
         check_with_sidecar(out, overwrite=overwrite)
@@ -127,7 +131,7 @@ def build_engine(
         wanted = Conversion(
             precision, precision_options, calibration=calibration, verify=verify, tolerance=tolerance
         )
-        result = converted(proto, wanted)
+        result = converted(proto, wanted, given_inputs(SourceModel(proto), inputs))
         model, conversion = (result.model if result.changed else model), result.record
     elif conversion is None and calibration is not None:
         meant = ", ".join(row.name for row in PRECISIONS.values() if row.calibration != "none")

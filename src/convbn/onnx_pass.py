@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convbn.common.progress import Progress
     from convbn.export.onnx_io.read import OpenModel
     from convbn.export.onnx_io.write import ExternalData
     from convbn.fuse.fold import Folding
@@ -40,8 +41,10 @@ def fuse_file(
     *,
     options: FuseOptions | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Any | None = None,
     external_data: ExternalData = "auto",
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Fold an ONNX file into another one, as ``convbn fuse`` does, without holding its weights.
 
@@ -54,10 +57,12 @@ def fuse_file(
         target: the file to write; with ``overwrite`` it may be the source.
         options: rules to use, and whether to verify.
         input_shapes: full shapes by input name, for models with open dimensions.
+        inputs: what to verify with, as for :func:`convbn.verify`.
         external_data: ``always`` puts weights of 1 KiB and more into ``<name>.<hash>.data`` beside the target,
             ``never`` puts all into the target, ``auto`` does as the source does, and the first for a model
             beyond the 2 GiB that an ONNX file can have.
         overwrite: whether an existing file may be replaced.
+        progress: is told by the proof: a phase, the steps that are done, and the steps in all.
 
     Returns:
         The report of the fold.
@@ -81,7 +86,9 @@ def fuse_file(
         report = replace(folding.report, path=path, sha256=opened.sha256)
         with staged_fold(opened, folding, Written(target, overwrite, external_data)) as staged:
             if options.verify:
-                report = verified(report, path, staged, input_shapes=input_shapes)
+                report = verified(
+                    report, path, staged, input_shapes=input_shapes, inputs=inputs, progress=progress
+                )
     return report
 
 

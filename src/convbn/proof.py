@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from convbn.bench.equivalence.compare import Equality
     from convbn.bench.proof.layers import Layers
     from convbn.bench.proof.prove import FoldPlan
+    from convbn.common.progress import Progress
     from convbn.fuse.report import Report
 
 __all__ = ["as_tuple", "compare_layers", "plan_of", "require_equal", "runnable", "verified", "verify"]
@@ -29,6 +31,7 @@ def verify(
     tolerance: float | None = None,
     runtime: str | None = None,
     plan: FoldPlan | None = None,
+    progress: Progress | None = None,
 ) -> Equality:
     """Run two models on the same inputs and compare their outputs.
 
@@ -45,6 +48,7 @@ def verify(
         tolerance: relative error that is allowed instead.
         runtime: run both in this one instead of as they stand on the CPU, such as ``openvino-cpu``.
         plan: of the fold that made the candidate, so that each of its regions is judged by itself.
+        progress: is told a phase, the steps that are done, and the steps in all.
 
     Returns:
         The answer, which is true where equality was shown: ``bool(answer)`` says whether equality was shown. See
@@ -67,6 +71,7 @@ def verify(
         tolerance=allowed,
         runtime=runtime,
         plan=plan,
+        progress=progress,
     )
 
 
@@ -119,7 +124,8 @@ def verified(
     *,
     example_inputs: tuple[Any, ...] | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    inputs: Sequence[Mapping[str, Any]] | None = None,
+    inputs: Any | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """The report with the outcome of a comparison in it.
 
@@ -140,6 +146,7 @@ def verified(
         inputs=inputs,
         seed=report.options.seed,
         plan=plan_of(report),
+        progress=progress,
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
     require_equal(answer, report.path, "nothing was written; verify=False skips the check")
@@ -152,10 +159,15 @@ def _samples(reference: Any, candidate: Any, inputs: Any | None) -> Sequence[Map
         return None
     from convbn.bench.models.given import given_inputs
     from convbn.bench.models.inputs import is_onnx
-    from convbn.export.loading.open import source_of
+    from convbn.export.loading.open import open_source
+    from convbn.export.loading.source_model import LoadOptions, SourceModel
 
     named = next((model for model in (reference, candidate) if is_onnx(model)), reference)
-    return given_inputs(source_of(named), inputs).inputs
+    if isinstance(named, str | os.PathLike):  # its names are wanted, not its weights
+        source = open_source(os.fspath(named), LoadOptions(), light=True, hashed=False)
+    else:
+        source = SourceModel(named)
+    return given_inputs(source, inputs).inputs
 
 
 def require_equal(answer: Equality, path: str | None, hint: str) -> None:

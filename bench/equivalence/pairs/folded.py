@@ -60,7 +60,7 @@ class FoldedPair(Pair):
         if self._prover is None:
             return verdict, None
         try:
-            local = self._prover.prove(feeds[0])
+            local = self._prover.prove(feeds[0], self.tell)
         except SessionError as error:
             return verdict, Proof(
                 f"outputs compared end to end; no part could be run by itself ({error.cause})"
@@ -115,6 +115,7 @@ class FoldedModules(Pair):
         def notices(module: torch.nn.Module) -> bool:
             return judged([run(module, sample) for sample in feeds]).status == "different"
 
+        self.tell("layers in float64", 0, 1)
         local = modules.prove_layers(*self._modules, self._plan, feeds[0], run)
         if local is None:
             return verdict, Proof(
@@ -124,7 +125,7 @@ class FoldedModules(Pair):
             exact = modules.settled_in_float64(*self._modules, self._plan, feeds, run)
             if exact is not None:
                 verdict = replace(exact, outputs=verdict.outputs)
-        local = modules.shown_by_spoiling(self._modules[1], self._plan, local, notices)
+        local = modules.shown_by_spoiling(self._modules[1], self._plan, local, notices, self.tell)
         return joined(verdict, local, len(feeds))
 
 
@@ -158,7 +159,7 @@ class FoldedPrograms(Pair):
         layers = {into[0] for _, into in self._plan.folds if into}
         if verdict.status != "equal" or layers.isdisjoint(name for name, _ in module.named_modules()):
             return verdict, None
-        return joined(verdict, shown_by_spoiling(module, self._plan, nothing, notices), len(feeds))
+        return joined(verdict, shown_by_spoiling(module, self._plan, nothing, notices, self.tell), len(feeds))
 
 
 def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:

@@ -16,6 +16,7 @@ from convbn.bench.models.errors import ReferenceFailedError, SessionError
 from convbn.bench.models.inputs import Array, Feeds, input_specs, is_onnx, shape_example
 from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.verdict import Proof
+from convbn.common.progress import Progress, silent
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +36,9 @@ class Pair:
         reference: the one that the other is held against.
         candidate: the other.
         runtime: what runs both; None for what runs each as it stands.
+
+    Attributes:
+        tell: is told how far the proof is.
     """
 
     #: ε of the type that the candidate computes in, where that is another than the reference's.
@@ -42,6 +46,7 @@ class Pair:
 
     def __init__(self, reference: Model, candidate: Model, runtime: str | None = None) -> None:
         self._reference, self._candidate, self._runtime = reference, candidate, runtime
+        self.tell: Progress = silent
 
     def reference(self, feeds: Sequence[Feeds]) -> Execution:
         """The reference's outputs.

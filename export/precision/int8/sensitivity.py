@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convbn.common.encoding import JsonReady
+from convbn.common.progress import Progress
 from convbn.export.precision.int8.activations.outputs import outputs_of, rms_error
-from convbn.export.precision.int8.activations.probe import Progress
 from convbn.export.precision.int8.quantising import activations_of, chosen_nodes, left_in_float32, quantise
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convbn.commands.options.engine import engine_options, refuse_engine_options
 from convbn.commands.options.precision import check_conversion, conversion_of, say_conversion
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.progress import BuildProgress
+from convbn.commands.steps.progress import BuildProgress, bar_on
 from convbn.commands.steps.shared import (
     console_of,
     fold_summary,
@@ -23,7 +23,6 @@ from convbn.commands.steps.shared import (
     refuse_warnings,
     write_json,
 )
-from convbn.common.progress import bar
 from convbn.common.text import printable
 from convbn.errors import UsageError
 from convbn.export.files.sidecar import check_with_sidecar, sidecar_path
@@ -88,17 +87,11 @@ def _converted(
         return model, None
     from convbn.converting import converted
 
-    with console.phase(f"converting to {options.precision}"):
-        result = converted(model, conversion_of(options), source, _progress_of(console))
-    console.progress("")
+    doing = f"converting to {options.precision}"
+    with console.phase(doing):
+        result = converted(model, conversion_of(options), source, bar_on(console, doing))
     say_conversion(result.record, console)
     return result.model, result.record
-
-
-def _progress_of(console: Console) -> Callable[[str, int, int], None]:
-    return lambda phase, done, steps: console.progress(
-        f"[{bar(done / max(steps, 1))}] {phase} {done}/{steps}"
-    )
 
 
 def _check(options: argparse.Namespace, target: Format) -> None:
@@ -252,21 +245,23 @@ def _build(
 ) -> None:
     from convbn.export.shapes import parse_profiles
 
-    artifact = build_engine(
-        model,
-        options.output,
-        backend=options.backend,
-        precision=options.precision,
-        tf32=not options.no_tf32,
-        shapes=parse_profiles(options.shapes),
-        options=engine_options(options),
-        unfused_model=unfused,
-        fold_summary=None if report is None else fold_summary(report),
-        conversion=conversion,
-        overwrite=options.force,
-        progress=BuildProgress(console),
-    )
-    console.progress("")
+    try:
+        artifact = build_engine(
+            model,
+            options.output,
+            backend=options.backend,
+            precision=options.precision,
+            tf32=not options.no_tf32,
+            shapes=parse_profiles(options.shapes),
+            options=engine_options(options),
+            unfused_model=unfused,
+            fold_summary=None if report is None else fold_summary(report),
+            conversion=conversion,
+            overwrite=options.force,
+            progress=BuildProgress(console),
+        )
+    finally:
+        console.progress("")
     scale = artifact.sidecar["scale_layers"]
     if isinstance(scale, dict):
         console.say(f"Scale layers that TensorRT sees: {scale['before']} before, {scale['after']} after")

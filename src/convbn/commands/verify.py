@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from convbn.commands.steps.console import Console
+from convbn.commands.steps.progress import bar_on
 from convbn.commands.steps.shared import console_of, load_options, write_json
 from convbn.common.text import printable
 from convbn.errors import UsageError
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             precision=options.precision,
             tolerance=options.tolerance,
             runtime=options.runtime,
+            progress=bar_on(console, "comparing"),
         )
     console.table(
         ("output", "relative error", "worst channel", "RMS error", "cosine", "same class", "bound"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import onnx
 
+from convbn.common.progress import Progress
 from convbn.common.text import one_line
 from convbn.errors import ConvBNError
 from convbn.export.onnx_io.read import save_model
@@ -18,10 +19,7 @@ from convbn.export.precision.int8.samples import Array
 if TYPE_CHECKING:
     from convbn.export.precision.int8.samples import Calibration
 
-__all__ = ["Progress", "values", "with_outputs"]
-
-Progress: TypeAlias = Callable[[str, int, int], object]
-"""Is told a phase, the steps that are done and the steps in all."""
+__all__ = ["values", "with_outputs"]
 
 
 def with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:

@@ -85,7 +85,7 @@ class Console:
             sys.stderr.flush()
 
     def progress(self, text: str) -> None:
-        """Replace the progress line, on a terminal."""
+        """Replace the progress line, on a terminal; it stays within one row, or it could not be taken away."""
         if self._live:
             sys.stderr.write(f"\r\x1b[K{printable(text)[: terminal_width() - 1]}")
             sys.stderr.flush()

@@ -46,8 +46,10 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
         _groups(options), _grid(options), runtimes=runtimes, seed=options.seed, alone=_alone(options)
     )
     console.progress("reading and folding")
-    result = measure(study, _protocol(options), instruments=Instruments(tell=console.progress))
-    console.progress("")
+    try:
+        result = measure(study, _protocol(options), instruments=Instruments(tell=console.progress))
+    finally:
+        console.progress("")
     count = len(study.groups)
     title = f"convbn bench {options.input}" if count == 1 else f"convbn bench, {count} models"
     return replace(result, title=title, command="convbn " + shlex.join(sys.argv[1:]))

@@ -1,13 +1,22 @@
-"""The progress of an engine build on a terminal."""
+"""The progress of proofs, conversions and engine builds on a terminal."""
 
 from __future__ import annotations
 
 import time
 
 from convbn.commands.steps.console import Console
-from convbn.common.progress import bar
+from convbn.common.progress import Progress, bar
 
-__all__ = ["BuildProgress"]
+__all__ = ["BuildProgress", "bar_on"]
+
+
+def bar_on(console: Console, doing: str) -> Progress:
+    """What draws a bar of the phase at hand; within :meth:`Console.phase`, which takes it away."""
+
+    def draw(phase: str, done: int, steps: int) -> None:
+        console.progress(f"{doing} [{bar(done / max(steps, 1))}] {phase} {done}/{steps}")
+
+    return draw
 
 
 class BuildProgress:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
+from convbn.commands.steps.progress import bar_on
 from convbn.commands.steps.streams import writing_stdout
 from convbn.errors import CheckFailedError, UsageError
 from convbn.export.loading.source_model import LoadOptions, SourceModel
@@ -153,6 +154,7 @@ def proven(
             example_inputs=source.example_inputs,
             input_shapes=source.input_shapes,
             inputs=source.inputs,
+            progress=bar_on(console, "verifying"),
         )
     if strict:
         refuse_unseen(report.verify, report.path)
