@@ -47,8 +47,8 @@ Values = Callable[[Iterable[str]], Mapping[str, Array]]
 _CHEAP, _COSTLY = 20_000_000, 3_000_000_000
 #: Bytes of weights that are loaded at a time.
 _CHUNK = 64_000_000
-#: Folds of one region that are spoilt one by one.
-_ROUNDS = 256
+#: Folds of one region that are spoilt one by one, and times that its numbers are moved.
+_ROUNDS, _MOVES = 256, 3
 #: A float64 that is this far from the original's own value is an evaluator's fault.
 _ASTRAY = 0.05
 
@@ -215,11 +215,11 @@ class _Judge:
                     continue
                 a, b, *others = held[claim.original], *(_computed(run, claim) for run in given)
                 unit = _stored_unit(self._folded, region, a) if wide else unit_of(a)
-                bound = noise_bound(b, others[:2], math.sqrt(terms), unit)
+                bound = noise_bound(b, others[:_MOVES], math.sqrt(terms), unit)
                 outcome = _outcome(claim, gap_of(a, b, bound), "float64" if wide else str(a.dtype))
                 seen = frozenset(
                     fold
-                    for fold, spoilt in zip(numbers, others[2:], strict=False)
+                    for fold, spoilt in zip(numbers, others[_MOVES:], strict=False)
                     if beyond(b, spoilt, bound)
                 )
                 made.append(replace(outcome, noticed=seen))
@@ -273,10 +273,10 @@ class _Judge:
     def _moved(
         self, regions: Sequence[Region], feeds: Mapping[str, Array], *, wide: bool
     ) -> list[dict[str, Array]]:
-        """The numbers moved by their rounding, twice over, and in float32 the values as well."""
+        """The numbers moved by their rounding, all away from 0 and twice at random; in float32 the values as well."""
         loose = {name for region in regions for name in region.loose}
         made = []
-        for seed in range(2):
+        for seed in range(_MOVES):
             random = np.random.default_rng(seed)
             moved = {}
             for name, array in feeds.items():
@@ -284,7 +284,7 @@ class _Judge:
                     moved[name] = array
                     continue
                 step = (1 if wide else 2) * epsilon(array.dtype)
-                signs = random.integers(0, 2, array.shape) * 2.0 - 1
+                signs = random.integers(0, 2, array.shape) * 2.0 - 1 if seed else np.where(array < 0, -1, 1)
                 exact = array.astype(np.float64) * (1 + step * signs)
                 moved[name] = exact if wide else exact.astype(array.dtype)
             made.append(moved)

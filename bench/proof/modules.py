@@ -90,13 +90,13 @@ def settled_in_float64(
     worst = 0.0
     try:
         before, after = _in_float64(reference), _in_float64(candidate)
-        moved = _moved(candidate, {layer for _, into in plan.folds for layer in into})
+        moved = list(_moved(candidate, {layer for _, into in plan.folds for layer in into}))
         for sample in map(_wide, feeds):
-            a, b, c = run(before, sample), run(after, sample), run(moved, sample)
-            for x, y, z in zip(a, b, c, strict=True):
+            a, b, *others = (run(module, sample) for module in (before, after, *moved))
+            for x, y, *noisy in zip(a, b, *others, strict=True):
                 if not is_float(x.dtype) and x.dtype.kind != "c":
                     continue
-                gap = gap_of(x, y, noise_bound(y, [z], 1.0, 2.0**-23))
+                gap = gap_of(x, y, noise_bound(y, noisy, 1.0, 2.0**-23))
                 if not gap.ok or gap.bound > _BLIND:
                     return None
                 worst = max(worst, gap.error)
@@ -217,10 +217,10 @@ class _Watch:
         part = self._parts[layer]
         unit = float(torch.finfo(next(part.parameters()).dtype).eps)
         with torch.no_grad():
-            exact, moved, spoilt = (
-                array_of(made(given)) for made in (_in_float64(part), _moved(part, {""}), _spoilt(part))
+            exact, spoilt, *moved = (
+                array_of(made(given)) for made in (_in_float64(part), _spoilt(part), *_moved(part, {""}))
             )
-        bound = _with_bias(noise_bound(exact, [moved], 1.0, unit), part, unit)
+        bound = _with_bias(noise_bound(exact, moved, 1.0, unit), part, unit)
         gap = gap_of(array_of(wanted), exact, bound)
         self.outcomes.append(
             Outcome(Claim(name, name, True), gap.ok, gap.error, gap.bound, "float64", gap.sight)
@@ -250,23 +250,31 @@ def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
     return wide
 
 
-def _moved(module: torch.nn.Module, layers: set[str]) -> torch.nn.Module:
-    """The same with the numbers of some layers moved by their rounding."""
+def _moved(module: torch.nn.Module, layers: set[str]) -> Iterator[torch.nn.Module]:
+    """The same with the numbers of some layers moved by their rounding: at random, and all of them away from 0.
+
+    Where weights cancel, few of them may do so at random as well; away from 0 they do not.
+    """
     units = {
         name: [_unit(p) for p in part.parameters(recurse=False)]
         for name, part in module.named_modules()
         if name in layers
     }
-    wide = _in_float64(module)
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, part in wide.named_modules():
-            for parameter, unit in zip(part.parameters(recurse=False), units.get(name, ()), strict=False):
-                signs = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter) * 2 - 1
-                parameter.mul_(1 + unit * signs)
-    return wide
+    for random in (True, False):
+        wide = _in_float64(module)
+        with torch.no_grad():
+            for name, part in wide.named_modules():
+                for parameter, unit in zip(part.parameters(recurse=False), units.get(name, ()), strict=False):
+                    signs = torch.sign(parameter)
+                    if random:
+                        signs = (
+                            torch.randint(0, 2, parameter.shape, generator=generator).to(parameter) * 2 - 1
+                        )
+                    parameter.mul_(1 + unit * signs)
+        yield wide
 
 
 def _spoilt(layer: torch.nn.Module) -> torch.nn.Module:
