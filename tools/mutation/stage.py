@@ -33,6 +33,7 @@ do_not_mutate_patterns = ['^\\s*return Refusal\\(']
 # mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
 pytest_add_cli_args_test_selection = [
     "tests/fuse", "tests/faults/test_bound.py", "tests/bench/test_proof_folds.py", "tests/bench/test_proof_parts.py",
+    "tests/bench/test_proof_verdicts.py", "tests/bench/test_saturation.py",
     "--ignore=tests/fuse/torch", "-k", "not three_hundred_blocks",
 ]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:cov", "-p", "mutation.cheapest_first"]
