@@ -39,6 +39,6 @@ def test_the_page_names_what_failed() -> None:
     rows = {"one": row, "two": {"library": "b", "failure": "b is not installed", "forms": {}}}
     page = render({"libraries": {"torch": "2"}, "totals": totals(rows), "networks": rows})
     assert "| a | one | 1 of 5, equal | 1 of 5, equal | failed | several-readers 1 |" in page
-    assert "* one, onnx: RuntimeError: no such operator" in page
-    assert "* two, pt2: b is not installed" in page
+    assert "* one, onnx: `RuntimeError: no such operator`" in page
+    assert "* two, pt2: `b is not installed`" in page
     assert totals(rows)["onnx"] == {"networks": 1, "failed": 1, "before": 0, "left": 0}
