@@ -24,7 +24,7 @@ from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
 from convbn.fuse.view.op import Op
-from convbn.fuse.view.view import View
+from convbn.fuse.view.view import View, vanishes
 
 __all__ = ["Draft", "UnfitError"]
 
@@ -153,8 +153,9 @@ class Draft:
             return None
         gained = {key for key, (n, _) in self._set.items() if key[1] in n.adds and n.input(key[1]) is None}
         # An operator for a BatchNorm: no more of them than before, and a sum is not moved to become another one.
-        goes = (1 + len(self._spared)) * isinstance(self._mover.op, BatchNorm) * self._view.additions
-        if len(gained | {(id(node), slot)}) <= goes:
+        going = (self._mover, *self._spared.values())
+        goes = sum(map(vanishes, going)) if isinstance(self._mover.op, BatchNorm) else 0
+        if len(gained | {(id(node), slot)}) <= goes * self._view.additions:
             return None
         return Refusal(
             Reason.NO_BIAS, f"{node.label} has no bias, and an addition for it costs what the BatchNorm does"

@@ -13,7 +13,7 @@ from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
 from convbn.fuse.view.edits import Bypass, Edit, Evaluate, Replace, SetConstant
 
-__all__ = ["View"]
+__all__ = ["View", "vanishes"]
 
 
 class View:
@@ -140,10 +140,9 @@ class View:
         source, output = node.inputs[slot], node.outputs[0]
         if source is None:  # a BatchNorm without data is refused by the frontends
             raise ValueError(f"{node.label} has no input to be bypassed to")
+        renamed = _takes_over_the_name(source, node)
         self._take_out(node)
-        maker = source.producer
-        if maker is not None and maker.scope == node.scope and not source.readers and not source.observed:
-            # It takes over the name, so that those of a model's outputs stay.
+        if renamed:
             source.renamed = output.renamed or output.name
         output.gave_way_to = source
         source.stands_for += (output.name, *output.stands_for)
@@ -186,3 +185,16 @@ class View:
 def _unless(lock: Refusal | None, together: bool) -> Refusal | None:
     """A lock, but for one that only keeps the calls of one layer apart."""
     return None if together and lock is not None and lock.reason is Reason.CALLED_SEVERAL_TIMES else lock
+
+
+def vanishes(node: Node, slot: int = 0) -> bool:
+    """Whether a node that is bypassed leaves none: an Identity stays where its output is seen by its name."""
+    source = node.inputs[slot]
+    return not node.outputs[0].observed or (source is not None and _takes_over_the_name(source, node))
+
+
+def _takes_over_the_name(source: Value, node: Node) -> bool:
+    """Whether nobody else knows what a bypassed node read, so that the names of a model's outputs stay."""
+    maker = source.producer
+    alone = all(reader.node is node for reader in source.readers)
+    return maker is not None and maker.scope == node.scope and alone and not source.observed

@@ -207,3 +207,19 @@ def test_before_additions_broadcast_there_is_no_place() -> None:
     result = fold(model(nodes, {"x": (2, 5, 4)}, ["y"], numbers, opset=6))
     assert operators(result.model) == ["MatMul", "Transpose", "BatchNormalization", "Tanh"]
     assert result.report.kept[0].reason == "no-place-for-a-bias"
+
+
+def test_none_where_the_batchnorm_would_leave_an_identity() -> None:
+    """Its output is seen by its name, and what it reads is read by the product too: no node would go."""
+    numbers = {"w": random(6, 6, 1, 1), "p": random(6, 6), **batchnorm_parameters(6)}
+    nodes = [
+        node("Conv", "x w", "c"),
+        batchnorm("c", "n"),
+        node("Einsum", "p c", "y", equation="oc,nchw->nohw"),
+    ]
+    seen = model(nodes, {"x": X}, ["n", "y"], numbers)
+    result = fold(seen)
+    assert result.report.nodes.after <= result.report.nodes.before
+    assert [kept.reason for kept in result.report.kept] == ["several-readers"]
+    unseen = model([*nodes, node("Relu", "n", "r")], {"x": X}, ["r", "y"], numbers)
+    assert operators(fold(unseen).model) == ["Conv", "Einsum", "Add", "Relu"]
