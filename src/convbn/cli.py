@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from convbn.common.garbage import seldom_collected
 from convbn.errors import BadInputError, CheckFailedError, ConvBNError, FileAccessError
 
 __all__ = ["EXIT_INTERRUPTED", "main", "parser"]
@@ -32,14 +31,13 @@ _ARCH_HELP = "of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or p
 def parser() -> argparse.ArgumentParser:
     """The argument parser, built without importing anything heavy."""
     from convbn import __version__
-    from convbn.commands.options.building import add_engine_arguments
+    from convbn.commands.options.engine import add_engine_arguments
     from convbn.commands.options.examples import EXAMPLES
-    from convbn.commands.options.many import add_many_arguments
+    from convbn.commands.options.many import add_many_arguments, add_run_arguments
     from convbn.commands.options.measuring import add_measuring_arguments
     from convbn.commands.options.parsing import Completion, Help, Parser, number, whole
     from convbn.commands.options.precision import add_precision_arguments
     from convbn.commands.options.report import add_history_verbs, add_report_arguments
-    from convbn.commands.options.run import add_run_arguments
     from convbn.export.precision.precisions import PRECISIONS
 
     common = Parser(add_help=False)
@@ -242,6 +240,8 @@ def main(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> in
         vars(options).update(given or {})
         reports = (getattr(options, name, None) for name in ("json", "markdown"))
         open_streams(needed=not options.quiet or "-" in reports)
+        from convbn.common.garbage import seldom_collected
+
         with seldom_collected():
             code = _run(arguments, options)
         with writing_stdout():

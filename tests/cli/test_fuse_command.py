@@ -157,4 +157,4 @@ def test_version_and_help(convbn: Any) -> None:
     text = convbn("--help").stdout
     for verb in ("inspect", "fuse", "verify", "export", "bench", "doctor"):
         assert verb in text
-        assert len(convbn(verb, "--help").stdout.splitlines()) < 90
+        assert len(convbn(verb, "--help").stdout.splitlines()) < 80
