@@ -36,6 +36,7 @@ __all__ = [
     "network",
     "normalisations_sentence",
     "worst_error",
+    "worst_output",
 ]
 
 _FATES = {
@@ -49,8 +50,13 @@ _MOST_FOLDS = 20
 
 def worst_error(*equalities: Mapping[str, Any]) -> float | None:
     """The largest relative error of any output; None where there is none."""
-    outputs = (output for equality in equalities for output in equality["outputs"])
-    return max((output["rel_error"] or 0.0 for output in outputs), default=None)
+    worst = worst_output([output for equality in equalities for output in equality["outputs"]])
+    return None if worst is None else worst["rel_error"] or 0.0
+
+
+def worst_output(outputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The output with the largest relative error; None where there is none."""
+    return max(outputs, key=lambda output: output["rel_error"] or 0.0, default=None)
 
 
 def equality_marks(entries: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:

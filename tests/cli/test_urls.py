@@ -12,7 +12,7 @@ from support.graphs import operators
 
 from convbn.cli import main
 from convbn.errors import BadInputError, FileAccessError, NotSupportedError
-from convbn.export.files import remote
+from convbn.export.loading import remote
 
 fsspec = pytest.importorskip("fsspec")
 

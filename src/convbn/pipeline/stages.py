@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from convbn.fuse.summary import worst_output
 from convbn.pipeline.store import Entry
 from convbn.pipeline.works import Result, verb
 
@@ -220,7 +221,7 @@ def _proof_summary(verify: Mapping[str, Any]) -> dict[str, Any]:
     """The outcome of a comparison without its outputs, of which there may be hundreds."""
     outputs = verify.get("outputs", ())
     proof = verify.get("proof") or {}
-    worst: Mapping[str, Any] = max(outputs, key=lambda output: output["rel_error"] or 0.0, default={})
+    worst = worst_output(outputs) or {}
     return {
         "status": verify["status"],
         "reason": verify["reason"],

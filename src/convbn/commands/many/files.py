@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convbn.errors import UsageError
-from convbn.export.files.remote import is_url, listed, shown
+from convbn.export.loading.remote import is_url, listed, shown
+from convbn.pipeline.planning.files import CHECKPOINTS, ONNX, PROGRAMS, files_of, is_pattern
 
 __all__ = ["Item", "asked_for_many", "found", "paired", "with_targets"]
 
 _VERBS = ("inspect", "fuse", "export")
 
-#: Files of a folder that are models by their names. A pattern takes whatever it matches.
-_ONNX = (".onnx",)
-_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 _ENGINES = (".engine", ".plan", ".trt")
 
 
@@ -52,7 +50,7 @@ def stands_for_many(text: str) -> bool:
     """Whether an argument is a folder or a pattern, and no file of that very name."""
     if is_url(text):
         return listed(text) is not None
-    return os.path.isdir(text) or (glob.has_magic(text) and not os.path.lexists(text))
+    return os.path.isdir(text) or is_pattern(text)
 
 
 def found(given: Sequence[str], options: argparse.Namespace) -> list[Item]:
@@ -77,22 +75,16 @@ def found(given: Sequence[str], options: argparse.Namespace) -> list[Item]:
                 raise UsageError(f"there is no model there: no {', '.join(kinds)}", source=shown(text))
             items |= {url: Item(name, url) for name, url in chosen.items()}
             continue
-        if os.path.isdir(text):
-            files = _files_of(text, kinds, inside)
-            if not files:
-                named = ", ".join(kinds)
-                hint = "a pattern such as 'models/*' takes files of any name"
-                raise UsageError(f"there is no model in this folder: no {named}", source=text, hint=hint)
-            root = text
-        elif stands_for_many(text):
-            files = sorted(path for path in glob.glob(text, recursive=True) if os.path.isfile(path))
-            if not files:
-                raise UsageError("no file matches", source=text)
-            root = _fixed_part(text)
-        else:
-            files, root = [text], os.path.dirname(text)
+        root, files = files_of(text, kinds, skipped=inside)
+        if not files and os.path.isdir(text):
+            hint = "a pattern such as 'models/*' takes files of any name"
+            raise UsageError(
+                f"there is no model in this folder: no {', '.join(kinds)}", source=text, hint=hint
+            )
+        if not files:
+            raise UsageError("no file matches", source=text)
         for path in files:
-            items.setdefault(os.path.realpath(path), Item(os.path.relpath(path, root or os.curdir), path))
+            items.setdefault(os.path.realpath(path), Item(os.path.relpath(path, root), path))
     return list(items.values())
 
 
@@ -138,44 +130,20 @@ def paired(reference: str, candidate: str, options: argparse.Namespace) -> list[
     return pairs
 
 
-def _files_of(folder: str, kinds: tuple[str, ...], skipped: str | None) -> list[str]:
-    """The files below a folder, without hidden ones and without what lies where results go."""
-    files = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != skipped
-        )
-        files += [
-            os.path.join(root, name)
-            for name in sorted(names)
-            if name.endswith(kinds) and not name.startswith(".")
-        ]
-    return files
-
-
 def _readable(options: argparse.Namespace) -> tuple[str, ...]:
     """Suffixes of what a verb reads in a folder: checkpoints where their architecture is given."""
-    suffixes: tuple[str, ...] = _ONNX
+    suffixes: tuple[str, ...] = ONNX
     if getattr(options, "arch", None):
-        suffixes += _CHECKPOINTS
+        suffixes += CHECKPOINTS
     if getattr(options, "trust_checkpoint", False):
-        suffixes += (".pt2",)
+        suffixes += PROGRAMS
     if hasattr(options, "trust_engine"):
         suffixes += _ENGINES
     return suffixes
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folders of a pattern in front of the first that is one."""
-    parts = Path(pattern).parts
-    count = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    return str(Path(*parts[:count])) if count else os.curdir
 
 
 def _usual(verb: str, suffix: str) -> str:
     """What a verb writes of a file of this suffix where nothing else is said."""
     if verb == "export":
         return ".engine"
-    return suffix if suffix in (".onnx", ".pt2") else ".safetensors"
+    return suffix if suffix in (*ONNX, *PROGRAMS) else ".safetensors"

@@ -20,8 +20,10 @@ from convbn.commands.steps.targets import check_targets
 from convbn.common.document import terminal
 from convbn.common.text import printable
 from convbn.errors import FileAccessError, UsageError
-from convbn.export.files.remote import is_url
+from convbn.export.loading.remote import is_url
+from convbn.export.onnx_io.locations import external_locations
 from convbn.pipeline.outcome import exit_code
+from convbn.pipeline.planning.files import ONNX
 from convbn.pipeline.pool import run_steps
 from convbn.pipeline.step import Step, peak_memory
 from convbn.pipeline.workers import LocalRunner
@@ -133,15 +135,12 @@ def _step(arguments: Sequence[str], item: Item, options: argparse.Namespace) -> 
 
 
 def _bytes(path: str) -> int:
-    """The size of a model with the weights beside it: those of its folder at most."""
+    """The size of a model with the weights beside it."""
     try:
-        size = os.path.getsize(path)
-        beside = [
-            entry for entry in os.scandir(os.path.dirname(path) or os.curdir) if entry.name.endswith(".data")
-        ]
-        stem = os.path.basename(path)
-        return size + sum(entry.stat().st_size for entry in beside if entry.name.startswith(stem))
-    except OSError:
+        beside = external_locations(path) if path.endswith(ONNX) else []
+        folder = os.path.dirname(path)
+        return os.path.getsize(path) + sum(os.path.getsize(os.path.join(folder, name)) for name in beside)
+    except (OSError, FileAccessError):
         return 0  # which the step says
 
 

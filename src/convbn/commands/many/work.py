@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from convbn.fuse.summary import worst_output
 from convbn.pipeline.works import Result, verb
 
 __all__ = ["one"]
@@ -41,8 +42,7 @@ def facts(report: Mapping[str, Any], output: str | None) -> dict[str, Any]:
     if output is not None and os.path.exists(output):
         found["bytes"] = os.path.getsize(output)
     compared = report.get("verify", report)
-    outputs = compared.get("outputs") or ()
-    worst: Mapping[str, Any] = max(outputs, key=lambda entry: entry["rel_error"] or 0.0, default={})
-    if worst:
+    worst = worst_output(compared.get("outputs") or ())
+    if worst is not None:
         found |= {"error": worst.get("rel_error"), "noise": worst.get("noise")}
     return found

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from convbn.errors import ConvBNError, FileAccessError
-from convbn.export.files import remote
+from convbn.export.loading import remote
 
 __all__ = ["local_files"]
 

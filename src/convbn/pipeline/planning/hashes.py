@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import time
 from collections.abc import Iterable
@@ -74,7 +73,9 @@ class Hashes:
         sha256 = self.of(path)
         names = self._external.get(sha256)
         if names is None:
-            names = self._external[sha256] = _locations(path)
+            from convbn.export.onnx_io.locations import external_locations
+
+            names = self._external[sha256] = external_locations(path)
             self._changed = True
         return [os.path.join(os.path.dirname(path), name) for name in names]
 
@@ -99,23 +100,3 @@ class Hashes:
 def _seen(path: str) -> list[int]:
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _locations(path: str) -> list[str]:
-    """Where an ONNX model says that its weights are; nothing for what is no such model, which the fold will say."""
-    with file_access(path), open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return []
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"location") < 0:
-                return []
-    from convbn.errors import BadInputError
-    from convbn.export.onnx_io.external_data import is_external, location_of
-    from convbn.export.onnx_io.read import load_model
-    from convbn.export.onnx_io.validate import iterate_tensors
-
-    try:
-        model = load_model(path, external_data=False)
-        return sorted({location_of(tensor) for tensor in iterate_tensors(model) if is_external(tensor)})
-    except BadInputError:
-        return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import importlib.util
 import os
@@ -15,13 +14,11 @@ from typing import Any
 
 from convbn.errors import FileAccessError
 from convbn.export.checkpoints.hub import HUB, fetch_weights
+from convbn.pipeline.planning.files import CHECKPOINTS, ONNX, PROGRAMS, files_of
 from convbn.pipeline.planning.hashes import Hashes
 from convbn.pipeline.planning.plan import Plan, PlanError, words
 
 __all__ = ["Model", "digest", "found", "models_of", "versions"]
-
-_ONNX = (".onnx",)
-_TORCH = (".pt2", ".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +70,7 @@ def found(pattern: str, *, torch: bool = False) -> list[tuple[str, str]]:
     Returns:
         Name and path of each, sorted; nothing where there is none.
     """
-    if glob.has_magic(pattern) and not os.path.exists(pattern):
-        parts = Path(pattern).parts
-        fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-        base, paths = Path(*parts[:fixed]), glob.glob(pattern, recursive=True)
-    elif os.path.isdir(pattern):
-        base, suffixes = Path(pattern), _TORCH if torch else (*_ONNX, ".pt2")
-        paths = [str(path) for path in base.rglob("*") if path.suffix.lower() in suffixes]
-    else:
-        base, paths = Path(pattern).parent, [pattern]
-    files = [path for path in sorted(paths) if not os.path.isdir(path)]
+    base, files = files_of(pattern, (*CHECKPOINTS, *PROGRAMS) if torch else (*ONNX, *PROGRAMS))
     return [(Path(path).relative_to(base).with_suffix("").as_posix(), path) for path in files]
 
 
@@ -170,7 +158,7 @@ def _model(
     plan: Plan,
     hashes: Hashes,
 ) -> Model:
-    torch = "arch" in entry or path.startswith(HUB) or not path.lower().endswith(_ONNX)
+    torch = "arch" in entry or path.startswith(HUB) or not path.lower().endswith(ONNX)
     file = str(fetch_weights(path.removeprefix(HUB))) if path.startswith(HUB) else path
     files = [file, *([] if torch else hashes.external(file))]
     present = [one for one in files if one is file or os.path.exists(one)]  # the fold says what is missing

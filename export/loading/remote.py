@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError
+from convbn.export.files.atomic import sha256_file
+from convbn.export.onnx_io.locations import external_locations
 
 __all__ = ["exists", "fetch", "is_url", "listed", "put", "shown"]
 
@@ -154,8 +156,6 @@ def _is_current(folder: Path, version: str) -> bool:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    from convbn.export.files.atomic import sha256_file
-
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _RECORD)
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
@@ -164,19 +164,8 @@ def _data_files(model: Path, url: str) -> list[str]:
     """The files beside an ONNX model that its weights lie in."""
     if model.suffix != ".onnx":
         return []
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
-
-    try:
-        proto = onnx.load(model, load_external_data=False)
-    except (DecodeError, ValueError):
-        return []  # no ONNX model after all, which its reader will say
-    names = set()
-    for tensor in _get_all_tensors(proto):
-        if uses_external_data(tensor):
-            names |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+    names = [name for name in external_locations(model) if name]
     for name in names:
         if posixpath.isabs(name) or ".." in Path(name).parts or "\\" in name:
             raise BadInputError(f"keeps weights outside of its folder: {name}", source=shown(url))
-    return sorted(names)
+    return names
