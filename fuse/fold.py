@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,8 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
         Report(
             kind=frontend.kind,
             batchnorm=Before(before, len(kept)),
-            nodes=Before(captured.nodes, applied.nodes),
+            nodes=Before(captured.operators.total(), applied.operators.total()),
+            operators=_by_operator(captured.operators, applied.operators),
             folded=tuple(plan.folded),
             kept=kept,
             merged=tuple(plan.merged),
@@ -111,6 +113,14 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
             keys=() if state is None else state.keys(applied.model, plan.folded),
         ),
         applied.computed,
+    )
+
+
+def _by_operator(before: Counter[str], after: Counter[str]) -> dict[str, Before]:
+    """The counts of each operator: first those that the fold changed, then the most frequent."""
+    counts = {name: Before(before[name], after[name]) for name in before | after}
+    return dict(
+        sorted(counts.items(), key=lambda one: (one[1].before == one[1].after, -one[1].before, one[0]))
     )
 
 

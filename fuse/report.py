@@ -79,6 +79,8 @@ class Report:
             ``"torch.export.ExportedProgram"``.
         batchnorm: number of BatchNorms before and after.
         nodes: number of operator calls before and after.
+        operators: those by operator: first what the fold changed, then the most frequent.
+        size: bytes of the file before and after, with those that hold its weights; None where no file became another.
         folded: the BatchNorms that went, each with the nodes that took it in and the rule.
         kept: those that stay, each with its reason. Every BatchNorm stands once, here or in ``folded``.
         merged: nodes that became one.
@@ -116,6 +118,8 @@ class Report:
     keys: tuple[Key, ...] = ()
     rounding: Mapping[str, float] = field(default_factory=dict)
     normalisations: Mapping[str, int] = field(default_factory=dict)
+    operators: Mapping[str, Before] = field(default_factory=dict)
+    size: Before | None = None
     graph: Mapping[str, Any] | None = None
     moved: tuple[str, ...] = ()
     merges: tuple[tuple[str, ...], ...] = ()
@@ -165,6 +169,8 @@ class Report:
             "input": {"kind": self.kind, "path": self.path, "sha256": self.sha256, "notes": list(self.notes)},
             "batchnorm": self.batchnorm.to_dict(),
             "nodes": self.nodes.to_dict(),
+            "operators": encoded(self.operators),
+            "size": encoded(self.size),
             "folded": [{**encoded(one), "bound": self._bound(one)} for one in self.folded],
             "kept": encoded(self.kept),
             "merged": encoded(self.merged),

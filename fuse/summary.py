@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from html import escape
 from itertools import groupby
 from typing import Any
@@ -22,7 +23,7 @@ from convbn.common.document.model import (
     Table,
     Text,
 )
-from convbn.common.text import number, plural, printable
+from convbn.common.text import bytes_text, number, plural, printable
 from convbn.fuse.overview import OWN_STATISTICS
 from convbn.fuse.refusal import Reason
 
@@ -46,6 +47,7 @@ _FATES = {
     "kept": ("k0", "kept"),
 }
 _MOST_FOLDS = 20
+_MOST_OPERATORS = 12
 
 
 def worst_error(*equalities: Mapping[str, Any]) -> float | None:
@@ -121,12 +123,8 @@ def fold_blocks(report: Mapping[str, Any], *, would: bool = False) -> list[Block
         report: by the published schema of ``convbn fuse``.
         would: nothing was folded yet.
     """
-    counts = [
-        Row((name, str(report[key]["before"]), str(report[key]["after"])))
-        for name, key in (("BatchNorm", "batchnorm"), ("nodes", "nodes"))
-    ]
     columns = (Column(""), Column("before", "num"), Column("after", "num"))
-    blocks: list[Block] = [fold_banner(report, would=would), Table("Counts", columns, counts)]
+    blocks: list[Block] = [fold_banner(report, would=would), Table("Counts", columns, list(_counts(report)))]
     if report["merged"]:
         were = "would be " if would else ""
         blocks.append(Text(f"{len(report['merged'])} further maps and branches {were}merged"))
@@ -143,6 +141,24 @@ def fold_blocks(report: Mapping[str, Any], *, would: bool = False) -> list[Block
         why = Text(f"{Reason(reason).explanation}:")
         blocks.append(Section(f"{len(group)} {verb}: {reason}", [why, Items(listed, "reasons")]))
     return [*blocks, *_proof(report["verify"])]
+
+
+def _counts(report: Mapping[str, Any]) -> Iterator[Row]:
+    """BatchNorms, nodes, these by operator, and the size of the file, before and after."""
+
+    def row(name: str, count: Mapping[str, int], text: Callable[[int], str] = str) -> Row:
+        return Row((name, text(count["before"]), text(count["after"])))
+
+    yield row("BatchNorm", report["batchnorm"])
+    yield row("nodes", report["nodes"])
+    operators = list((report.get("operators") or {}).items())
+    most = _MOST_OPERATORS if len(operators) > _MOST_OPERATORS + 1 else len(operators)
+    yield from (row(f"  {printable(name)}", count) for name, count in operators[:most])
+    if rest := [count for _, count in operators[most:]]:
+        total = {when: sum(count[when] for count in rest) for when in ("before", "after")}
+        yield row(f"  {len(rest)} other operators", total)
+    if report.get("size"):
+        yield row("file", report["size"], bytes_text)
 
 
 def folds_listed(report: Mapping[str, Any], *, everything: bool) -> Section:
@@ -196,9 +212,13 @@ def fates(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def network(report: Mapping[str, Any]) -> Picture | None:
     """Where each BatchNorm went, as a picture of the network; None where there are too many nodes for one."""
-    graph = report.get("graph")
-    if not graph or not report["batchnorm"]["before"]:
+    if not report.get("graph") or not report["batchnorm"]["before"]:
         return None
+    return Picture(cache(partial(_network, report)), "Where each BatchNorm went", "card")
+
+
+def _network(report: Mapping[str, Any]) -> str:
+    graph = report["graph"]
     known = fates(report)
     took = {name for fold in report["folded"] for name in fold["into"]}
     nodes = []
@@ -215,4 +235,4 @@ def network(report: Mapping[str, Any]) -> Picture | None:
     listed = ", ".join(f"{counts[fate]} {_FATES[fate][1]}" for fate in _FATES if counts[fate])
     svg = drawn(nodes, graph["edges"], f"Where each BatchNorm went: {listed}")
     took_one = '<li><i class="took"></i>a layer that took one in</li><li><i class="plain-node"></i>other operators</li>'
-    return Picture(f'{svg}<ul class="legend">{legend}{took_one}</ul>', "Where each BatchNorm went", "card")
+    return f'{svg}<ul class="legend">{legend}{took_one}</ul>'

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convbn.bench.models.feeds import model_feeds
-from convbn.bench.models.inputs import Feeds, InputSpec, load_graph, make_inputs
+from convbn.bench.models.inputs import Feeds, InputSpec, make_inputs
 from convbn.bench.results.result import ModelFile
 from convbn.bench.runtimes.base import Variant
 from convbn.errors import ConvBNError, UsageError
@@ -17,6 +17,7 @@ from convbn.export.engines.run.load import EngineFile
 from convbn.export.engines.sidecar import read_sidecar
 from convbn.export.files.atomic import sha256_file
 from convbn.export.files.sidecar import sidecar_path
+from convbn.export.onnx_io.locations import stored_bytes
 
 __all__ = ["Case", "batch_of", "case_feeds", "model_file"]
 
@@ -105,20 +106,9 @@ def model_file(variant: Variant) -> ModelFile:
     """
     if isinstance(variant.onnx, str | Path):
         path = Path(variant.onnx)
-        external = _external_bytes(path)
         sha256 = variant.sha256 or sha256_file(path)
-        return ModelFile(variant.name, str(path), sha256, path.stat().st_size + external)
+        return ModelFile(variant.name, str(path), sha256, stored_bytes(path))
     return ModelFile(variant.name, variant.path, variant.sha256, _weight_bytes(variant))
-
-
-def _external_bytes(path: Path) -> int:
-    """Bytes of the files beside an ONNX file that hold its weights."""
-    from convbn.export.onnx_io.external_data import is_external, location_of
-
-    places = {location_of(tensor) for tensor in load_graph(path).graph.initializer if is_external(tensor)}
-    # What lies in the file itself has a place that is no path.
-    files = [path.parent / place for place in places if place and "\0" not in place]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _weight_bytes(variant: Variant) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from convbn.bench.runtimes.base import Session, SessionOptions, Variant
 from convbn.bench.runtimes.gpu.nvml import L2
 from convbn.bench.runtimes.registry import open_session
+from convbn.common.progress import Progress, silent
 from convbn.errors import UsageError
 
 __all__ = ["Clock", "Instruments", "Opener", "ProtocolOptions"]
@@ -80,12 +81,12 @@ class Instruments:
     Attributes:
         clock: monotonic time in seconds.
         opener: loads a variant into a runtime, by the runtime's name.
-        tell: is told in one line what happens next; None for nobody.
+        tell: is told what happens next, the seconds that it took so far, and those in all.
     """
 
     clock: Clock = time.perf_counter
     opener: Opener = open_session
-    tell: Callable[[str], object] | None = None
+    tell: Progress = silent
 
     @property
     def real(self) -> bool:

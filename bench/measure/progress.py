@@ -1,34 +1,30 @@
-"""How far a measurement is and how long it will still take, as one line."""
+"""How far a measurement is and how long it will still take: the seconds so far, and those in all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from convbn.bench.measure.options import Clock
-from convbn.common.progress import bar
+from convbn.common.progress import Progress
 
-__all__ = ["Progress"]
+__all__ = ["Trials"]
 
-#: Seconds between two lines: more often nobody can read, and each line takes time from the measurement.
+#: Seconds between two words: more often nobody can read, and each takes time from the measurement.
 _PAUSE = 0.25
 
 
-class Progress:
-    """Counts trials (all variants of a case in one runtime) and tells a line about the one that is run.
+class Trials:
+    """Counts trials (all variants of a case in one runtime) and tells about the one that is run.
 
     What remains is the time budget of the trials to come plus what each trial so far took beside its budget
     (loading, compiling, comparing outputs), so the estimate grows where models load slowly.
 
     Args:
-        tell: is given the line; None for nobody.
+        tell: is given what is done, the seconds so far, and those in all; both 0 if that is not known.
         clock: monotonic time in seconds.
         trials: how many there will be; None if that is not known.
         budget_seconds: of each trial.
     """
 
-    def __init__(
-        self, tell: Callable[[str], object] | None, clock: Clock, trials: int | None, budget_seconds: float
-    ) -> None:
+    def __init__(self, tell: Progress, clock: Clock, trials: int | None, budget_seconds: float) -> None:
         self._tell = tell
         self._clock = clock
         self._trials = trials
@@ -53,31 +49,27 @@ class Progress:
         self._done += 1
 
     def timing(self, left: float, doing: str) -> None:
-        """The trial is being timed; lines that come too soon after another are dropped.
+        """The trial is being timed; what comes too soon after another are dropped.
 
         Args:
             left: seconds of it that are probably left.
             doing: what is done just now.
         """
-        if self._tell is not None and self._clock() - self._last >= _PAUSE:
+        if self._clock() - self._last >= _PAUSE:
             self._line(left, doing)
 
     def tell(self, doing: str) -> None:
         """Something begins that is not timed."""
-        if self._tell is not None:
-            self._line(self._budget, doing)
+        self._line(self._budget, doing)
 
     def _line(self, left: float, doing: str) -> None:
         self._last = self._clock()
-        line = f"{self._label}: {doing}"
-        if self._tell is not None:
-            self._tell(line if self._trials is None else f"{self._bar(left)}  {line}")
-
-    def _bar(self, left: float) -> str:
-        trials = max(self._trials or 1, self._done + 1)
+        if self._trials is None:
+            self._tell(f"{self._label}: {doing}", 0, 0)
+            return
+        trials = max(self._trials, self._done + 1)
         spent = self._last - self._start
         per_trial = max(self._budget, spent / self._done if self._done else 0.0)
         remaining = max(0.0, left) + per_trial * (trials - self._done - 1)
-        share = spent / (spent + remaining) if spent + remaining > 0 else 1.0
-        minutes, seconds = divmod(round(remaining), 60)
-        return f"{bar(share)} {self._done + 1}/{trials}, about {minutes}:{seconds:02d} left"
+        label = f"{self._label} ({self._done + 1} of {trials}): {doing}"
+        self._tell(label, round(spent), max(1, round(spent + remaining)))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from convbn.bench.cases.case import Case, batch_of, case_feeds, model_file
 from convbn.bench.measure.memory import peak_memory
 from convbn.bench.measure.options import Instruments, ProtocolOptions
-from convbn.bench.measure.progress import Progress
+from convbn.bench.measure.progress import Trials
 from convbn.bench.measure.runtime_trial import RuntimeTrial
 from convbn.bench.measure.verdicts import TrialResult, unmeasured
 from convbn.bench.models.inputs import Feeds
@@ -75,7 +75,7 @@ class _Run:
         self.start = self.clock()
         self.deadline = math.inf if options.total_seconds is None else self.start + options.total_seconds
         self.done: list[CaseResult] = []
-        self.progress: Progress | None = None
+        self.progress: Trials | None = None
         self.started = False
 
     def measure(self, case: Case) -> None:
@@ -123,10 +123,10 @@ class _Run:
             )
         )
 
-    def _progress(self, trials: int) -> Progress:
+    def _progress(self, trials: int) -> Trials:
         if self.progress is None:
             expected = None if self.expected is None else self.expected * trials
-            self.progress = Progress(self.instruments.tell, self.clock, expected, self.options.budget_seconds)
+            self.progress = Trials(self.instruments.tell, self.clock, expected, self.options.budget_seconds)
         return self.progress
 
     def _budget(self, trials_left: int, trials: int) -> float:
@@ -148,7 +148,7 @@ class _Run:
             hint="give --total-budget more",
         )
 
-    def _with_memory(self, result: TrialResult, case: Case, feeds: Feeds, progress: Progress) -> TrialResult:
+    def _with_memory(self, result: TrialResult, case: Case, feeds: Feeds, progress: Trials) -> TrialResult:
         if not self.instruments.real or not self.options.memory or self.clock() >= self.deadline:
             return result
         progress.tell("measuring memory")

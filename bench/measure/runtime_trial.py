@@ -13,7 +13,7 @@ from convbn.bench.equivalence.difference import has_nonfinite, judge
 from convbn.bench.equivalence.tolerance import coarsest_float, tolerance_of
 from convbn.bench.measure.blocks import interleave, warm_up
 from convbn.bench.measure.options import Instruments, ProtocolOptions
-from convbn.bench.measure.progress import Progress
+from convbn.bench.measure.progress import Trials
 from convbn.bench.measure.verdicts import TimedSession, TrialResult, scored, unmeasured
 from convbn.bench.models.feeds import inputs_differ, scaled
 from convbn.bench.models.inputs import Array, Feeds
@@ -59,7 +59,7 @@ class RuntimeTrial:
     budget_seconds: float
     options: ProtocolOptions
     instruments: Instruments
-    progress: Progress
+    progress: Trials
     deadline: float = math.inf
     _stack: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 
 from convbn.bench.report.sections import marks
 from convbn.bench.results.history import History, Machine, Series
@@ -107,13 +108,13 @@ def _cells(one: Series, shown: Sequence[Series]) -> Iterator[Inline | Cell]:
     if ratios:
         low, median, high = ratios[-1]
         told = f"time ratio of {label} over {plural(len(ratios), 'run')}, last {median:.3f}"
-        yield Cell("", drawing=marks.sparkline(one.ratios, told))
+        yield Cell("", drawing=cache(partial(marks.sparkline, one.ratios, told)))
         yield ratio_text({"low": low, "median": median, "high": high})
     else:
         yield from (Cell("", "plot"), "")
     times = [point[1] for point in one.times if point is not None]
     told = f"time of {label} over {plural(len(times), 'run')}, last {seconds_text(times[-1])}"
-    yield Cell("", drawing=marks.sparkline(one.times, told))
+    yield Cell("", drawing=cache(partial(marks.sparkline, one.times, told)))
     yield seconds_text(times[-1])
     yield _since(one)
 

@@ -6,6 +6,7 @@ formula holds, states through locks which edits it cannot make, and makes the ot
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,13 +29,13 @@ class Applied:
 
     Attributes:
         model: of the kind that was captured; never the captured object itself.
-        nodes: number of operator calls in it.
+        operators: how often each operator is called in it.
         computed: what gives the values of tensors that are computed when they are written, by the location
             that stands for them in the model.
     """
 
     model: Any
-    nodes: int
+    operators: Counter[str]
     computed: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
 
@@ -44,7 +45,7 @@ class Capture:
 
     Attributes:
         view: what the planner works on.
-        nodes: number of operator calls in the model as it came.
+        operators: how often each operator is called in the model as it came.
         apply: makes the edits of a plan, in order, on a copy of the model.
         unreachable: BatchNorms of the model that the view does not show, with the reason.
         notes: what a reader of the report should know about the input, in sentences.
@@ -53,7 +54,7 @@ class Capture:
     """
 
     view: View
-    nodes: int
+    operators: Counter[str]
     apply: Callable[[Sequence[Edit]], Applied]
     unreachable: list[Kept] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

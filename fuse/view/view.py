@@ -7,6 +7,7 @@ Neither changes the model behind it: that is the frontend's part, from the plan'
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from convbn.fuse.refusal import Reason, Refusal
@@ -48,6 +49,10 @@ class View:
 
     def __contains__(self, node: Node) -> bool:
         return id(node) in self._nodes
+
+    def operators(self) -> Counter[str]:
+        """How often each operator is called, by the name that a reader of a report knows."""
+        return Counter(node.op.describe() for node in self.nodes)
 
     def batchnorms(self) -> Iterator[Node]:
         """The BatchNorm nodes, in running order."""

@@ -288,7 +288,7 @@ def bench(
     fuse_options: FuseOptions | None = None,
     each: bool = False,
     grid: Grid | None = None,
-    progress: Callable[[str], object] | None = None,
+    progress: Progress | None = None,
 ) -> BenchResult:
     """Measure a model against its folded self, or against others that compute the same.
 
@@ -303,7 +303,7 @@ def bench(
         fuse_options: of the fold.
         each: ``others`` are models of their own: measure every one against its folded self.
         grid: batch sizes, precisions and numbers of threads to measure at.
-        progress: is told in one line what happens next.
+        progress: is told what happens next, the seconds that it took so far, and those in all, if known.
 
     Returns:
         Raw samples, statistics and verdicts, case by case; variants whose outputs differ are not timed.
@@ -336,10 +336,10 @@ def bench(
         seed=options.seed,
     )
 
-    def tell(line: str) -> None:
-        logger.info("%s", line)
+    def tell(phase: str, done: int, steps: int) -> None:
+        logger.info("%s", phase)
         if progress is not None:
-            progress(line)
+            progress(phase, done, steps)
 
     return measure(study, options, instruments=Instruments(tell=tell))
 

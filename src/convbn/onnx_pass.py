@@ -73,14 +73,16 @@ def fuse_file(
         FileAccessError: a file cannot be read or written.
     """
     from convbn.export.files.atomic import check_target
+    from convbn.export.onnx_io.locations import stored_bytes
     from convbn.export.onnx_io.read import open_model
     from convbn.fuse.options import FuseOptions
+    from convbn.fuse.report import Before
     from convbn.proof import verified
 
     options = options or FuseOptions()
     check_target(target, overwrite=overwrite)
     opened = open_model(source)
-    path = os.fspath(source)
+    path, size = os.fspath(source), stored_bytes(source)
     with opened.files:
         folding = fold_opened(opened, options)
         report = replace(folding.report, path=path, sha256=opened.sha256)
@@ -89,7 +91,7 @@ def fuse_file(
                 report = verified(
                     report, path, staged, input_shapes=input_shapes, inputs=inputs, progress=progress
                 )
-    return report
+    return replace(report, size=Before(size, stored_bytes(target)))
 
 
 def fold_opened(opened: OpenModel, options: FuseOptions | None = None) -> Folding:

@@ -32,9 +32,31 @@ def test_the_banner_says_equal_how_many_how_fast_and_whether_gates_hold() -> Non
     assert words(with_reference(), gates) == [
         "Equal ✓ (all outputs in 2 comparisons, relative error at most 2.5e-07)",
         "19 of 20 folded",
-        "folded 1.27 × as fast in onnxruntime-cpu@off, same in eager PyTorch",
+        "folded 1.27 × as fast in onnxruntime-cpu@off",
+        "same in eager PyTorch",
         "gates 2 of 2",
     ]
+
+
+def test_each_speed_has_its_own_colour_and_none_that_is_slower_is_left_out() -> None:
+    result = with_reference()
+    marks = {part.text: part.kind for part in banner(result).parts}
+    assert marks["folded 1.27 × as fast in onnxruntime-cpu@off"] == "good"
+    assert marks["same in eager PyTorch"] == "soft"
+    case, names = result["cases"][0], [f"onnxruntime-cpu@{level}" for level in ("a", "b", "c")]
+    for name, verdict, interval in [
+        *((name, "faster", (0.7, 0.8, 0.9)) for name in names),
+        ("openvino-cpu", "slower", (1.1, 1.25, 1.3)),
+    ]:
+        case["rows"] += [
+            bench_results.row(name, "original", "baseline"),
+            bench_results.row(name, "folded", verdict, interval),
+        ]
+        case["runtimes"].append(case["runtimes"][0] | {"runtime": name})
+    told = [(part.text, part.kind) for part in banner(result).parts if part.kind != "strong"]
+    assert ("folded 0.80 × as fast in openvino-cpu", "bad") in told
+    assert told[-1] == ("and 3 more", "soft")
+    assert len([kind for text, kind in told if "as fast" in text]) == 2
 
 
 def test_what_a_runtime_fuses_by_itself_is_a_reference_and_no_headline() -> None:

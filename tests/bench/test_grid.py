@@ -196,14 +196,14 @@ def test_the_api_measures_each_model_against_its_own_fold(tmp_path: Path) -> Non
     for name in ("one", "two"):
         paths.append(tmp_path / f"{name}.onnx")
         onnx.save(small("n"), paths[-1])
-    lines: list[str] = []
+    told: list[tuple[str, int, int]] = []
     result = convbn.bench(
         *paths,
         each=True,
         runtimes=["onnxruntime-cpu"],
         options=QUICK,
         grid=Grid(batches=(1, 2)),
-        progress=lines.append,
+        progress=lambda *step: told.append(step),
     )
     assert [(case.name, case.batch) for case in result.cases] == [
         ("one.onnx", 1),
@@ -212,7 +212,8 @@ def test_the_api_measures_each_model_against_its_own_fold(tmp_path: Path) -> Non
         ("two.onnx", 2),
     ]
     assert all(row.status == "measured" for case in result.cases for row in case.rows)
-    assert any("4/4" in line for line in lines)
+    assert any("(4 of 4)" in phase for phase, _, _ in told)
+    assert all(done >= 0 and steps > 0 for _, done, steps in told)
 
 
 def test_a_failed_case_has_rows_also_where_nobody_named_a_runtime(tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ def test_fuse_writes_an_equal_model(convbn: Any, small: Path, tmp_path: Path) ->
     result = convbn("fuse", small, "-o", out)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert "BatchNorm       2      1" in result.stdout
+    before, after = (f"{path.stat().st_size / 1000:.1f} kB" for path in (small, out))
+    assert [line.split() for line in result.stdout.splitlines()[1:8]] == [
+        ["before", "after"],
+        ["BatchNorm", "2", "1"],
+        ["nodes", "4", "3"],
+        ["BatchNormalization", "2", "1"],
+        ["Conv", "1", "1"],
+        ["Relu", "1", "1"],
+        ["file", *before.split(), *after.split()],
+    ]
     assert "1 stays: producer-not-foldable" in result.stdout
     assert "outputs equal" in result.stdout
     assert "\x1b" not in result.stdout
@@ -37,6 +46,25 @@ def test_json_on_stdout_is_all_there_is(convbn: Any, small: Path, fuse_schema: A
     names = [entry["name"] for entry in report["folded"] + report["kept"]]
     assert sorted(names) == ["first", "second"]
     assert report["verify"]["status"] == "equal"
+    assert report["operators"]["BatchNormalization"] == {"before": 2, "after": 1}
+    assert report["nodes"] == {"before": 4, "after": 3}
+    sizes = [(small.parent / name).stat().st_size for name in ("small.onnx", "out.onnx")]
+    assert list(report["size"].values()) == sizes
+
+
+def test_the_size_is_that_of_the_file_before_and_with_its_weights(
+    convbn: Any, small: Path, tmp_path: Path
+) -> None:
+    onnx.save(onnx.load(small), tmp_path / "apart.onnx", save_as_external_data=True, size_threshold=0)
+    (data,) = (path for path in tmp_path.iterdir() if path.suffix not in (".onnx", ".json"))
+    assert data.stat().st_size > 500
+    before = sum(path.stat().st_size for path in (data, tmp_path / "apart.onnx"))
+    result = convbn("fuse", "apart.onnx", "-o", "apart.onnx", "--force", "--json", "-")
+    assert json.loads(result.stdout)["size"] == {
+        "before": before,
+        "after": (tmp_path / "apart.onnx").stat().st_size
+        + sum(path.stat().st_size for path in tmp_path.glob("apart.*.data")),
+    }
 
 
 def test_inspect_says_the_same_and_writes_nothing(convbn: Any, small: Path, fuse_schema: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -17,6 +18,8 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 from torch import nn
 
 import convbn
+from convbn.commands.steps.console import Console
+from convbn.common.text import text_width
 from convbn.errors import UsageError
 
 
@@ -121,3 +124,34 @@ def test_an_engine_is_verified_on_inputs_that_were_given(tmp_path: Path) -> None
         convbn.build_engine(
             network(), tmp_path / "f.rtx", precision="fp16", inputs={"x": np.full_like(sample, 7e4)}
         )
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_nothing_that_was_drawn_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    console = Console()
+    with console.phase("measuring", " s") as progress:
+        progress("网络" * 30, 3, 6)
+        console.say("told meanwhile")
+        assert screen.getvalue().endswith("\r\x1b[K")
+        progress("again", 4, 6)
+    with pytest.raises(KeyboardInterrupt), console.phase("reading"):
+        raise KeyboardInterrupt
+    first, wide, gone, again, *_ = screen.getvalue().split("\r\x1b[K")[1:]
+    assert (first, gone, again) == ("measuring …", "", "measuring [█████████████·······] again 4/6 s")
+    assert wide.startswith("measuring [██████████··········] 网络")
+    assert text_width(wide) in (58, 59)  # of 60 columns
+    assert screen.getvalue().endswith("reading …\r\x1b[K")
+    assert "\n" not in screen.getvalue()
+    assert capsys.readouterr().out == "told meanwhile\n"

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 import convbn
+from convbn.common.document.terminal import laid_out
 from convbn.fuse.overview import MOST_NODES
 from convbn.fuse.summary import fates, fold_blocks, network, normalisations_sentence
 
@@ -104,10 +107,10 @@ def test_the_picture_colours_each_batchnorm_by_its_fate() -> None:
     assert {name: fate for name, (fate, _) in fates(report).items()} == {"into": "into", "y": "kept"}
     picture = network(report)
     assert picture is not None
-    assert picture.html.count('<rect class="f0"') == 1
-    assert picture.html.count('<rect class="k0"') == 1
-    assert "folded into c0" in picture.html
-    assert "<script" not in picture.html
+    assert picture.drawing().count('<rect class="f0"') == 1
+    assert picture.drawing().count('<rect class="k0"') == 1
+    assert "folded into c0" in picture.drawing()
+    assert "<script" not in picture.drawing()
 
 
 def test_a_network_that_is_too_large_has_no_picture() -> None:
@@ -115,3 +118,40 @@ def test_a_network_that_is_too_large_has_no_picture() -> None:
     assert report["graph"] is None
     assert network(report) is None
     assert not any(type(block).__name__ == "Picture" for block in fold_blocks(report))
+
+
+def test_nodes_are_counted_by_operator_and_many_kinds_are_summed_up() -> None:
+    counts = convbn.inspect(chain(3)).operators
+    assert [(name, count.before, count.after) for name, count in counts.items()] == [
+        ("BatchNormalization", 2, 1),
+        ("Sigmoid", 3, 3),
+        ("Conv", 1, 1),
+    ]
+    report = convbn.inspect(chain(3)).to_dict()
+    report["operators"] = {f"Op{i}": {"before": 20 - i, "after": 19 - i} for i in range(15)}
+    lines = [line.split() for line in laid_out(fold_blocks(report), width=80)]
+    assert ["Op11", "9", "8"] in lines
+    assert ["3", "other", "operators", "21", "18"] in lines
+    assert not any(line[:1] in (["Op12"], ["file"]) for line in lines)
+    report["size"] = {"before": 2_000_000, "after": 999}
+    assert "file 2.0 MB 999 B" in [" ".join(line.split()) for line in laid_out(fold_blocks(report), width=80)]
+
+
+def test_operators_of_modules_and_programs_are_counted_before_and_after() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sigmoid(), nn.BatchNorm2d(4)).eval()
+    example = torch.ones(1, 3, 2, 2)
+    for given in (module, torch.export.export(module, (example,))):
+        counts = convbn.inspect(given, example).operators
+        name = next(iter(counts))
+        assert (name, counts[name].before, counts[name].after) == ("BatchNorm", 2, 1)
+        assert all(count.before == count.after for key, count in counts.items() if key != name)
+
+
+def test_a_picture_is_drawn_for_pages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = convbn.inspect(chain(3))
+    drawn = []
+    monkeypatch.setattr("convbn.fuse.summary.drawn", lambda *_: drawn.append(1) or "<svg/>")
+    report.summary(width=80)
+    assert not drawn
+    assert "<svg/>" in report._repr_html_()
+    assert drawn == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -76,10 +77,13 @@ def capture(stack: Stack, request: Request) -> Capture:
                 tensors[edit.slot - 1] = edit.values
             else:
                 del layers[edit.node.name]
-        return Applied(Stack(stack.columns, list(layers.values())), len(layers))
+        return Applied(
+            Stack(stack.columns, list(layers.values())),
+            Counter(layer.op.describe() for layer in layers.values()),
+        )
 
     view = View(nodes, pure=True, replaceable=False)
-    return Capture(view, len(nodes), apply, how="Read layer by layer.")
+    return Capture(view, view.operators(), apply, how="Read layer by layer.")
 
 
 # [/capture]

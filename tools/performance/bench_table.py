@@ -36,7 +36,6 @@ def main() -> int:
     parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=TABLE)
     parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args()
-    console = Console()
     protocol = ProtocolOptions(
         threads=THREADS,
         budget_seconds=12.0,
@@ -44,17 +43,18 @@ def main() -> int:
         memory=not options.no_memory,
     )
     groups = [[NamedModel(name.removeprefix("tv_"), partial(subject, name))] for name in options.only]
-    result = replace(
-        measure(
+    with Console().phase("measuring", " s") as progress:
+        measured = measure(
             Study(groups, runtimes=options.runtime, threads=THREADS),
             protocol,
-            instruments=Instruments(tell=console.progress),
-        ),
+            instruments=Instruments(tell=progress),
+        )
+    result = replace(
+        measured,
         title=f"{len(groups)} networks on the CPU, one thread: unfused, fused by the runtime, fused by convbn",
         command="make bench-table",
         extra=[{"label": "Weights", "value": "random; BatchNorm statistics as training leaves them"}],
     )
-    console.progress("")
     value = result.to_dict()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.json").write_text(json.dumps(value) + "\n")

@@ -40,24 +40,24 @@ def main() -> int:
     parser.add_argument("result", type=Path)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds a network and runtime")
     options = parser.parse_args()
-    console = Console()
     groups = [[NamedModel(network.name, partial(subject, network))] for network in CLAIM]
-    result = replace(
-        measure(
+    with Console().phase("measuring", " s") as progress:
+        measured = measure(
             Study(groups, runtimes=RUNTIMES, threads=THREADS),
             ProtocolOptions(threads=THREADS, budget_seconds=options.budget, block_seconds=0.1, min_blocks=30),
-            instruments=Instruments(tell=console.progress),
-        ),
+            instruments=Instruments(tell=progress),
+        )
+    result = replace(
+        measured,
         title="Folding BatchNorm in eager PyTorch",
         command="make claim",
     )
-    console.progress("")
     options.result.parent.mkdir(parents=True, exist_ok=True)
     options.result.write_text(json.dumps(result.to_dict()) + "\n")
     options.document.write_text(document(result, options.result))
-    measured = [row for case in result.cases for row in case.rows if row.ratio is not None]
+    rows = [row for case in result.cases for row in case.rows if row.ratio is not None]
     print(options.document.read_text())
-    return 0 if measured and all(row.verdict == "faster" for row in measured) else 1
+    return 0 if rows and all(row.verdict == "faster" for row in rows) else 1
 
 
 def document(result: BenchResult, path: Path) -> str:

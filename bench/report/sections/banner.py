@@ -21,6 +21,7 @@ from convbn.fuse.summary import equality_marks, folded_mark
 __all__ = ["banner"]
 
 _MOST_RUNTIMES = 3
+_KINDS = {"faster": "good", "slower": "bad"}
 
 
 def banner(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]] = ()) -> Banner:
@@ -48,22 +49,19 @@ def banner(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]] = ()) -
 
 def _speed(result: Mapping[str, Any]) -> Iterator[Mark]:
     """The speed of what convbn made, or of what the user compares; not of what a runtime makes by itself."""
-    told: list[tuple[str, str]] = []
-    sides: list[str] = []
-    for side, runtime, ratio, verdict, noise in _ratios(result):
-        if is_reference(side):
-            continue
+    own = [found for found in _ratios(result) if not is_reference(found[0])]
+    own.sort(key=lambda found: found[3] != "slower")  # of many, none of these is left out
+    last = None
+    for side, runtime, ratio, verdict, noise in own[:_MOST_RUNTIMES]:
         words = verdict_words(verdict, ratio, noise)
-        if verdict in ("faster", "slower"):
+        if verdict in _KINDS:
             words = f"{1 / ratio['median']:.2f} × as fast"
-        named = "" if side in sides[-1:] else f"{clean(side, 40)} "
-        sides.append(side)
-        told.append((f"{named}{words} in {runtime_label(runtime)}", verdict))
-    if told:
-        rest = f" and {len(told) - _MOST_RUNTIMES} more" if len(told) > _MOST_RUNTIMES else ""
-        verdicts = {verdict for _, verdict in told}
-        kind = "bad" if "slower" in verdicts else "good" if "faster" in verdicts else "soft"
-        yield Mark(f"{', '.join(text for text, _ in told[:_MOST_RUNTIMES])}{rest}", kind)
+        named = "" if side == last else f"{clean(side, 40)} "
+        last = side
+        yield Mark(f"{named}{words} in {runtime_label(runtime)}", _KINDS.get(verdict, "soft"))
+    if own:
+        if own[_MOST_RUNTIMES:]:
+            yield Mark(f"and {len(own) - _MOST_RUNTIMES} more", "soft")
         return
     alone = [one for one in comparisons(result) if one.row is one.baseline and measured(one.row)]
     for one in alone[:_MOST_RUNTIMES]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -25,12 +26,14 @@ HOW_TO_READ = (
 def charts(case: Mapping[str, Any]) -> list[Picture]:
     """A drawing for each runtime in which something was measured."""
     names = [side["name"] for side in case["sides"]]
-    drawn = []
+    shown = []
     for control in case["runtimes"][:_MOST_RUNTIMES]:
         rows = [r for r in case["rows"] if r["runtime"] == control["runtime"] and measured(r)]
         if rows:
-            drawn.append(_chart(rows[:_MOST_STRIPS], names))
-    return [Picture("".join(drawn), kind="charts")] if drawn else []
+            shown.append(rows[:_MOST_STRIPS])
+    if not shown:
+        return []
+    return [Picture(cache(lambda: "".join(_chart(rows, names) for rows in shown)), kind="charts")]
 
 
 def _chart(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

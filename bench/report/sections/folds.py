@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -45,15 +46,19 @@ def batchnorms(result: Mapping[str, Any]) -> Section:
     kinds = _kinds(groups)
     folds = {case["name"]: case["fold"] for case in result["cases"] if case["fold"]}
     several = len(folds) > 1
-    bars = "".join(_bar(name, fold, kinds, several) for name, fold in list(folds.items())[:_MOST_BARS])
-    legend = "".join(
-        f'<li><i class="{kinds[name, folded]}"></i><strong>{count:,}</strong> '
-        f"{'folded' if folded else 'kept'}: {escape(name)}</li>"
-        for name, count, folded in groups[:_MOST_PARTS]
-    )
+
+    def drawn() -> str:
+        bars = "".join(_bar(name, fold, kinds, several) for name, fold in list(folds.items())[:_MOST_BARS])
+        legend = "".join(
+            f'<li><i class="{kinds[name, folded]}"></i><strong>{count:,}</strong> '
+            f"{'folded' if folded else 'kept'}: {escape(name)}</li>"
+            for name, count, folded in groups[:_MOST_PARTS]
+        )
+        return f'{bars}<ul class="legend">{legend}</ul>'
+
     blocks: list[Block] = [
         Text(batchnorm_sentence(total), "lead"),
-        Picture(f'{bars}<ul class="legend">{legend}</ul>', kind="card bars"),
+        Picture(cache(drawn), kind="card bars"),
         Items(
             [f"{count} {'folded' if folded else 'kept'}: {name}" for name, count, folded in groups],
             last=MARKDOWN,
@@ -85,7 +90,8 @@ def stages(fold: Mapping[str, Any]) -> Picture:
         }
         for name, found in split.items()
     }
-    bars = "".join(_bar(name, found, kinds, True) for name, found in list(counted.items())[:_MOST_PARTS])
+    shown = list(counted.items())[:_MOST_PARTS]
+    bars = cache(lambda: "".join(_bar(name, found, kinds, True) for name, found in shown))
     return Picture(bars, "Stage by stage", "card bars")
 
 

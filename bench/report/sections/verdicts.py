@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from convbn.bench.report.facts import (
@@ -163,8 +164,8 @@ def _rows(
             )
             yield _total_row(total, name, axis)
     if compared:
-        labels = marks.axis_labels(axis, lambda value: f"{value:.10g}", keep=1.0)
-        scale = Cell("", "plot", drawing=labels)
+        labels = partial(marks.axis_labels, axis, lambda value: f"{value:.10g}", keep=1.0)
+        scale = Cell("", "plot", drawing=cache(labels))
         yield Row([Cell("", "", 4), scale, Cell("", "", 2)], "scale", depth=PAGE)
 
 
@@ -184,20 +185,27 @@ def _row(one: Comparison, name: Inline, axis: marks.Axis) -> Row:
         return Row([*start, Cell(""), tail, Cell("", "plot"), Cell(""), "nothing to compare with"])
     words = verdict_words(row["verdict"], row["ratio"], one.control["noise_floor"])
     label = f"{case_label({'cases': [one.case]}, one.case)}, {clean(row['side'], 60)}"
-    plot = marks.interval(axis, row["ratio"], row["verdict"], one.control["noise_floor"], label)
+    plot = partial(marks.interval, axis, row["ratio"], row["verdict"], one.control["noise_floor"], label)
     after = Cell(seconds_text(times["median"]), label=clean(row["side"], 40))
     return Row(
-        [*start, after, tail, Cell("", "plot", drawing=plot), ratio_text(row["ratio"]), verdict_mark(words)],
+        [
+            *start,
+            after,
+            tail,
+            Cell("", "plot", drawing=cache(plot)),
+            ratio_text(row["ratio"]),
+            verdict_mark(words),
+        ],
         "grey" if is_reference(row["side"]) else "",
     )
 
 
 def _total_row(total: Summary, name: Inline, axis: marks.Axis) -> Row:
     ratio, verdict = total.overall or {}, total.verdict or ""
-    plot = marks.interval(axis, ratio, verdict, 0, f"Geometric mean in {total.runtime}", total=True)
+    plot = partial(marks.interval, axis, ratio, verdict, 0, f"Geometric mean in {total.runtime}", total=True)
     counts = Cell(total.counts.partition(": ")[2], "counts", label="")
     words = verdict_words(verdict, ratio, total.noise_floor)
-    drawn = Cell("", "plot", drawing=plot)
+    drawn = Cell("", "plot", drawing=cache(plot))
     return Row([name, counts, Cell(""), Cell(""), drawn, ratio_text(ratio), verdict_mark(words)], "total")
 
 

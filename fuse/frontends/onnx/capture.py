@@ -12,7 +12,7 @@ from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.onnx.local_functions.inline import Inlined, inline_functions
 from convbn.fuse.frontends.onnx.model.freeze import declare_new, overridable
 from convbn.fuse.frontends.onnx.model.freeze import freeze as freeze_initializers
-from convbn.fuse.frontends.onnx.model.graphs import count_nodes
+from convbn.fuse.frontends.onnx.model.graphs import operators_of
 from convbn.fuse.frontends.onnx.model.skeleton import infer_shapes, skeleton, structure_problem
 from convbn.fuse.frontends.onnx.model.tensors import Deferred, Read
 from convbn.fuse.frontends.onnx.reading.reader import read_view
@@ -52,7 +52,7 @@ def capture_model(
         copy = type(model)()
         copy.CopyFrom(model)
         model = copy
-    nodes = count_nodes(model)
+    operators = operators_of(model)
     frozen = freeze_initializers(model) if freeze else []
     inlined = inline_functions(model) if inline else Inlined()
     light = skeleton(model)
@@ -66,7 +66,7 @@ def capture_model(
         if not edits:
             if inlined.undo is not None:
                 inlined.undo()
-            return Applied(model, nodes)
+            return Applied(model, operators)
         stored = [tensor.name for tensor in model.graph.initializer]
         deferred = Deferred(wanted=read is not None)
         write(reading, edits, deferred)
@@ -74,8 +74,8 @@ def capture_model(
         broken = structure_problem(skeleton(model))
         if broken is not None and problem is None:
             raise RuntimeError(f"the edits made a valid model invalid: {broken}")
-        return Applied(model, count_nodes(model), deferred.computed)
+        return Applied(model, operators_of(model), deferred.computed)
 
     seconds = time.perf_counter() - start
     notes = [*frozen, *told, *inlined.notes]
-    return Capture(reading.view, nodes, apply, reading.unreachable, notes, _HOW, seconds)
+    return Capture(reading.view, operators, apply, reading.unreachable, notes, _HOW, seconds)

@@ -65,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     """Try every part; exit code 1 if one that convbn cannot do without does not work."""
     console = Console(json_on_stdout=options.json == "-", quiet=options.quiet)
     parts = []
-    for part in _parts():
-        console.progress(f"tried {part.name}")
-        parts.append(part)
-    console.progress("")
+    with console.phase("trying") as progress:
+        for part in _parts():
+            progress(f"after {part.name}", 0, 0)
+            parts.append(part)
     console.say(f"convbn {version('convbn')}, Python {platform.python_version()}, {platform.platform()}")
     console.say(sys.prefix)
     console.say()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from convbn.commands.options.engine import engine_options, refuse_engine_options
 from convbn.commands.options.precision import check_conversion, conversion_of, say_conversion
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.progress import BuildProgress, bar_on
 from convbn.commands.steps.shared import (
     console_of,
     fold_summary,
@@ -87,9 +86,8 @@ def _converted(
         return model, None
     from convbn.converting import converted
 
-    doing = f"converting to {options.precision}"
-    with console.phase(doing):
-        result = converted(model, conversion_of(options), source, bar_on(console, doing))
+    with console.phase(f"converting to {options.precision}") as progress:
+        result = converted(model, conversion_of(options), source, progress)
     say_conversion(result.record, console)
     return result.model, result.record
 
@@ -245,7 +243,7 @@ def _build(
 ) -> None:
     from convbn.export.shapes import parse_profiles
 
-    try:
+    with console.phase("building") as progress:
         artifact = build_engine(
             model,
             options.output,
@@ -258,10 +256,8 @@ def _build(
             fold_summary=None if report is None else fold_summary(report),
             conversion=conversion,
             overwrite=options.force,
-            progress=BuildProgress(console),
+            progress=progress,
         )
-    finally:
-        console.progress("")
     scale = artifact.sidecar["scale_layers"]
     if isinstance(scale, dict):
         console.say(f"Scale layers that TensorRT sees: {scale['before']} before, {scale['after']} after")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
@@ -20,8 +22,9 @@ from convbn.errors import UsageError
 from convbn.export.formats import FORMATS, Format, format_of
 from convbn.export.loading.open import open_source
 from convbn.export.loading.source_model import SourceModel
+from convbn.export.onnx_io.locations import stored_bytes
 from convbn.fuse.fold import fold
-from convbn.fuse.report import Report
+from convbn.fuse.report import Before, Report
 
 if TYPE_CHECKING:
     from convbn.export.onnx_io.read import OpenModel
@@ -38,10 +41,13 @@ def run(options: argparse.Namespace) -> int:
             options.input, load_options(options), light=True, hashed=options.json is not None
         )
     target = format_of(options.output, _formats(source))
+    size = stored_bytes(options.input) if os.path.isfile(options.input) else None  # OUT may take its place
     if source.opened is not None:
         report = _file_to_file(source, source.opened, options, console)
     else:
         report = _made(source, target, options, console)
+    if size is not None:
+        report = replace(report, size=Before(size, stored_bytes(options.output)))
     console.report(report)
     console.written(options.output)
     write_json(options.json, report.to_dict())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.progress import bar_on
 from convbn.commands.steps.shared import (
     console_of,
     fold_summary,
@@ -103,9 +102,8 @@ def _in_precision(
     kept = tuple(node["node"] for node in record["kept"])
     how = PrecisionOptions(keep_io_types=record["keep_io_types"], keep_fp32=kept)
     wanted = Conversion(record["precision"], how, verify=not options.no_verify, seed=options.seed)
-    doing = f"converting to {record['precision']}"
-    with console.phase(doing):
-        result = converted(model, wanted, source, bar_on(console, doing))
+    with console.phase(f"converting to {record['precision']}") as progress:
+        result = converted(model, wanted, source, progress)
     return result.model, result.record
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.progress import bar_on
 from convbn.commands.steps.shared import console_of, load_options, write_json
 from convbn.common.text import printable
 from convbn.errors import UsageError
@@ -28,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
             open_model_or_engine(path, how, options.trust_engine, light=True, hashed=False)
             for path in (options.reference, options.candidate)
         )
-    with console.phase("comparing"):
+    with console.phase("comparing") as progress:
         answer = verify(
             reference.runnable,
             candidate.runnable,
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
             precision=options.precision,
             tolerance=options.tolerance,
             runtime=options.runtime,
-            progress=bar_on(console, "comparing"),
+            progress=progress,
         )
     console.table(
         ("output", "relative error", "worst channel", "RMS error", "cosine", "same class", "bound"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "clean",
     "did_you_mean",
     "first_line",
+    "fitting",
     "named_line",
     "number",
     "one_line",
@@ -25,6 +27,7 @@ __all__ = [
     "root_cause",
     "seconds_text",
     "shape_text",
+    "text_width",
 ]
 
 _NAME_LIMIT = 120
@@ -57,6 +60,23 @@ def clean(text: object, limit: int = _NAME_LIMIT) -> str:
         raw = f"{raw[:half]}…{raw[len(raw) - half :]}"
     shown = printable(" ".join(raw.split()), "⟨U+{:04X}⟩")
     return shown if len(shown) <= limit * 2 else f"{shown[: limit * 2]}…"
+
+
+def text_width(text: str) -> int:
+    """How many columns of a terminal a text takes: two for each wide letter, as Chinese ones are."""
+    return len(text) if text.isascii() else sum(map(_columns_of, text))
+
+
+def fitting(text: str, width: int) -> str:
+    """As much of a text, from its start, as there are columns for."""
+    if text.isascii():
+        return text[: max(0, width)]
+    ends = accumulate(map(_columns_of, text))
+    return text[: sum(end <= width for end in ends)]
+
+
+def _columns_of(letter: str) -> int:
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 0 if unicodedata.combining(letter) else 1
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:

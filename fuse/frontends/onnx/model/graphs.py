@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Names", "bodies_of", "count_nodes", "delete", "graphs_below", "named_bodies", "nodes_below"]
+__all__ = ["Names", "bodies_of", "delete", "graphs_below", "named_bodies", "nodes_below", "operators_of"]
 
 
 def named_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
@@ -44,10 +44,10 @@ def graphs_below(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, onnx
         waiting.extend((body, found[0]) for node in found[0].node for body in bodies_of(node))
 
 
-def count_nodes(model: onnx.ModelProto) -> int:
-    """Number of nodes in the model, bodies of control flow and local functions included."""
-    functions = sum(len(function.node) for function in model.functions)
-    return functions + sum(len(graph.node) for graph, _ in graphs_below(model.graph))
+def operators_of(model: onnx.ModelProto) -> Counter[str]:
+    """How often each operator is called in the model, bodies of control flow and local functions included."""
+    graphs = (graph for graph, _ in graphs_below(model.graph))
+    return Counter(node.op_type for part in (*model.functions, *graphs) for node in part.node)
 
 
 def delete(items: Any, names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -79,6 +80,7 @@ def _capture(inner: torch.nn.Module, example_inputs: tuple[Any, ...] | None) -> 
     begun = time.perf_counter()
     taken = _traced(inner) if example_inputs is None else _exported(inner, example_inputs)
     graph_view = build_view(taken.captured)
+    operators = graph_view.view.operators()
     unreachable = [*taken.unreachable, *_unreached(taken, graph_view)]
 
     @cache
@@ -93,12 +95,12 @@ def _capture(inner: torch.nn.Module, example_inputs: tuple[Any, ...] | None) -> 
     constrain_edits(taken.instrumented, graph_view, taken.captured, as_written)
 
     def apply(edits: Sequence[Edit]) -> Applied:
-        gone = sum(isinstance(edit, Bypass) for edit in edits)
-        return Applied(edit_module(inner, edits), graph_view.nodes - gone)
+        gone = Counter(edit.node.op.describe() for edit in edits if isinstance(edit, Bypass))
+        return Applied(edit_module(inner, edits), operators - gone)
 
     return Capture(
         view=graph_view.view,
-        nodes=graph_view.nodes,
+        operators=operators,
         apply=apply,
         unreachable=unreachable,
         how=taken.how,

@@ -58,11 +58,11 @@ def capture_program(program: ExportedProgram) -> Capture:
         from convbn.fuse.frontends.torch.edit.program import edit_program
 
         edited = edit_program(functional, module, edits)
-        return Applied(edited, build_view(program_graph(edited)).nodes)
+        return Applied(edited, build_view(program_graph(edited)).view.operators())
 
     return Capture(
         view=graph_view.view,
-        nodes=graph_view.nodes,
+        operators=graph_view.view.operators(),
         apply=apply,
         unreachable=hidden_batchnorms(functional, module),
         how=_HOW if pure else f"{_HOW} It writes to tensors in place in a way that keeps most folds out.",

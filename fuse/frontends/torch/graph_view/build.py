@@ -84,13 +84,11 @@ class GraphView:
         view: each node's handle is the graph node.
         values: the value that a graph node stands for.
         on_trial: by node and empty slot, the name of the tensor that would stand there.
-        nodes: number of operator calls.
     """
 
     view: View
     values: Mapping[torch.fx.Node, Value]
     on_trial: Mapping[Node, Mapping[int, str]]
-    nodes: int
 
 
 def stack(node: torch.fx.Node) -> list[str]:
@@ -144,7 +142,7 @@ class _ViewBuilder:
         for made in self._nodes:
             _settle_axis(made)
         view = View(self._nodes, pure=self._captured.pure, replaceable=self._captured.graph_form)
-        return GraphView(view, self._values, self._on_trial, len(self._nodes))
+        return GraphView(view, self._values, self._on_trial)
 
     def _skipped(self, node: torch.fx.Node) -> bool:
         """Nodes that are no computation of their own; most are another name for a value."""

@@ -21,9 +21,8 @@ from convbn.common.document import terminal
 from convbn.common.text import printable
 from convbn.errors import FileAccessError, UsageError
 from convbn.export.loading.remote import is_url
-from convbn.export.onnx_io.locations import external_locations
+from convbn.export.onnx_io.locations import stored_bytes
 from convbn.pipeline.outcome import exit_code
-from convbn.pipeline.planning.files import ONNX
 from convbn.pipeline.pool import run_steps
 from convbn.pipeline.step import Step, peak_memory
 from convbn.pipeline.workers import LocalRunner
@@ -135,12 +134,9 @@ def _step(arguments: Sequence[str], item: Item, options: argparse.Namespace) -> 
 
 
 def _bytes(path: str) -> int:
-    """The size of a model with the weights beside it."""
     try:
-        beside = external_locations(path) if path.endswith(ONNX) else []
-        folder = os.path.dirname(path)
-        return os.path.getsize(path) + sum(os.path.getsize(os.path.join(folder, name)) for name in beside)
-    except (OSError, FileAccessError):
+        return stored_bytes(path)
+    except FileAccessError:
         return 0  # which the step says
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from convbn.export.onnx_io.locations import stored_bytes
 from convbn.fuse.summary import worst_output
 from convbn.pipeline.works import Result, verb
 
@@ -40,7 +41,7 @@ def facts(report: Mapping[str, Any], output: str | None) -> dict[str, Any]:
     if "batchnorm" in report:
         found["batchnorm"] = report["batchnorm"]
     if output is not None and os.path.exists(output):
-        found["bytes"] = os.path.getsize(output)
+        found["bytes"] = stored_bytes(output)
     compared = report.get("verify", report)
     worst = worst_output(compared.get("outputs") or ())
     if worst is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TextIO
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, TextIO
 from convbn.commands.steps.streams import writing_stdout
 from convbn.common.document.model import Block, Column, Document, Row, Table
 from convbn.common.document.terminal import laid_out, rendered, terminal_width, wants_colour
-from convbn.common.text import printable
+from convbn.common.progress import Progress, bar
+from convbn.common.text import fitting, printable
 
 if TYPE_CHECKING:
     from convbn.fuse.report import Report
@@ -36,11 +36,13 @@ class Console:
         self.out: TextIO = sys.stderr if json_on_stdout else sys.stdout
         self.quiet = quiet
         self._live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
+        self._drawn = False
         self._colour = wants_colour(self.out)
 
     def say(self, text: str = "") -> None:
         """One line or paragraph."""
         if not self.quiet:
+            self._draw("")
             with writing_stdout() if self.out is sys.stdout else nullcontext():
                 self.out.write(text + "\n")
 
@@ -69,23 +71,30 @@ class Console:
         self.show(*fold_blocks(report.to_dict(), would=would))
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Show on a terminal what is being done, and take it away when it is done."""
-        if not self._live:
-            yield
-            return
-        start = time.monotonic()
-        sys.stderr.write(f"\r\x1b[K{name} …")
-        sys.stderr.flush()
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - start
-            sys.stderr.write("\r\x1b[K" if seconds < 1 else f"\r\x1b[K{name}: {seconds:.1f} s\n")
-            sys.stderr.flush()
+    def phase(self, doing: str, unit: str = "") -> Iterator[Progress]:
+        """Show on a terminal what is being done, and take it away when it is done, whatever comes of it.
 
-    def progress(self, text: str) -> None:
+        Args:
+            doing: what is done.
+            unit: of the steps, if these are no pieces of work.
+
+        Yields:
+            What is told how far it is, and draws a bar of it.
+        """
+
+        def draw(phase: str, done: int, steps: int) -> None:
+            far = f"[{bar(done / steps)}] {phase} {done}/{steps}{unit}" if steps else phase
+            self._draw(f"{doing} {far}")
+
+        self._draw(f"{doing} …")
+        try:
+            yield draw
+        finally:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
         """Replace the progress line, on a terminal; it stays within one row, or it could not be taken away."""
-        if self._live:
-            sys.stderr.write(f"\r\x1b[K{printable(text)[: terminal_width() - 1]}")
+        if self._live and (text or self._drawn):
+            sys.stderr.write(f"\r\x1b[K{fitting(printable(text), terminal_width() - 1)}")
             sys.stderr.flush()
+            self._drawn = bool(text)

@@ -45,11 +45,8 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     study = Study(
         _groups(options), _grid(options), runtimes=runtimes, seed=options.seed, alone=_alone(options)
     )
-    console.progress("reading and folding")
-    try:
-        result = measure(study, _protocol(options), instruments=Instruments(tell=console.progress))
-    finally:
-        console.progress("")
+    with console.phase("measuring", " s") as progress:
+        result = measure(study, _protocol(options), instruments=Instruments(tell=progress))
     count = len(study.groups)
     title = f"convbn bench {options.input}" if count == 1 else f"convbn bench, {count} models"
     return replace(result, title=title, command="convbn " + shlex.join(sys.argv[1:]))

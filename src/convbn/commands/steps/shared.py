@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convbn.commands.steps.console import Console
-from convbn.commands.steps.progress import bar_on
 from convbn.commands.steps.streams import writing_stdout
 from convbn.errors import CheckFailedError, UsageError
 from convbn.export.loading.source_model import LoadOptions, SourceModel
@@ -146,7 +145,7 @@ def proven(
     report = source.named_in(folding.report)
     if not report.options.verify:
         return report
-    with console.phase("verifying"):
+    with console.phase("verifying") as progress:
         report = verified(
             report,
             source.runnable,
@@ -154,7 +153,7 @@ def proven(
             example_inputs=source.example_inputs,
             input_shapes=source.input_shapes,
             inputs=source.inputs,
-            progress=bar_on(console, "verifying"),
+            progress=progress,
         )
     if strict:
         refuse_unseen(report.verify, report.path)

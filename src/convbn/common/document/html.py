@@ -127,7 +127,7 @@ class _Writer:
                 return self._table(block)
             case Picture():
                 caption = f"<figcaption>{_text(block.caption)}</figcaption>" if block.caption else ""
-                return f"<figure{_class(block.kind)}>{caption}{block.html}</figure>"
+                return f"<figure{_class(block.kind)}>{caption}{block.drawing()}</figure>"
             case Details():
                 inner = _Writer(self.fine, self.fine)
                 body = "".join(inner.block(one, level) for one in shown(block.blocks, PAGE))
@@ -201,7 +201,7 @@ def _row_cells(row: Row, columns: Sequence[Column]) -> Iterator[str]:
             continue
         column = here[0]
         kind = column.kind if cell.kind is None else cell.kind
-        content = cell.drawing or _inline(cell.content)
+        content = cell.drawing() if cell.drawing else _inline(cell.content)
         span = f' colspan="{len(here)}"' if len(here) > 1 else ""
         if first and kind == "name":
             yield f'<th scope="row" class="name">{content}</th>'

@@ -6,7 +6,7 @@ module escape, wrap, align and colour.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ __all__ = [
     "Column",
     "Details",
     "Document",
+    "Drawing",
     "Facts",
     "Group",
     "Inline",
@@ -57,6 +58,9 @@ class Mark:
     kind: str
     link: str = ""
 
+
+Drawing: TypeAlias = Callable[[], str]
+"""What only a page shows is drawn when a page asks for it, which may be several times."""
 
 Inline: TypeAlias = "str | Mark | tuple[Inline, ...]"
 
@@ -127,14 +131,14 @@ class Cell:
         kind: instead of the column's.
         span: that many columns.
         label: instead of the column's.
-        drawing: SVG that the page shows instead of the content.
+        drawing: makes the SVG that the page shows instead of the content.
     """
 
     content: Inline
     kind: str | None = None
     span: int = 1
     label: str | None = None
-    drawing: str = ""
+    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +188,9 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A drawing, in HTML that was made for the page, which alone shows it."""
+    """A drawing, which only pages show, with `drawing` that makes its HTML."""
 
-    html: str
+    drawing: Drawing
     caption: str = ""
     kind: str = "card"
     depth: int = PAGE

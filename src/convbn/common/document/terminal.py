@@ -28,7 +28,7 @@ from convbn.common.document.model import (
     plain,
     shown,
 )
-from convbn.common.text import printable
+from convbn.common.text import fitting, printable, text_width
 
 __all__ = ["Painter", "laid_out", "rendered", "terminal_width", "wants_colour"]
 
@@ -101,7 +101,8 @@ class Painter:
         if isinstance(block, Text):
             yield from self.paragraph(block.content)
         elif isinstance(block, Banner):
-            yield from self.paragraph(joined(block.parts))
+            for parts in self._rows(block.parts):
+                yield from self.paragraph(joined(parts))
             if block.reference:
                 yield from self.paragraph(Mark(block.reference, "soft"), indent=2)
         elif isinstance(block, Items):
@@ -126,22 +127,31 @@ class Painter:
                 yield from self.paragraph(Mark(title, "strong"))
                 yield from lines
 
+    def _rows(self, parts: Sequence[Mark]) -> Iterator[list[Mark]]:
+        """Parts of a banner, as many in a row as fit: a line does not end within one that has room in the next."""
+        row: list[Mark] = []
+        for part in parts:
+            whole = text_width(" · ".join(_visible(one) for one in (*row, part)))
+            if row and whole > min(self.width, _WIDEST_TEXT):
+                yield row
+                row = []
+            row.append(part)
+        yield row
+
     def paragraph(self, content: Inline, *, start: str = "", indent: int = 0) -> Iterator[str]:
         """Text as lines that begin with ``start``, or from the second on with that many blanks."""
         limit = min(self.width, _WIDEST_TEXT)
         line, length = start, len(start)
         room = limit - max(indent, len(start))
-        words = [
-            (word[i : i + room], kind) for word, kind in _words(content) for i in range(0, len(word), room)
-        ]
+        words = [(piece, kind) for word, kind in _words(content) for piece in _pieces_of(word, room)]
         fresh = True
         for word, kind in words:
-            if not fresh and length + 1 + len(word) > limit:
+            if not fresh and length + 1 + text_width(word) > limit:
                 yield line.rstrip()
                 line, length, fresh = " " * indent, indent, True
             space = "" if fresh else " "
             line += space + self.paint(word, kind)
-            length, fresh = length + len(space) + len(word), False
+            length, fresh = length + len(space) + text_width(word), False
         if words:
             yield line.rstrip()
 
@@ -189,7 +199,7 @@ class Painter:
         parts = []
         for cell, index, width in zip(cells, keep, widths, strict=True):
             text = _shortened(_visible(cell), width)
-            padding = " " * (width - len(text))
+            padding = " " * (width - text_width(text))
             painted = self.paint(text, cell.kind) if isinstance(cell, Mark) else text
             parts.append(padding + painted if columns[index].kind.startswith("num") else painted + padding)
         return "  ".join(parts)
@@ -198,6 +208,14 @@ class Painter:
 def joined(parts: Sequence[Mark], by: str = " · ") -> tuple[Inline, ...]:
     """Marks in a row."""
     return tuple(part for i, mark in enumerate(parts) for part in ((by, mark) if i else (mark,)))
+
+
+def _pieces_of(word: str, width: int) -> Iterator[str]:
+    """A word in pieces that fit into a line."""
+    while word:
+        piece = fitting(word, width) or word[0]
+        yield piece
+        word = word[len(piece) :]
 
 
 def _visible(content: Inline) -> str:
@@ -240,7 +258,9 @@ def _cells(row: Row, columns: Sequence[Column]) -> list[Inline]:
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Inline]], keep: Sequence[int]) -> list[int]:
-    return [max(len(_visible(cell)) for cell in (columns[i].name, *(row[i] for row in rows))) for i in keep]
+    return [
+        max(text_width(_visible(cell)) for cell in (columns[i].name, *(row[i] for row in rows))) for i in keep
+    ]
 
 
 def _narrow(widths: list[int], columns: Sequence[Column], excess: int) -> None:
@@ -256,7 +276,8 @@ def _narrow(widths: list[int], columns: Sequence[Column], excess: int) -> None:
 
 
 def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
+    if text_width(text) <= width:
         return text
     half = (width - 1) // 2
-    return f"{text[: width - 1 - half]}…{text[len(text) - half :] if half else ''}"
+    end = fitting(text[::-1], half)[::-1]
+    return f"{fitting(text, width - 1 - half)}…{end}"
