@@ -4,6 +4,8 @@ VENV ?= .venv
 BUILD ?= build
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process a core, none with threads of its own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 .PHONY: help setup test slow coverage check lint types format lines architecture demo cost torch-cost bench-table fleet-plan claim gpu-bench gpu-page forms coverage-report proof-report field-torch contract precision-table engines-report report-picture robustness mutation fuzz environments demo-fleet many-cost integrations docs tour diagram release-check dist clean
 
@@ -24,15 +26,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet pillow pyyaml huggingface_hub
 	touch $@
 
-test: check  ## lint, types and the tests of up to ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4
+test: check  ## lint, types and the tests of up to ten seconds; TESTS= chooses among them
+	$(PYTEST) $(TESTS) -m 'not slow'
 
 slow: $(STAMP)  ## the tests that take longer: many broken models, kills, large files, engines
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) $(TESTS) -m slow
 
 coverage: $(STAMP)  ## lines and branches of fuse/ that its own tests reach; fails below 95 % of either
 	mkdir -p $(BUILD)
-	$(BIN)/python -m pytest tests/fuse -m 'not slow' --cov --cov-report=json:$(BUILD)/coverage.json
+	$(PYTEST) tests/fuse -m 'not slow' --cov --cov-report=json:$(BUILD)/coverage.json
 	$(BIN)/python tools/coverage_floor.py $(BUILD)/coverage.json
 
 check: lint types
