@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader
@@ -45,14 +45,21 @@ class OpenModel:
         files: reads those bytes.
         sha256: of the model file itself, if it was asked for; external data is not covered.
         size: of the model file, bytes.
-        external: whether the file keeps weights in other files.
+        own: the tensors whose bytes lie in the model file itself.
+        outside: those whose bytes the model keeps in other files.
     """
 
     model: onnx.ModelProto
     files: DataFiles
     sha256: str | None
     size: int
-    external: bool
+    own: Sequence[onnx.TensorProto]
+    outside: Sequence[onnx.TensorProto]
+
+    @property
+    def external(self) -> bool:
+        """Whether the file keeps weights in other files."""
+        return bool(self.outside)
 
 
 _NO_OPSET = 1 << 31
@@ -81,16 +88,12 @@ def read_model(path: str | os.PathLike[str], *, external_data: bool = True, hash
         BadInputError: it is not an ONNX model, is damaged, or its external data is missing, too short,
             overlapping or outside the model's folder.
     """
-    from convbn.export.onnx_io.external_data import embed_external_data, is_external, location_of
-    from convbn.export.onnx_io.validate import iterate_tensors
+    from convbn.export.onnx_io.external_data import embed_external_data, is_external
 
     opened = open_model(path, external_data=external_data, hashed=hashed)
-    outside = [tensor for tensor in iterate_tensors(opened.model) if is_external(tensor)]
+    wanted = (*opened.own, *opened.outside) if external_data else opened.own
     with opened.files as files, _about(path):
-        embed_external_data(
-            (tensor for tensor in outside if external_data or location_of(tensor) == files.own_location),
-            files,
-        )
+        embed_external_data((tensor for tensor in wanted if is_external(tensor)), files)
     return opened
 
 
@@ -142,12 +145,13 @@ def _opened(
     odd = [entry.version for entry in model.opset_import if not 0 <= entry.version < _NO_OPSET]
     if odd:
         raise BadInputError(f"there is no opset {odd[0]}")
-    outside = []
+    own, outside = [], []
     for tensor in iterate_tensors(model):
         if not is_external(tensor):
             check_embedded(tensor)
         elif location_of(tensor) == files.own_location:
             files.range_of(tensor)
+            own.append(tensor)
         else:
             outside.append(tensor)
     if outside and external_data:
@@ -156,7 +160,7 @@ def _opened(
         large = {id(tensor) for tensor in initializers if declared_bytes(tensor) >= MIN_BYTES}
         # Shape inference looks into small tensors, and onnx's checker opens the files of those in bodies.
         embed_external_data((tensor for tensor in outside if id(tensor) not in large), files)
-    return OpenModel(model, files, None, size, bool(outside))
+    return OpenModel(model, files, None, size, own, outside)
 
 
 def _parsed(file: BufferedReader, size: int, location: str) -> onnx.ModelProto:

@@ -48,6 +48,7 @@ def iterate_messages(model: onnx.ModelProto) -> Iterator[Any]:
     """
     from onnx import TensorProto
 
+    kinds: dict[Any, tuple[int, bool]] = {}
     waiting: deque[Any] = deque([model])
     while waiting:
         message = waiting.popleft()
@@ -57,11 +58,15 @@ def iterate_messages(model: onnx.ModelProto) -> Iterator[Any]:
             waiting.extend(message.external_data)
             continue
         for field, value in message.ListFields():
-            kind = field.type
+            known = kinds.get(field)
+            if known is None:
+                kind = 0 if field.name == "doc_string" else field.type
+                known = kinds[field] = kind, hasattr(value, "append")
+            kind, repeated = known
             if kind == _MESSAGE:
-                waiting.extend(value if hasattr(value, "append") else (value,))
-            elif kind == _TEXT and field.name != "doc_string":
-                _require_text(value if hasattr(value, "append") else (value,))
+                waiting.extend(value if repeated else (value,))
+            elif kind == _TEXT:
+                _require_text(value if repeated else (value,))
 
 
 def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         report = replace(report, size=Before(size, stored_bytes(options.output)))
     console.report(report)
     console.written(options.output)
-    write_json(options.json, report.to_dict())
+    write_json(options.json, report)
     return 0
 
 

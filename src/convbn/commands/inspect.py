@@ -45,6 +45,6 @@ def run(options: argparse.Namespace) -> int:
     console.report(report, would=True)
     if report.folded:
         console.show(folds_listed(report.to_dict(), everything=options.all))
-    write_json(options.json, report.to_dict())
+    write_json(options.json, report)
     refuse_warnings(options, report)
     return 0

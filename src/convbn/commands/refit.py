@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         _engine(fresh, report, conversion, options, console)
     else:
         _onnx(fresh, source, report, conversion, options, console)
-    write_json(options.json, report.to_dict())
+    write_json(options.json, report)
     return 0
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 __all__ = ["JsonReady", "encoded"]
 
+_AS_THEY_ARE = frozenset((str, int, bool, type(None)))
+
 
 class JsonReady:
     """A dataclass that is written as an object with its fields, in their order.
@@ -26,6 +28,8 @@ class JsonReady:
 
 def encoded(value: Any) -> Any:
     """A value as JSON holds it; numbers that are not finite become None, and so does nothing else."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):

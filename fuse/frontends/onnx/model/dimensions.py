@@ -23,10 +23,12 @@ Dimensions = tuple[Dimension, ...]
 
 def dimensions(info: onnx.ValueInfoProto) -> Dimensions:
     """The sizes of a tensor that states a shape; a name where one is open, None where it has none."""
-    return tuple(
-        size if d.HasField("dim_value") and (size := d.dim_value) >= 0 else d.dim_param or None
-        for d in info.type.tensor_type.shape.dim
-    )
+    found: list[Dimension] = []
+    for dim in info.type.tensor_type.shape.dim:
+        size = dim.dim_value
+        stated = size > 0 or (size == 0 and dim.HasField("dim_value"))
+        found.append(size if stated else dim.dim_param or None)
+    return tuple(found)
 
 
 def solved(nodes: Iterable[onnx.NodeProto], shapes: Mapping[str, Dimensions]) -> dict[str, Dimensions]:
@@ -36,23 +38,27 @@ def solved(nodes: Iterable[onnx.NodeProto], shapes: Mapping[str, Dimensions]) ->
         nodes: of the graph, in running order.
         shapes: of its tensors, by name.
     """
-    # A dimension without a name is one of its own.
-    named = {
-        name: tuple(f"{name}[{axis}]" if size is None else size for axis, size in enumerate(shape))
-        for name, shape in shapes.items()
-    }
     found: dict[str, int | str] = {}
+    own: set[str] = set()
 
     def now(name: str) -> list[int | str]:
-        return [_follow(found, size) for size in named[name]]
+        sizes: list[int | str] = []
+        for axis, size in enumerate(shapes[name]):
+            if size is None:  # a dimension without a name is one of its own
+                size = f"{name}[{axis}]"
+                own.add(size)
+            sizes.append(_follow(found, size))
+        return sizes
 
     for node in nodes:
-        if node.op_type == "Reshape" and node.input[0] in named and node.output[0] in named:
-            answer = _left_over(now(node.input[0]), now(node.output[0]))
-            if answer is not None:
-                found[answer[0]] = answer[1]
-    own = {f"{name}[{axis}]" for name, shape in shapes.items() for axis in range(len(shape))}
-    return {name: tuple(None if size in own else size for size in now(name)) for name in named}
+        if node.op_type != "Reshape" or node.input[0] not in shapes or node.output[0] not in shapes:
+            continue
+        answer = _left_over(now(node.input[0]), now(node.output[0]))
+        if answer is not None:
+            found[answer[0]] = answer[1]
+    if not found:
+        return dict(shapes)
+    return {name: tuple(None if size in own else size for size in now(name)) for name in shapes}
 
 
 def _follow(found: Mapping[str, int | str], size: int | str) -> int | str:

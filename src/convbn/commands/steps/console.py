@@ -52,8 +52,9 @@ class Console:
 
     def show(self, *blocks: Block) -> None:
         """Blocks of a report, as wide as the terminal."""
-        for line in laid_out(blocks, colour=self._colour):
-            self.say(line)
+        if not self.quiet:
+            for line in laid_out(blocks, colour=self._colour):
+                self.say(line)
 
     def document(self, document: Document) -> None:
         """A whole report."""
@@ -68,7 +69,8 @@ class Console:
         """What a fold did: counts, every BatchNorm that stays with its reason, and the proof."""
         from convbn.fuse.summary import fold_blocks
 
-        self.show(*fold_blocks(report.to_dict(), would=would))
+        if not self.quiet:
+            self.show(*fold_blocks(report.to_dict(), would=would))
 
     @contextmanager
     def phase(self, doing: str, unit: str = "") -> Iterator[Progress]:

@@ -167,10 +167,11 @@ def fold_summary(report: Report) -> dict[str, Any]:
     return {key: full[key] for key in keys}
 
 
-def write_json(path: str | None, value: Mapping[str, Any], *, overwrite: bool = True) -> None:
+def write_json(path: str | None, value: Mapping[str, Any] | Report, *, overwrite: bool = True) -> None:
     """Write JSON to ``path``, to stdout for ``-``, nowhere for None."""
     if path is not None:
-        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
+        ready = value if isinstance(value, Mapping) else value.to_dict()
+        write_text(path, json.dumps(ready, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
 
 
 def write_text(path: str, text: str, *, overwrite: bool = True) -> None:
