@@ -4,7 +4,8 @@
 whose letter W has goes into W, ``W' = s·W``; along one that x alone has its scale goes on to x. Its shift becomes an
 addition behind the product, ``b' = s·b + t``, which has no place for a bias: the model gains an operator for it.
 
-In front, along a letter that W has: ``W' = s·W``, and ``Σ W·t`` is added. Along one that W has not the scale goes on.
+In front, along a letter that W has: ``W' = s·W``, and ``Σ W·t`` is added. Along one that W has not the scale goes on,
+and a bias takes its inverse.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from convbn.fuse.algebra.broadcast import along
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Pending, Rule, axis_not_proven, size_along, wrong_channels
+from convbn.fuse.operators.rule import (
+    Moves,
+    Pending,
+    Rule,
+    axis_not_proven,
+    parameters,
+    size_along,
+    wrong_channels,
+)
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, Labelled, Op
@@ -54,24 +63,19 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if axis >= len(op.output):
         return axis_not_proven(node)
     letter = op.output[axis]
-    bias = moves.constant(node, BIAS)
-    if isinstance(bias, Refusal):
-        return bias
-    if bias is not None or not affine.is_scale:
-        dtype = _dtype(moves, node)
-        if isinstance(dtype, Refusal):
-            return dtype
-        rank = len(op.output)
+    if moves.constant(node, BIAS) is not None or not affine.is_scale:
+        constants = parameters(moves, node, op.weight_slot)
+        if isinstance(constants, Refusal):
+            return constants
+        (weight, bias), rank = constants, len(op.output)
         total = along(affine.shift, axis, rank)
         if bias is not None:
             total = along(affine.scale, axis, rank) * bias.exact() + total
-        if (refusal := moves.set(node, BIAS, round_vector(_trimmed(total), dtype))) is not None:
+        if (refusal := moves.set(node, BIAS, round_vector(_trimmed(total), weight.dtype))) is not None:
             return refusal
     if letter in op.weight:
-        return _scale(moves, node, affine.scale, letter)
-    data = node.input(op.data_slot)
-    if data is None:
-        return axis_not_proven(node)
+        return _scale(moves, node, affine, letter)
+    data = cast(Value, node.input(op.data_slot))  # no frontend gives a product without data
     return moves.produce(data, Affine.scale_by(affine.scale), op.data.index(letter), reader=node)
 
 
@@ -82,60 +86,73 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
         return axis_not_proven(node)
     letter = op.data[axis]
     onward = letter not in op.weight
-    summed = set(op.data) - set(op.weight) - set(op.output)
-    if (onward or summed) and not (affine.is_scale and letter in op.weight + op.output):
-        return Refusal(Reason.NO_BIAS, f"what {node.label} would add of a shift is no number a channel")
+    if onward and letter not in op.output:
+        return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} adds up the BatchNorm's channels")
+    if not affine.is_scale and (onward or set(op.data) - set(op.weight) - set(op.output)):
+        return Refusal(Reason.PRODUCER_NOT_LINEAR, f"{node.label} passes a scale on, and no shift")
     if onward:
-        return moves.consume(node.outputs[0], affine, op.output.index(letter))
+        return _onward(moves, node, affine, op.output.index(letter))
     if not affine.is_scale and (refusal := _shift(moves, node, affine, letter)) is not None:
         return refusal
-    return _scale(moves, node, affine.scale, letter)
+    return _scale(moves, node, affine, letter)
+
+
+def _onward(moves: Moves, node: Node, affine: Affine, axis: int) -> Refusal | None:
+    """``W·(s·x) + b = s·(W·x + b/s)``."""
+    bias = moves.constant(node, BIAS)
+    if isinstance(bias, Refusal):
+        return bias
+    if bias is not None:
+        inverse = affine.inverse()
+        if inverse is None:
+            return Refusal(Reason.ILL_CONDITIONED, f"a scale of 0 cannot be taken out of {node.label}")
+        rank = len(cast(Contraction, node.op).output)
+        divided = _trimmed(along(inverse.scale, axis, rank) * bias.exact())
+        if (refusal := moves.set(node, BIAS, round_vector(divided, bias.dtype))) is not None:
+            return refusal
+    return moves.consume(node.outputs[0], affine, axis)
 
 
 def _shift(moves: Moves, node: Node, affine: Affine, letter: str) -> Refusal | None:
     """Add ``Σ W·t``, which varies along those axes of y that W has."""
     op = cast(Contraction, node.op)
-    weight, bias = moves.constant(node, op.weight_slot), moves.constant(node, BIAS)
-    for constant in (weight, bias):
-        if isinstance(constant, Refusal):
-            return constant
-    if not isinstance(weight, Constant) or isinstance(bias, Refusal):
-        return axis_not_proven(node)
-    if weight.shape[op.weight.index(letter)] != affine.channels:
-        return wrong_channels(node, weight.shape[op.weight.index(letter)], affine.channels, "input")
+    constants = parameters(moves, node, op.weight_slot)
+    if isinstance(constants, Refusal):
+        return constants
+    weight, bias = constants
+    if (refusal := _other_size(node, weight, letter, affine)) is not None:
+        return refusal
     kept = "".join(found for found in op.output if found in op.weight)
-    sizes = {found: size for found, size in zip(op.weight, weight.shape, strict=True) if found in kept}
+    sizes = dict(zip(op.weight, weight.shape, strict=True))
     shape = tuple(sizes.get(found, 1) for found in op.output)
 
     def added() -> NDArray[np.float64]:
         result: NDArray[np.float64] = np.einsum(f"{op.weight},{letter}->{kept}", weight.exact(), affine.shift)
         return result.reshape(shape) + (0.0 if bias is None else bias.exact())
 
-    dtype = weight.dtype
     full = shape if bias is None else np.broadcast_shapes(shape, bias.shape)
-    total = Pending(full, lambda: round_vector(added(), dtype))
-    return moves.set(node, BIAS, total)
+    return moves.set(node, BIAS, Pending(full, lambda: round_vector(added(), weight.dtype)))
 
 
-def _scale(moves: Moves, node: Node, scale: NDArray[np.float64], letter: str) -> Refusal | None:
+def _scale(moves: Moves, node: Node, affine: Affine, letter: str) -> Refusal | None:
     op = cast(Contraction, node.op)
-    weight, axis = moves.constant(node, op.weight_slot), op.weight.index(letter)
-    if isinstance(weight, Refusal) or weight is None:
-        return weight if weight is not None else axis_not_proven(node)
-    if weight.shape[axis] != scale.size:
-        return wrong_channels(node, weight.shape[axis], scale.size)
-    if bool((scale == 1).all()):
-        return None
-    factor = along(scale, axis, len(weight.shape))
+    constants = parameters(moves, node, op.weight_slot)
+    if isinstance(constants, Refusal):
+        return constants
+    weight, axis = constants[0], op.weight.index(letter)
+    refusal = _other_size(node, weight, letter, affine)
+    if refusal is not None or affine.is_shift:
+        return refusal
+    factor = along(affine.scale, axis, len(weight.shape))
     scaled = Pending(weight.shape, lambda: round_scaled(weight, factor, axes=(axis,)))
     return moves.set(node, op.weight_slot, scaled)
 
 
-def _dtype(moves: Moves, node: Node) -> np.dtype[np.generic] | Refusal:
-    weight = moves.constant(node, cast(Contraction, node.op).weight_slot)
-    if isinstance(weight, Refusal):
-        return weight
-    return axis_not_proven(node) if weight is None else weight.dtype
+def _other_size(node: Node, weight: Constant, letter: str, affine: Affine) -> Refusal | None:
+    op = cast(Contraction, node.op)
+    size = weight.shape[op.weight.index(letter)]
+    side = "output" if letter in op.output else "input"
+    return None if size == affine.channels else wrong_channels(node, size, affine.channels, side)
 
 
 def _trimmed(numbers: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -70,15 +70,17 @@ def scales_of(call: OnnxCall) -> tuple[int | None, bool] | None:
     data, scale = call.input(0), call.input(1)
     if data is None or scale is None or scale.rank is None or scale.rank > 1:
         return None
-    plain = not any(call.attributes.get(name) for name in ("block_size", "output_dtype", "precision"))
-    return None if scale.rank == 0 else call.axis(data, 1), call.opset >= 13 and plain
+    return None if scale.rank == 0 else call.axis(data, 1), call.opset >= 13 and not _odd(call)
+
+
+def _odd(call: OnnxCall) -> bool:
+    return any(call.attributes.get(name) for name in ("block_size", "output_dtype", "precision"))
 
 
 def from_onnx(call: OnnxCall) -> Op | None:
     """QuantizeLinear with one scale, or one for each index along an axis."""
     found = scales_of(call)
-    odd = any(call.attributes.get(name) for name in ("block_size", "output_dtype", "precision"))
-    return None if found is None or odd else Quantize(*found)
+    return None if found is None or _odd(call) else Quantize(*found)
 
 
 OPERATOR = Operator(Quantize, onnx={"QuantizeLinear": from_onnx})

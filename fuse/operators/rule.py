@@ -132,9 +132,9 @@ def constant_at(node: Node, slot: int, what: str) -> Constant | Refusal | None:
     return value.constant
 
 
-def parameters(moves: Moves, node: Node) -> tuple[Constant, Constant | None] | Refusal:
+def parameters(moves: Moves, node: Node, slot: int = WEIGHT) -> tuple[Constant, Constant | None] | Refusal:
     """Weight and bias of a linear layer, or the refusal where they are not constants."""
-    weight = moves.constant(node, WEIGHT)
+    weight = moves.constant(node, slot)
     if isinstance(weight, Refusal):
         return weight
     if weight is None:

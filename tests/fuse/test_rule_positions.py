@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.rule_laws import Moves, affine, backward, forward, node, reason
 
 from convbn.fuse.algebra.affine import Affine
+from convbn.fuse.operators.calls import OnnxCall
 from convbn.fuse.operators.depth_to_space import DepthToSpace
 from convbn.fuse.operators.gather import Gather
+from convbn.fuse.operators.registry import onnx_readers
 from convbn.fuse.operators.slice import Slice
 from convbn.fuse.operators.slice import backward as follow
-from convbn.fuse.view.dataflow import Node
+from convbn.fuse.refusal import Refusal
+from convbn.fuse.view.dataflow import Node, Value
 
 IMAGE = (2, 6, 4, 5)
 
@@ -125,3 +132,51 @@ def test_blocks_of_an_image_and_channels(channel_major: bool, to_space: bool, bl
         wide.scale[-1] += 1
         answer = forward(at, 0, wide, 1) if to_space else backward(at, wide, 1)
         assert reason(answer) == "axis-not-proven"
+
+
+def test_blocks_of_channels_that_are_no_multiple_of_them() -> None:
+    """Shapes that contradict each other: a map of 3 channels is none over blocks of four."""
+    at = node(DepthToSpace("DepthToSpace", 2, True, True), (2, 3, 2, 1), output=(2, 1, 4, 2))
+    assert reason(forward(at, 0, affine(3), 1)) == "axis-not-proven"
+    back = node(DepthToSpace("SpaceToDepth", 2, False, False), (2, 1, 4, 2), output=(2, 3, 2, 1))
+    assert reason(backward(back, affine(3), 1)) == "axis-not-proven"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape"),
+    [
+        ({"blocksize": 2, "mode": "XYZ"}, (2, 4, 4, 4)),
+        ({"blocksize": 0}, (2, 4, 4, 4)),
+        ({"blocksize": 2}, None),
+        ({"blocksize": 2}, (4, 4, 4)),
+    ],
+)
+def test_blocks_of_an_unknown_kind_are_none(attributes: dict[str, Any], shape: Any) -> None:
+    call = OnnxCall("DepthToSpace", 20, attributes, [Value("x", shape)], [Value("y")])
+    (read,) = onnx_readers("DepthToSpace")
+    assert read(call) is None
+    known = OnnxCall("DepthToSpace", 20, {"blocksize": 2}, [Value("x", (2, 4, 4, 4))], [Value("y")])
+    assert read(known) == DepthToSpace("DepthToSpace", 2, False, True)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.sampled_from(BLOCKS), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans())
+def test_blocks_there_and_back(
+    order: tuple[bool, bool], block: int, channels: int, back: bool, agree: bool
+) -> None:
+    """Whatever the order of channels: towards the blocks a map goes if and only if its numbers agree in each."""
+    channel_major, to_space = order
+    op = DepthToSpace("DepthToSpace", block, channel_major, to_space)
+    few, many = (2, channels, 2 * block, block), (2, channels * block**2, 2, 1)
+    at = node(op, many if to_space else few, output=few if to_space else many)
+    onto_few = back is not to_space
+    given_channels = channels * block**2 if onto_few else channels
+    by = affine(given_channels)
+    if onto_few and agree:
+        spread = np.repeat if channel_major else np.tile
+        by = Affine(
+            *(spread(numbers, block**2) for numbers in (affine(channels).scale, affine(channels).shift))
+        )
+    answer = backward(at, by, 1) if back else forward(at, 0, by, 1)
+    goes = agree or not onto_few or block == 1
+    assert isinstance(answer, Refusal) is not goes

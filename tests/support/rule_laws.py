@@ -15,15 +15,18 @@ import numpy as np
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.channelwise_identity import ChannelwiseIdentity
 from convbn.fuse.operators.concat import Concat
+from convbn.fuse.operators.contraction import Contraction
 from convbn.fuse.operators.depth_to_space import DepthToSpace
 from convbn.fuse.operators.dequantize import Dequantize
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.gather import Gather
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.recurrent import Recurrent
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.reshape import Reshape
 from convbn.fuse.operators.rule import Axes, Pending, constant_at
+from convbn.fuse.operators.scatter import Scatter
 from convbn.fuse.operators.slice import Slice
 from convbn.fuse.operators.transpose import Transpose
 from convbn.fuse.refusal import Reason, Refusal
@@ -165,9 +168,56 @@ def blocks(x: np.ndarray, op: DepthToSpace) -> np.ndarray:
     return parts.transpose(order).reshape(n, c * r**2, height // r, width // r)
 
 
+def contracted(op: Contraction, operands: Sequence[Any]) -> np.ndarray:
+    """Σ over the letters that the output lacks, and a bias."""
+    letters = [op.weight, op.data] if op.weight_slot == 0 else [op.data, op.weight]
+    product = np.einsum(f"{','.join(letters)}->{op.output}", *operands[:2])
+    bias = operands[2] if len(operands) > 2 and operands[2] is not None else 0.0
+    return cast("np.ndarray", product + bias)
+
+
+COMBINED = {"add": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def scattered(op: Scatter, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    """As ScatterElements and ScatterND say, or ``index_add`` where the indices are a vector."""
+    index: list[Any] = list(np.ix_(*map(range, updates.shape)))
+    indices = indices.astype(np.intp)
+    if op.label == "ScatterND":
+        index = [np.expand_dims(indices[..., axis], tuple(range(1, x.ndim))) for axis in op.axes] + index[1:]
+    else:
+        (axis,) = op.axes
+        vector = indices.ndim < x.ndim
+        index[axis] = np.expand_dims(indices, tuple(range(1, x.ndim - axis))) if vector else indices
+    result = x.copy()
+    if op.reduction == "none":
+        result[tuple(index)] = updates
+    else:
+        COMBINED[op.reduction].at(result, tuple(index), updates)
+    return result
+
+
+def recurred(x: np.ndarray, weight: np.ndarray, own: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """``h = tanh(W·x + R·h + Wb + Rb)`` over ``[L, N, I]``, forwards and perhaps backwards."""
+    hidden, states = own.shape[2], []
+    for direction in range(len(weight)):
+        h, line = np.zeros((x.shape[1], hidden)), x if direction == 0 else x[::-1]
+        both = 0.0 if bias is None else bias[direction, :hidden] + bias[direction, hidden:]
+        for step in line:
+            h = np.tanh(step @ weight[direction].T + h @ own[direction].T + both)
+            states.append(h)
+    return np.stack(states)
+
+
 def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
     """What the node gives, in float64."""
     op, (x, *rest) = at.op, operands
+    if isinstance(op, Contraction):
+        return contracted(op, operands)
+    if isinstance(op, Scatter):
+        return scattered(op, x, *rest)
+    if isinstance(op, Recurrent):
+        return recurred(x, rest[0], rest[1], rest[2] if len(rest) > 2 else None)
     if isinstance(op, Elementwise):
         return cast("np.ndarray", ARITHMETIC[op.operation](x, rest[0]))
     if isinstance(op, Concat):

@@ -77,6 +77,8 @@ def halves(split: Function) -> Function:
         (lambda y: torch.permute(y, (0, 1, 3, 2)), 6, 4),
         (lambda y: y.transpose(2, -1), 6, 4),
         (lambda y: torch.swapaxes(y, axis0=-1, axis1=2), 6, 4),
+        (lambda y: F.pixel_shuffle(y.narrow(1, 2, 4), 2), 1, 4),
+        (lambda y: F.pixel_shuffle(y.narrow(1, 2, 4), upscale_factor=2).narrow(1, -1, 1), 1, 4),
     ],
     ids=[
         "pad",
@@ -92,6 +94,8 @@ def halves(split: Function) -> Function:
         "permute-list",
         "transpose",
         "swapaxes",
+        "pixel-shuffle",
+        "piece-of-a-shuffle",
     ],
 )
 def test_passed_in_every_form(form, between, channels, rank, randomised, folded):
@@ -166,6 +170,7 @@ def test_passed_in_no_form(form, between, channels, rank, randomised, folded):
         (lambda y: y.flatten(y.dim() - 2), 6, 2),
         (lambda y: y.flatten(2).unsqueeze(y.dim() - 1), 6, 4),
         (lambda y: y * y.shape[0], 6, 4),
+        (lambda y: F.pixel_shuffle(y.narrow(1, 0, 4), y.dim() - 2), 1, 4),
     ],
     ids=[
         "pad",
@@ -183,6 +188,7 @@ def test_passed_in_no_form(form, between, channels, rank, randomised, folded):
         "flatten-from",
         "unsqueeze",
         "product",
+        "block",
     ],
 )
 def test_numbers_that_only_a_run_knows(between, channels, rank, randomised, folded):
@@ -242,6 +248,31 @@ def test_a_piece_each_is_normalised(form, randomised, folded):
             return self.norms[0](first) * self.norms[1](second).sigmoid()
 
     assert folded(randomised(Pieces()), form).folded == {"norms.0": "conv", "norms.1": "conv"}
+
+
+class Regrouped(nn.Module):
+    """A BatchNorm in front of blocks that become channels, of which a layer reads a piece from behind."""
+
+    def __init__(self, image=True):
+        super().__init__()
+        self.norm, self.head, self.image = nn.BatchNorm2d(3), nn.Conv2d(5, 2, 1), image
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "a batch of images")
+        y = self.norm(x.sigmoid().narrow(1, 0, 3))
+        y = F.pixel_unshuffle(y, 2) if self.image else F.pixel_unshuffle(y[0], 2).unsqueeze(0)
+        return self.head(y.narrow(1, -6, 5))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_that_become_channels(form, randomised, folded):
+    """In front of a piece that is counted from behind: how many channels there are must follow from the blocks."""
+    assert folded(randomised(Regrouped()), form).folded == {"norm": "head"}
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_blocks_of_an_image_without_a_batch(form, randomised, folded):
+    assert set(folded(randomised(Regrouped(image=False)), form).kept) == {"norm"}
 
 
 @pytest.mark.parametrize("form", FORMS)
