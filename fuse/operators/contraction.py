@@ -162,12 +162,15 @@ def _trimmed(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     return numbers
 
 
-def _left_product(label: str, weight: Shape | None, data_rank: int | None) -> Contraction | None:
-    """A matrix from the left."""
-    if weight is None or len(weight) != 2 or not data_rank or not 2 <= data_rank <= 20:
+def _left_product(label: str, weight: Shape | None, data: Shape | None) -> Contraction | None:
+    """A matrix from the left, or a stack of as many as the data has."""
+    if weight is None or data is None or not 2 <= len(weight) <= len(data) <= 20:
         return None
-    batch = _LETTERS[: data_rank - 2]
-    return Contraction(label, 0, "YZ", f"{batch}ZX", f"{batch}YX")
+    batch = _LETTERS[: len(data) - 2]
+    stack = batch[len(data) - len(weight) :]
+    if None in weight or weight[:-2] != data[len(data) - len(weight) : -2]:
+        return None  # a size of 1 would be broadcast
+    return Contraction(label, 0, f"{stack}YZ", f"{batch}ZX", f"{batch}YX")
 
 
 _LETTERS = "abcdefghijklmnopqrstuvw"
@@ -178,7 +181,7 @@ def matmul_from_onnx(call: OnnxCall) -> Op | None:
     left, right = [*call.inputs, None, None][:2]
     if left is None or left.constant is None or right is None or right.constant is not None:
         return None
-    return _left_product(call.operator, left.shape, right.rank)
+    return _left_product(call.operator, left.shape, right.shape)
 
 
 def einsum_from_onnx(call: OnnxCall) -> Op | None:
@@ -216,7 +219,7 @@ def from_aten(call: AtenCall) -> Mapped | None:
     made_by = call.tensors.call(right)
     if call.rank(name) == 2 and (made_by is None or made_by.name not in _PRODUCTS):
         return None  # it may be a matrix that is computed of parameters, and the left one the data
-    op = _left_product(call.name, call.shape(), call.rank(name))
+    op = _left_product(call.name, call.shape(), call.shape(name))
     return None if op is None else call.reads(op, "self", name, None)
 
 

@@ -104,10 +104,12 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
     seen_as = (op.groups, outputs // op.groups, per_group, *kernel)
     if not affine.is_scale:
         if op.window is None or op.window.padded:
-            return Refusal(
-                Reason.SHIFT_INTO_PADDING,
-                f"{node.label} puts zeros around its data, where the shift would lack",
+            left = (
+                "leaves its padding to the runtime, and a shift would lack in the zeros that it may put there"
             )
+            puts = "puts zeros around its data, where the shift would lack"
+            detail = f"{node.label} {left if op.window is None else puts}"
+            return Refusal(Reason.SHIFT_INTO_PADDING, detail)
 
         def shifted() -> Constant | Refusal:
             exact = weight.exact().reshape(seen_as).sum(axis=tuple(range(3, len(seen_as))))

@@ -170,9 +170,7 @@ def _into_constant(
         return moves.set(node, slot, round_sum(factor, constant.dtype, axis - rank + factor.ndim, "constant"))
     vector = _vector(numbers, axis, rank, affine.channels)
     if vector is None or not vector.all():
-        return Refusal(
-            Reason.AXIS_NOT_PROVEN, f"the constant of {node.label} is 0 somewhere or not per channel"
-        )
+        return _no_shift(node, vector)
     carried = affine.shift / vector if operation is Arithmetic.MULTIPLY else affine.shift * vector
     return moves.produce(value, Affine(affine.scale, carried), axis, reader=node)
 
@@ -206,9 +204,7 @@ def _past_constant(
         return moves.consume(output, affine, axis)
     vector = _vector(numbers, axis, rank, affine.channels)
     if vector is None or (operation is Arithmetic.DIVIDE and not vector.all()):
-        return Refusal(
-            Reason.AXIS_NOT_PROVEN, f"the constant of {node.label} is 0 somewhere or not per channel"
-        )
+        return _no_shift(node, vector)
     onward = affine.shift * vector if operation is Arithmetic.MULTIPLY else affine.shift / vector
     return moves.consume(output, Affine(affine.scale, onward), axis)
 
@@ -219,6 +215,11 @@ def _vector(numbers: NDArray[np.float64], axis: int, rank: int, channels: int) -
     if any(size != 1 for i, size in enumerate(full.shape) if i != axis):
         return None
     return np.broadcast_to(full.reshape(-1), (channels,))
+
+
+def _no_shift(node: Node, vector: NDArray[np.float64] | None) -> Refusal:
+    why = "differs within a channel" if vector is None else "is 0 in some channel"
+    return Refusal(Reason.PRODUCER_NOT_LINEAR, f"the constant of {node.label} {why}, so no shift passes it")
 
 
 def _trimmed(numbers: NDArray[np.float64], constant: Constant) -> NDArray[np.float64]:

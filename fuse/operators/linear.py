@@ -184,8 +184,12 @@ def gemm_from_onnx(call: OnnxCall) -> Op | None:
 
 
 def matmul_from_onnx(call: OnnxCall) -> Op | None:
-    """MatMul."""
-    return Linear(output_axis=1) if len(call.inputs) == 2 else None
+    """MatMul; the rows of a matrix from the left are no last axis."""
+    left, right = [*call.inputs, None, None][:2]
+    if left is None or right is None:
+        return None
+    from_left = left.constant is not None and right.constant is None and right.rank is not None
+    return None if from_left else Linear(output_axis=1)
 
 
 _ATEN: dict[str, tuple[str | None, ...]] = {

@@ -126,10 +126,40 @@ def constant_at(node: Node, slot: int, what: str) -> Constant | Refusal | None:
         return None
     if value.constant is None:
         return value.not_constant or Refusal(
-            Reason.WEIGHT_NOT_CONSTANT,
-            f"the {what} '{value.name}' of {node.label} is computed while the model runs",
+            Reason.WEIGHT_NOT_CONSTANT, f"the {what} '{value.name}' of {node.label} is {_whence(value)}"
         )
     return value.constant
+
+
+_LOOKED_AT = 100
+"""Operators between constants and a weight, at most, for a sentence about it."""
+
+
+_NOT_OF_INPUTS = ("if", "loop", "scan", "rand", "bernoulli", "multinomial", "dropout")
+"""What its inputs do not say all of: bodies that capture, and chance."""
+
+
+def _whence(value: Value) -> str:
+    """Where a value that is no constant comes from."""
+    if value.producer is None:
+        return "an input of the model"
+    waiting, seen, first = [value], set[int](), value.producer
+    while waiting:
+        producer = waiting.pop().producer
+        kind = "" if producer is None else producer.op.describe().rpartition(".")[2].lower()
+        if producer is None or kind.startswith(_NOT_OF_INPUTS) or not any(producer.inputs):
+            return "computed while the model runs"
+        flowing = [v for v in producer.inputs if v is not None and v.constant is None and id(v) not in seen]
+        if len(seen) > _LOOKED_AT:
+            return "computed while the model runs"
+        if not flowing:
+            first = producer
+        seen |= {id(v) for v in flowing}
+        waiting += flowing
+    return (
+        f"computed from constants alone, by operators of which {first.label} is not evaluated here; "
+        "it would go if the result were stored"
+    )
 
 
 def parameters(moves: Moves, node: Node, slot: int = WEIGHT) -> tuple[Constant, Constant | None] | Refusal:
@@ -194,7 +224,7 @@ def axis_not_proven(node: Node) -> Refusal:
     """The refusal where a map is not one along an axis on the other side of the node."""
     return Refusal(
         Reason.AXIS_NOT_PROVEN,
-        f"where {node.label} puts the BatchNorm's axis does not follow from the shapes",
+        f"the BatchNorm's channels are not, or not provably, one axis on both sides of {node.label}",
     )
 
 

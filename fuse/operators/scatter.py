@@ -60,14 +60,11 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
 
 
 def _stopped(node: Node, affine: Affine, axis: int) -> Refusal | None:
-    op, data = cast(Scatter, node.op), node.input(DATA)
-    if (
-        axis in op.axes
-        or node.input(DATA) is node.input(_UPDATES)
-        or size_along(data, axis) != affine.channels
-    ):
-        return axis_not_proven(node)
-    if size_along(node.input(_UPDATES), axis) != affine.channels:
+    op, data, updates = cast(Scatter, node.op), node.input(DATA), node.input(_UPDATES)
+    if axis in op.axes:
+        return Refusal(Reason.AXIS_NOT_PROVEN, f"the indices of {node.label} run over the BatchNorm's axis")
+    sizes = {size_along(value, axis) for value in (data, updates)}
+    if data is updates or sizes != {affine.channels}:
         return axis_not_proven(node)
     if op.reduction == "add" and not affine.is_scale:
         return Refusal(

@@ -211,7 +211,7 @@ class Draft:
         if rule is None or rule.backward is None or (rule.through and not self._view.pure):
             return Refusal(
                 Reason.PRODUCER_NOT_LINEAR,
-                f"its input comes from {producer.label}, which has no weights to take a scale and a shift",
+                f"its input comes from {producer.label}, which takes no scale and shift behind it",
             )
         if (refusal := self._allowed(rule)) is not None:
             return refusal
@@ -323,9 +323,8 @@ class Draft:
         """A value is moved once an attempt: a way that comes back to it has no end."""
         self._steps += 1
         if self._steps > _STEPS or self._depth > _DEPTH:
-            return Refusal(
-                Reason.TOO_FAR, f"the map would have to pass more than {_DEPTH} operators in a row"
-            )
+            far = f"{_DEPTH} operators in a row" if self._depth > _DEPTH else f"{_STEPS} operators"
+            return Refusal(Reason.TOO_FAR, f"the map would have to pass more than {far}")
         if id(value) in self._moving:
             return Refusal(Reason.SEVERAL_READERS, f"every way for it comes back to '{value.name}'")
         self._moving[id(value)] = value

@@ -162,14 +162,14 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "a factor along the width": Case(
             [CONV, node("Mul", "a k", "c"), BN],
-            "axis-not-proven",
-            "not per channel",
+            "producer-not-foldable",
+            "differs within a channel",
             stored={**W, "k": 1 + random(6) ** 2},
         ),
         "a factor a pixel": Case(
             [CONV, node("Mul", "a k", "c"), BN],
-            "axis-not-proven",
-            "not per channel",
+            "producer-not-foldable",
+            "differs within a channel",
             stored={**W, "k": 1 + random(1, 1, 6, 6) ** 2},
         ),
         "one operand is an input": Case(

@@ -86,7 +86,7 @@ def test_a_scale_goes_on_where_the_weight_is_not_known() -> None:
     for kind, axis, channels in (("both", 1, 4), ("scale", 0, 2)):
         assert refusal(backward(at, affine(channels, kind), axis)) == (
             "weight-not-constant",
-            "the constant 'v0' of mm 'n' is computed while the model runs",
+            "the constant 'v0' of mm 'n' is an input of the model",
         )
     for kind in KINDS:
         assert reason(forward(at, 1, affine(3, kind), 0)) == "weight-not-constant"
@@ -266,7 +266,8 @@ def test_two_values_are_no_product_with_a_constant() -> None:
     [
         ((6, 4), (2, 4, 6), True),
         ((6, 4), (4, 6), False),
-        ((2, 6, 4), (2, 4, 6), False),
+        ((2, 6, 4), (2, 4, 6), True),
+        ((1, 6, 4), (2, 4, 6), False),
         ((6, 4), None, False),
     ],
 )

@@ -115,7 +115,7 @@ def test_what_stops_a_constant_stops_a_convolution(make: Any) -> None:
     for answer in (backward(computing, affine(4)), forward(computing, affine(6, "scale"))):
         assert refusal(answer) == (
             "weight-not-constant",
-            f"the constant 'w' of {computing.label} is computed while the model runs",
+            f"the constant 'w' of {computing.label} is an input of the model",
         )
 
 

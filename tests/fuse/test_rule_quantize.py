@@ -79,7 +79,7 @@ NO_NUMBERS = ("bad-statistics", "the weight of Quantize 'n' holds Inf or NaN, or
         ((WEIGHT, np.zeros(OUT, "f4")), NO_NUMBERS),
         (
             ((OUT, IN), SCALES),
-            ("weight-not-constant", "the constant 'v0' of Quantize 'n' is computed while the model runs"),
+            ("weight-not-constant", "the constant 'v0' of Quantize 'n' is an input of the model"),
         ),
     ],
 )

@@ -42,7 +42,7 @@ def moved(answer: Moves | Refusal) -> tuple[Axes, int]:
 def torn(answer: Moves | Refusal, name: str) -> None:
     assert refusal(answer) == (
         "axis-not-proven",
-        f"where {name} 'n' puts the BatchNorm's axis does not follow from the shapes",
+        f"the BatchNorm's channels are not, or not provably, one axis on both sides of {name} 'n'",
     )
 
 
