@@ -17,9 +17,9 @@ from onnx import helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 from convbn.pipeline.outcome import counts, exit_code
-from convbn.pipeline.pool import Event, Ran, run_steps
+from convbn.pipeline.runners.pool import Event, Ran, run_steps
+from convbn.pipeline.runners.workers import LocalRunner
 from convbn.pipeline.step import Place, Step
-from convbn.pipeline.workers import LocalRunner
 
 
 def step(name: str, work: str, /, *needs: Step, memory: int = 1, alone: bool = False, **options: Any) -> Step:
@@ -159,9 +159,9 @@ import signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 from convbn.pipeline.outcome import counts
-from convbn.pipeline.pool import run_steps
+from convbn.pipeline.runners.pool import run_steps
 from convbn.pipeline.step import Step
-from convbn.pipeline.workers import LocalRunner
+from convbn.pipeline.runners.workers import LocalRunner
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.plans import run, start, statuses, whole, write_plan
 
-from convbn.pipeline.pool import run_steps
+from convbn.pipeline.runners.pool import run_steps
 from convbn.pipeline.step import Place, Step
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'convbn[ray]'")
@@ -91,7 +91,7 @@ def test_a_ray_run_that_is_stopped(tmp_path: Path, expected: dict[str, bytes]) -
 
 def test_resources_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bench has the node to itself; what no node has is refused in a sentence."""
-    from convbn.pipeline.ray_tasks import RayRunner
+    from convbn.pipeline.runners.ray_tasks import RayRunner
 
     def note(name: str, place: Place) -> Step:
         options = {"folder": str(tmp_path), "name": name, "seconds": 0.3}

@@ -6,8 +6,10 @@ import argparse
 import datetime
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +18,20 @@ from convbn.commands.many.progress import Progress
 from convbn.commands.steps.reporting import append_summary
 from convbn.commands.steps.shared import console_of, write_json, write_text
 from convbn.common.document import html, markdown, terminal
-from convbn.errors import UsageError
+from convbn.common.text import printable
+from convbn.errors import FileAccessError, UsageError
 from convbn.export.files.atomic import check_target
+from convbn.export.loading.remote import is_url, shown
 from convbn.pipeline.outcome import Outcome, exit_code
-from convbn.pipeline.perform import known
+from convbn.pipeline.perform import known, perform
 from convbn.pipeline.planning.changes import LastRun
 from convbn.pipeline.planning.expand import Expansion, expand
-from convbn.pipeline.planning.hashes import Hashes
 from convbn.pipeline.planning.models import Model, models_of
 from convbn.pipeline.planning.plan import Plan, read_plan
 from convbn.pipeline.planning.template import TEMPLATE
-from convbn.pipeline.pool import Runner, run_steps
+from convbn.pipeline.remote_store import opened
+from convbn.pipeline.runners.pool import Runner, run_steps
 from convbn.pipeline.step import Step
-from convbn.pipeline.store import Store
 
 if TYPE_CHECKING:
     from convbn.commands.steps.console import Console
@@ -68,20 +71,24 @@ class _Planned:
     def __init__(self, plan: Plan, options: argparse.Namespace) -> None:
         self._plan = plan
         self._options = options
-        self._hashes = Hashes(plan.store / "hashes.json")
-        self._store = Store(plan.store, self._hashes)
-        self._last = LastRun(plan, plan.store)
+        self._store = opened(plan.store, hashed=True)
+        self._hashes = self._store.hashes
+        self._last = LastRun(plan, self._store)
         self._models: list[Model] = models_of(plan, self._hashes)
         self._expansion: Expansion = expand(
             plan, self._models, machine=_machine(options.ray), replaceable=self._replaceable
         )
+        self._keys = [step.key for step in self._expansion.steps if step.key is not None]
+        self._store.prepare(self._keys)
 
     def _replaceable(self, path: str) -> bool:
         """Whether a file may be replaced: the last run delivered it, and nobody has changed it since."""
         if self._options.force:
             return True
-        sha256 = self._last.delivered.get(path)
-        return sha256 is not None and os.path.isfile(path) and self._hashes.of(path) == sha256
+        sha256 = self._last.delivered.get(shown(path))
+        with suppress(FileAccessError):
+            return sha256 is not None and self._hashes.of(path) == sha256
+        return False
 
     def _known(self, step: Step) -> Outcome | None:
         return known(step, self._store, self._hashes)
@@ -119,10 +126,20 @@ class _Planned:
                 steps, runner, on_event=progress, known=lambda step: found.get(step) or self._known(step)
             )
         progress.close()
+        for step, outcome in zip(steps, ran.outcomes, strict=True):
+            # The memory of this process: workers have delivered into their own.
+            if outcome.succeeded and step.target is not None and step.target.startswith("memory://"):
+                perform(step, self._store)
         self._keep(ran.outcomes)
         return ran.outcomes, ran.stopped
 
     def _keep(self, outcomes: Sequence[Outcome]) -> None:
+        try:
+            self._store.complete(self._keys)
+        except FileAccessError as error:  # the reports come first
+            sys.stderr.write(
+                f"convbn: {printable(str(error))}; the next run tries again to bring results there\n"
+            )
         self._hashes.keep()
         self._last.keep(self._models, self._expansion, outcomes)
 
@@ -131,25 +148,25 @@ class _Planned:
         retries = given.get("retries", 1)
         workers = self._options.workers or given.get("workers")
         if self._options.ray is not None:
-            from convbn.pipeline.ray_tasks import RayRunner
+            from convbn.pipeline.runners.ray_tasks import RayRunner
 
             return RayRunner(self._options.ray, workers, retries=retries, store=self._plan.store)
         from convbn.export.engines.build.options import parse_size
-        from convbn.pipeline.workers import LocalRunner
+        from convbn.pipeline.runners.workers import LocalRunner
 
         memory = parse_size(given["memory"]) if "memory" in given else None
         return LocalRunner(workers, memory=memory, retries=retries, store=self._plan.store)
 
     def _targets(self) -> dict[str, str]:
         """Where each report goes: as typed, or as the plan says."""
-        planned = {name: str(self._plan.place(path)) for name, path in self._plan.section("reports").items()}
+        planned = {name: self._plan.place(path) for name, path in self._plan.section("reports").items()}
         typed = {name: getattr(self._options, name) for name in ("json", "junit", "markdown", "html")}
         return planned | {name: path for name, path in typed.items() if path is not None}
 
     def check_reports(self) -> None:
         """Refuse now what could not be written later; a plan's own reports are replaced, as they are its output."""
         for path in self._targets().values():
-            if path != "-":
+            if path != "-" and not is_url(path):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 check_target(path, overwrite=True)
 
@@ -166,7 +183,7 @@ class _Planned:
         if "markdown" in targets:
             write_text(targets["markdown"], markdown.rendered(shown), overwrite=True)
         if "html" in targets:
-            linked = reports.document(f"run {name}", seconds, outcomes, Path(targets["html"]).parent)
+            linked = reports.document(f"run {name}", seconds, outcomes, os.path.dirname(targets["html"]))
             write_text(targets["html"], html.rendered(linked, _MOST_BYTES), overwrite=True)
         if self._options.step_summary:
             append_summary(

@@ -6,6 +6,7 @@
     entries/ab/abc…/…            those files
     locks/abcd.lock              held by whoever makes an entry whose key begins so
     making/abc…/                 an entry while it is made; it is renamed when it is whole
+    plans/….json                 what the last run of a plan was made of
 
 Any of it may be deleted while nothing runs. An entry whose bytes do not match their hashes counts as none.
 """
@@ -15,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +36,20 @@ from convbn.export.files.atomic import (
     sync_folder,
     write_atomically,
 )
+from convbn.export.loading import remote
 from convbn.pipeline.outcome import Output
 from convbn.pipeline.planning.hashes import Hashes
 
-__all__ = ["Entry", "Store"]
+__all__ = ["MANIFEST", "Entry", "Store"]
 
-_MANIFEST = "entry.json"
+MANIFEST = "entry.json"
 _FORMAT = 1
+_FILE = re.compile(r"[0-9a-f]{64}/(?!\.\.?$|entry\.json$)[^/\\\0]+")
+"""The hash and the name of a file of an entry: a manifest may have come from elsewhere."""
+
+_BESIDE = (".data", ".json", ".html")
+"""What the names of files end in that belong to a model."""
+
 _LOCKED_DIGITS = 4
 """Digits of a key that share a lock: 65,536 locks, so that those of unlike steps seldom meet."""
 
@@ -69,23 +78,22 @@ class Entry:
         """The files that somebody may want to have; those whose names begin with a dot are for later steps."""
         return {name: facts for name, facts in self.files.items() if not name.startswith(".")}
 
-    def deliver(self, target: Path, *, overwrite: bool) -> tuple[Output, ...]:
-        """Copy its files into a folder outside of the store, each appearing whole; those that are there stay.
+    def deliver(self, target: str, *, overwrite: bool) -> tuple[Output, ...]:
+        """Copy its files into a folder outside of the store or to a URL; those that are there stay.
+
+        Each appears whole, weights and sidecars before the model that they belong to.
 
         Raises:
             FileAccessError: another file has the name of one and is not to be replaced, or it cannot be written.
         """
         outputs = []
-        with file_access(target, "written"):
-            target.mkdir(parents=True, exist_ok=True)
-        for name, (size, sha256) in self.shown().items():
-            path, source = target / name, self.folder / name
-            if not (path.is_file() and path.stat().st_size == size and sha256_file(path) == sha256):
-                for begun in StagedFile.beside(path):  # by a process that was killed
-                    begun.unlink(missing_ok=True)
-                with open_regular(source) as file:
-                    write_atomically(path, lambda out: shutil.copyfileobj(file, out), overwrite=overwrite)
-            outputs.append(Output(str(path), size, sha256))
+        files = self.shown()
+        for name in sorted(files, key=lambda name: (not name.endswith(_BESIDE), name)):
+            size, sha256 = files[name]
+            place = f"{target}/{name}" if remote.is_url(target) else str(Path(target, name))
+            copy = _put if remote.is_url(target) else _copy
+            copy(self.folder / name, place, size, sha256, overwrite)
+            outputs.append(Output(remote.shown(place), size, sha256))
         return tuple(outputs)
 
     @classmethod
@@ -97,37 +105,105 @@ class Entry:
         return cls(folder, files, {}, 0.0)
 
 
+def _copy(source: Path, target: str, size: int, sha256: str, overwrite: bool) -> None:
+    path = Path(target)
+    with file_access(path.parent, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.stat().st_size == size and sha256_file(path) == sha256:
+        return
+    for begun in StagedFile.beside(path):  # by a process that was killed
+        begun.unlink(missing_ok=True)
+    with open_regular(source) as file:
+        write_atomically(path, lambda out: shutil.copyfileobj(file, out), overwrite=overwrite)
+
+
+def _put(source: Path, url: str, size: int, sha256: str, overwrite: bool) -> None:
+    there = remote.size_and_version(url)
+    if there is not None and there[0] in (size, None) and remote.sha256(url) == sha256:
+        return
+    if there is not None and not overwrite:
+        hint = "use --force to replace it"
+        raise FileAccessError("already exists", source=remote.shown(url), hint=hint)
+    remote.put(source, url)
+
+
 class Store:
     """A folder of entries.
 
     Args:
         root: the folder; it is created when the first entry is made.
-        hashes: of files that were looked at before; without, every file that is asked for is read.
+        hashes: of files that were looked at before.
     """
 
     def __init__(self, root: str | os.PathLike[str], hashes: Hashes | None = None) -> None:
         self.root = Path(os.path.abspath(root))
-        self._hashes = hashes
+        self.hashes = Hashes() if hashes is None else hashes
 
     def find(self, key: str) -> Entry | None:
         """The entry of that key; None if there is none, or one whose bytes do not match their hashes."""
-        folder = self._folder(key)
         try:
-            text = (folder / _MANIFEST).read_bytes()
+            entry = self._described(key, (self._folder(key) / MANIFEST).read_bytes())
+            if entry is None or not all(
+                self._matches(entry.path(name), *facts) for name, facts in entry.files.items()
+            ):
+                return None
+            return entry
+        except (OSError, FileAccessError):
+            return None
+
+    def look(self, key: str) -> Entry | None:
+        """The entry of that key, whose files may have to be fetched with :meth:`obtain`."""
+        return self.find(key)
+
+    def obtain(self, key: str) -> Entry | None:
+        """The entry of that key, whose lock is held, with its files."""
+        return self.find(key)
+
+    def bring(self, key: str) -> bool:
+        """See to it that :meth:`find` finds the entry of that key, whose lock is not held; whether it does."""
+        return self.find(key) is not None
+
+    def prepare(self, keys: Iterable[str]) -> None:
+        """Learn at once what there is of these."""
+
+    def complete(self, keys: Iterable[str]) -> None:
+        """See to it that every entry of these is where others look for it."""
+
+    def note(self, name: str) -> bytes | None:
+        """What was noted under that name, if something was."""
+        try:
+            return (self.root / "plans" / f"{name}.json").read_bytes()
+        except OSError:
+            return None
+
+    def keep_note(self, name: str, content: bytes) -> None:
+        """Note something that may be lost.
+
+        Raises:
+            FileAccessError: it cannot be written.
+        """
+        path = self.root / "plans" / f"{name}.json"
+        with file_access(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content, overwrite=True)
+
+    def _described(self, key: str, text: bytes) -> Entry | None:
+        """The entry that a manifest describes; None if that is not whole, or of another entry."""
+        try:
             manifest = json.loads(text)
             if manifest.pop("sha256") != _digest(manifest) or manifest["key"] != key:
                 return None
             files = {name: (int(size), str(sha)) for name, (size, sha) in manifest["files"].items()}
-            if not all(self._matches(folder / name, *facts) for name, facts in files.items()):
+            if not all(_FILE.fullmatch(f"{sha}/{name}") for name, (_, sha) in files.items()):
                 return None
-            return Entry(folder, files, manifest["report"], manifest["seconds"])
-        except (OSError, FileAccessError, ValueError, KeyError, TypeError, AttributeError):
+            return Entry(self._folder(key), files, manifest["report"], manifest["seconds"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _matches(self, path: Path, size: int, sha256: str) -> bool:
         if path.stat().st_size != size:
             return False
-        return (sha256_file(path) if self._hashes is None else self._hashes.of(path)) == sha256
+        return self.hashes.of(path) == sha256
 
     def discard(self, key: str) -> bool:
         """Remove what lies under a key, whose lock is held; whether there was anything."""
@@ -144,8 +220,8 @@ class Store:
         return True
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[bool]:
-        """Hold the lock of a key; gives False at once where another process holds it.
+    def lock(self, key: str, *, wait: bool = False) -> Iterator[bool]:
+        """Hold the lock of a key; gives False at once where another process holds it, unless that is waited for.
 
         It is the operating system's, so that it is free again when a process is killed.
 
@@ -156,7 +232,7 @@ class Store:
         lock = FileLock(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
@@ -197,31 +273,32 @@ class Store:
         Raises:
             FileAccessError: it cannot be written; then there is no entry.
         """
+        with file_access(self.root, "written"):
+            files = Entry.of(self._making(key)).files
+        manifest: dict[str, Any] = {
+            "format": _FORMAT,
+            "key": key,
+            "kind": kind,
+            "name": name,
+            "files": files,
+            "report": report,
+            "seconds": seconds,
+        }
+        manifest["sha256"] = _digest(manifest)
+        self._enter(key, json.dumps(manifest).encode())
+        return Entry(self._folder(key), files, report, seconds)
+
+    def _enter(self, key: str, manifest: bytes) -> None:
         making, folder = self._making(key), self._folder(key)
         with file_access(self.root, "written"):
+            (making / MANIFEST).write_bytes(manifest)
             for path in making.iterdir():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            files = Entry.of(making).files
-            manifest: dict[str, Any] = {
-                "format": _FORMAT,
-                "key": key,
-                "kind": kind,
-                "name": name,
-                "files": files,
-                "report": report,
-                "seconds": seconds,
-            }
-            manifest["sha256"] = _digest(manifest)
-            with (making / _MANIFEST).open("xb") as file:
-                file.write(json.dumps(manifest).encode())
-                file.flush()
-                os.fsync(file.fileno())
             sync_folder(making)
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(making, folder)
             sync_folder(folder.parent)
-        return Entry(folder, files, report, seconds)
 
     def check_writable(self) -> None:
         """Refuse a store that nothing can be put into.

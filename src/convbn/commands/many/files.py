@@ -49,7 +49,7 @@ def asked_for_many(options: argparse.Namespace) -> bool:
 def stands_for_many(text: str) -> bool:
     """Whether an argument is a folder or a pattern, and no file of that very name."""
     if is_url(text):
-        return listed(text) is not None
+        return is_pattern(text) or listed(text) is not None
     return os.path.isdir(text) or is_pattern(text)
 
 
@@ -68,23 +68,15 @@ def found(given: Sequence[str], options: argparse.Namespace) -> list[Item]:
     items: dict[str, Item] = {}
     kinds = _readable(options)
     for text in given:
-        there = listed(text) if is_url(text) else None
-        if there is not None:
-            chosen = {n: url for n, url in there.items() if glob.has_magic(text) or n.endswith(kinds)}
-            if not chosen:
-                raise UsageError(f"there is no model there: no {', '.join(kinds)}", source=shown(text))
-            items |= {url: Item(name, url) for name, url in chosen.items()}
-            continue
-        root, files = files_of(text, kinds, skipped=inside)
-        if not files and os.path.isdir(text):
-            hint = "a pattern such as 'models/*' takes files of any name"
-            raise UsageError(
-                f"there is no model in this folder: no {', '.join(kinds)}", source=text, hint=hint
-            )
+        files = files_of(text, kinds, skipped=inside)
+        if not files and is_pattern(text):
+            raise UsageError("no file matches", source=shown(text))
         if not files:
-            raise UsageError("no file matches", source=text)
-        for path in files:
-            items.setdefault(os.path.realpath(path), Item(os.path.relpath(path, root), path))
+            hint = "a pattern such as 'models/*' takes files of any name"
+            cause = f"there is no model in this folder: no {', '.join(kinds)}"
+            raise UsageError(cause, source=shown(text), hint=hint)
+        for name, path in files.items():
+            items.setdefault(path if is_url(path) else os.path.realpath(path), Item(name, path))
     return list(items.values())
 
 

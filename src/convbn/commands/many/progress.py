@@ -8,7 +8,7 @@ import sys
 import time
 
 from convbn.common.text import clean, printable
-from convbn.pipeline.pool import Event
+from convbn.pipeline.runners.pool import Event
 from convbn.pipeline.step import Step
 
 __all__ = ["Progress"]
@@ -18,7 +18,7 @@ _LINES = 12
 
 
 class Progress:
-    """A listener for :func:`convbn.pipeline.pool.run_steps`. Where stderr is no terminal it says nothing.
+    """A listener for :func:`convbn.pipeline.runners.pool.run_steps`. Where stderr is no terminal it says nothing.
 
     Args:
         total: number of steps.

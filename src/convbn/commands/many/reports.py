@@ -12,6 +12,7 @@ from convbn.common import __version__
 from convbn.common.document.model import MARKDOWN, Banner, Column, Document, Inline, Mark, Row, Table, Text
 from convbn.common.encoding import encoded
 from convbn.common.text import bytes_text, clean, number, plural
+from convbn.export.loading.remote import is_url, shown
 from convbn.pipeline.outcome import Outcome, counts
 
 __all__ = ["document", "junit", "result_of"]
@@ -59,14 +60,14 @@ def junit(name: str, created: str, seconds: float, outcomes: Iterable[Outcome]) 
     return suite(f"convbn {clean(name, 100)}", cases, seconds=seconds, created=created)
 
 
-def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: Path | None = None) -> Document:
+def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: str | None = None) -> Document:
     """Totals, then a row a model, those that failed first.
 
     Args:
         name: what the document is called.
         seconds: that all took.
         outcomes: of all steps.
-        folder: where the page will lie, from which models' own pages are linked.
+        folder: where the page will lie, or its URL, from which models' own pages are linked.
     """
     found = counts(outcomes)
     kinds = {"failed": "bad", "cancelled": "soft", "done": "good", "cached": "soft"}
@@ -101,7 +102,7 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: Pat
     return Document(f"convbn {name}", "run", under, [banner, *told, table])
 
 
-def _cells(model: str, steps: Sequence[Outcome], folder: Path | None) -> list[Inline]:
+def _cells(model: str, steps: Sequence[Outcome], folder: str | None) -> list[Inline]:
     """One model: what its fold and proof say, and how its steps ended."""
     facts: dict[str, Any] = {}
     for outcome in steps:
@@ -113,7 +114,7 @@ def _cells(model: str, steps: Sequence[Outcome], folder: Path | None) -> list[In
     pages = [made.path for one in steps for made in one.outputs if made.path.endswith(".html")]
     named: Inline = model
     if pages and folder is not None:
-        named = Mark(model, "strong", Path(os.path.relpath(pages[0], folder)).as_posix())
+        named = Mark(model, "strong", _link(pages[0], folder))
     return [
         named,
         "–" if folded is None else f"{folded['before']} → {folded['after']}",
@@ -124,6 +125,14 @@ def _cells(model: str, steps: Sequence[Outcome], folder: Path | None) -> list[In
         f"{sum(outcome.seconds for outcome in steps):.1f}",
         status,
     ]
+
+
+def _link(page: str, folder: str) -> str:
+    """A model's own page from the folder of the page of all: relative where both lie together."""
+    start = f"{shown(folder)}/"
+    if is_url(page) or is_url(folder):
+        return page.removeprefix(start)
+    return Path(os.path.relpath(page, folder or os.curdir)).as_posix()
 
 
 def _ratios(steps: Sequence[Outcome]) -> str:

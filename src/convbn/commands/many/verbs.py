@@ -23,9 +23,9 @@ from convbn.errors import FileAccessError, UsageError
 from convbn.export.loading.remote import is_url
 from convbn.export.onnx_io.locations import stored_bytes
 from convbn.pipeline.outcome import exit_code
-from convbn.pipeline.pool import run_steps
+from convbn.pipeline.runners.pool import run_steps
+from convbn.pipeline.runners.workers import LocalRunner
 from convbn.pipeline.step import Step, peak_memory
-from convbn.pipeline.workers import LocalRunner
 
 __all__ = ["expand_bench", "run"]
 

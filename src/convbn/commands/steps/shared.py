@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -175,12 +176,19 @@ def write_json(path: str | None, value: Mapping[str, Any] | Report, *, overwrite
 
 
 def write_text(path: str, text: str, *, overwrite: bool = True) -> None:
-    """Write text to ``path``, to stdout for ``-``."""
+    """Write text to ``path`` or a URL, to stdout for ``-``."""
     if path == "-":
         with writing_stdout():
             sys.stdout.write(text)
             sys.stdout.flush()
         return
     from convbn.export.files.atomic import write_atomically
+    from convbn.export.loading.remote import is_url, put
 
+    if is_url(path):
+        with tempfile.NamedTemporaryFile("wb", suffix=".tmp") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            put(file.name, path)
+        return
     write_atomically(path, text.encode("utf-8", "backslashreplace"), overwrite=overwrite)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from convbn.errors import FileAccessError
-from convbn.export.files.atomic import write_atomically
+from convbn.export.loading.remote import is_url, shown
 from convbn.pipeline.outcome import Outcome
 from convbn.pipeline.planning.expand import Expansion
 from convbn.pipeline.planning.models import Model, digest
 from convbn.pipeline.planning.plan import Plan
 from convbn.pipeline.step import Step
+from convbn.pipeline.store import Store
 
 __all__ = ["LastRun"]
 
@@ -23,15 +23,17 @@ class LastRun:
     """What the last run of a plan on a store was made of, and which files it delivered.
 
     Args:
-        plan: whose runs are meant; a plan is known by the path of its file.
-        store: folder of results.
+        plan: whose runs are meant; a plan is known by the path of its file, or where its store is at a URL and may be
+            used on several machines, by its name and where it delivers to.
+        store: of results.
     """
 
-    def __init__(self, plan: Plan, store: Path) -> None:
-        self._path = store / "plans" / f"{digest(plan.path)[:16]}.json"
+    def __init__(self, plan: Plan, store: Store) -> None:
+        known_by = (plan.name, shown(plan.output)) if is_url(plan.store) else (plan.path,)
+        self._name, self._store = digest(*known_by)[:16], store
         self._facts: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # without it every step is new
-            self._facts = dict(json.loads(self._path.read_text(encoding="utf-8")))
+        with suppress(ValueError):  # without it every step is new
+            self._facts = dict(json.loads(store.note(self._name) or b"{}"))
 
     @property
     def delivered(self) -> Mapping[str, str]:
@@ -70,6 +72,5 @@ class LastRun:
             "versions": dict(expansion.versions),
             "delivered": delivered,
         }
-        with suppress(FileAccessError, OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(facts).encode(), overwrite=True)
+        with suppress(FileAccessError):
+            self._store.keep_note(self._name, json.dumps(facts).encode())

@@ -101,7 +101,8 @@ class _Builder:
     def steps_of(self, model: Model) -> Iterator[Step]:
         wanted = [part for part in self._parts if part.wants(model)]
         stem = PurePath(model.name).name
-        target = str(self._plan.output / PurePath(model.name).parent)
+        folder = PurePath(model.name).parent.as_posix()
+        target = self._plan.output if folder == "." else f"{self._plan.output}/{folder}"
         arguments = (*model.arguments, *self._rules)
         form = "-torch" if model.torch else ""
         base = _TORCH_MEMORY if model.torch else BASE_MEMORY

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from convbn.errors import FileAccessError
+from convbn.errors import ConvBNError, FileAccessError
 from convbn.export.files.atomic import file_access, sha256_file, write_atomically
+from convbn.export.loading import remote
 
 __all__ = ["Hashes"]
 
@@ -33,7 +34,7 @@ class Hashes:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._known: dict[str, tuple[list[int], str]] = {}
+        self._known: dict[str, tuple[list[int | str], str]] = {}
         self._external: dict[str, list[str]] = {}
         self._changed = False
         if path is not None:
@@ -45,21 +46,19 @@ class Hashes:
                 self._external = {sha: list(names) for sha, names in kept["external"].items()}
 
     def of(self, path: str | os.PathLike[str]) -> str:
-        """The hash of a file, 64 hexadecimal digits.
+        """The hash of a file, or of one at a URL, 64 hexadecimal digits.
 
         Raises:
             FileAccessError: it cannot be read.
         """
-        name = os.path.abspath(path)
-        with file_access(path):
-            seen = _seen(name)
+        name = remote.shown(str(path)) if remote.is_url(path) else os.path.abspath(path)
+        seen, settled = _seen(path)
         known = self._known.get(name)
         if known is not None and known[0] == seen:
             return known[1]
-        sha256 = sha256_file(name)
-        with file_access(path):
-            after = _seen(name)
-        if after == seen and time.time() - seen[2] / 1e9 > _SETTLED:
+        sha256 = remote.sha256(str(path)) if remote.is_url(path) else sha256_file(path)
+        after, settled = _seen(path)
+        if after == seen and time.time() - settled > _SETTLED:
             self._known[name] = (seen, sha256)
             self._changed = True
         return sha256
@@ -80,11 +79,14 @@ class Hashes:
         return [os.path.join(os.path.dirname(path), name) for name in names]
 
     def prepare(self, paths: Iterable[str | os.PathLike[str]]) -> None:
-        """Hash files in several threads; what cannot be read is left to whoever asks for it."""
+        """Hash files in several threads, fetch those at URLs; what cannot be read is left to whoever asks for it."""
 
         def hashed(path: str | os.PathLike[str]) -> None:
-            with suppress(FileAccessError):
-                self.of(path)
+            with suppress(ConvBNError):
+                if remote.is_url(path):
+                    remote.fetch(str(path), self.of)
+                else:
+                    self.of(path)
 
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(hashed, paths))
@@ -97,6 +99,13 @@ class Hashes:
                 write_atomically(self._path, json.dumps(kept).encode(), overwrite=True)
 
 
-def _seen(path: str) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+def _seen(path: str | os.PathLike[str]) -> tuple[list[int | str], float]:
+    """What tells a file from what it was, and when it was changed; who stores objects sees every change of one."""
+    if remote.is_url(path):
+        there = remote.size_and_version(str(path))
+        if there is None:
+            raise FileAccessError("does not exist", source=remote.shown(str(path)))
+        return [there[1]], 0.0
+    with file_access(path):
+        status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino], status.st_ctime_ns / 1e9

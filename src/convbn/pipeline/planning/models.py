@@ -14,6 +14,7 @@ from typing import Any
 
 from convbn.errors import FileAccessError
 from convbn.export.checkpoints.hub import HUB, fetch_weights
+from convbn.export.loading.remote import fetched, is_url, shown
 from convbn.pipeline.planning.files import CHECKPOINTS, ONNX, PROGRAMS, files_of
 from convbn.pipeline.planning.hashes import Hashes
 from convbn.pipeline.planning.plan import Plan, PlanError, words
@@ -27,12 +28,12 @@ class Model:
 
     Attributes:
         name: its path below what is fixed of its entry, without the suffix; what is made of it lies there.
-        path: of its file, or its name on a hub.
+        path: of its file, its URL, or its name on a hub.
         arguments: of the command line, that say how to read it.
         torch: whether it is a module or program, not an ONNX file.
         bytes: what its files take.
         digest: the hash of its bytes and of how it is read.
-        reads: its files, each with its hash.
+        reads: its files, each with its hash; of what lies at URLs, one hash of each.
         calibration: path of its calibration data, and the hash of that.
     """
 
@@ -70,8 +71,8 @@ def found(pattern: str, *, torch: bool = False) -> list[tuple[str, str]]:
     Returns:
         Name and path of each, sorted; nothing where there is none.
     """
-    base, files = files_of(pattern, (*CHECKPOINTS, *PROGRAMS) if torch else (*ONNX, *PROGRAMS))
-    return [(Path(path).relative_to(base).with_suffix("").as_posix(), path) for path in files]
+    files = files_of(pattern, (*CHECKPOINTS, *PROGRAMS) if torch else (*ONNX, *PROGRAMS))
+    return [(Path(name).with_suffix("").as_posix(), path) for name, path in files.items()]
 
 
 def models_of(plan: Plan, hashes: Hashes) -> list[Model]:
@@ -83,13 +84,13 @@ def models_of(plan: Plan, hashes: Hashes) -> list[Model]:
     """
     listed = [(entry, *one) for entry in plan.given["models"] for one in _listed(plan, entry)]
     hashes.prepare(path for _, _, path in listed if not path.startswith(HUB))
-    shared: dict[int, tuple[tuple[str, ...], str]] = {}
+    shared: dict[int, _Reading] = {}
     models: dict[str, Model] = {}
     for entry, name, path in listed:
-        arguments, read = shared.get(id(entry)) or shared.setdefault(id(entry), _reading(plan, entry, hashes))
-        model = _model(entry, name, path, arguments, read, plan, hashes)
+        reading = shared.get(id(entry)) or shared.setdefault(id(entry), _reading(plan, entry, hashes))
+        model = _model(name, path, reading, hashes)
         if name in models:
-            cause = f"two models are called {name}: {models[name].path} and {path}"
+            cause = f"two models are called {name}: {shown(models[name].path)} and {shown(path)}"
             raise PlanError(cause, source=plan.path, hint="give one of them a name, or a folder of its own")
         models[name] = model
     return list(models.values())
@@ -102,9 +103,11 @@ def _listed(plan: Plan, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if text.startswith(HUB):
             several.append((text.removeprefix(HUB).partition("@")[0], text))
             continue
-        here = found(str(plan.place(text)), torch="arch" in entry)
+        here = found(plan.place(text), torch="arch" in entry)
         if not here:
-            raise PlanError(f"no file is {text}", source=plan.path, hint="paths are relative to the plan")
+            raise PlanError(
+                f"no file is {shown(text)}", source=plan.path, hint="paths are relative to the plan"
+            )
         several += here
     if "name" in entry and len(several) > 1:
         cause = f"{entry['name']} is the name of {len(several)} models"
@@ -113,8 +116,18 @@ def _listed(plan: Plan, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield entry.get("name", name), path
 
 
-def _reading(plan: Plan, entry: Mapping[str, Any], hashes: Hashes) -> tuple[tuple[str, ...], str]:
-    """How the models of one entry are read: arguments, and the hash of them with the files that they name."""
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How the models of one entry are read: the hash of it covers the files that it names."""
+
+    torch: bool
+    arguments: tuple[str, ...]
+    digest: str
+    calibration: tuple[str, str] | None
+    reads: tuple[tuple[str, str], ...]
+
+
+def _reading(plan: Plan, entry: Mapping[str, Any], hashes: Hashes) -> _Reading:
     arguments: list[str] = []
     for key, option in (("arch", "--arch"), ("checkpoint_key", "--checkpoint-key")):
         arguments += [option, entry[key]] if key in entry else []
@@ -123,11 +136,16 @@ def _reading(plan: Plan, entry: Mapping[str, Any], hashes: Hashes) -> tuple[tupl
             arguments += [option, word]
     arguments += ["--trust-checkpoint"] if entry.get("trust_checkpoint") else []
     facts: list[object] = [*arguments, _code(entry.get("arch"), hashes)]
-    if "inputs" in entry:
-        path = plan.place(entry["inputs"])
-        arguments += ["--inputs", str(path)]
-        facts.append(_tree(path, hashes))
-    return tuple(arguments), digest(*facts)
+    named = {key: plan.place(entry[key]) for key in ("inputs", "calibration") if key in entry}
+    reads = [(place, fetched(place, hashed=hashes.of)) for place in named.values() if is_url(place)]
+    local = {place: copy for place, (copy, _) in reads}
+    trees = {key: _tree(local.get(place, Path(place)), hashes) for key, place in named.items()}
+    if "inputs" in named:
+        arguments += ["--inputs", named["inputs"]]
+        facts.append(trees["inputs"])
+    calibration = (named["calibration"], trees["calibration"]) if "calibration" in named else None
+    told = tuple((place, sha256) for place, (_, sha256) in reads)
+    return _Reading("arch" in entry, tuple(arguments), digest(*facts), calibration, told)
 
 
 def _code(arch: str | None, hashes: Hashes) -> str:
@@ -149,24 +167,21 @@ def _tree(path: Path, hashes: Hashes) -> str:
     return digest(*(fact for one in files for fact in (os.path.relpath(one, path), hashes.of(one))))
 
 
-def _model(
-    entry: Mapping[str, Any],
-    name: str,
-    path: str,
-    arguments: tuple[str, ...],
-    read: str,
-    plan: Plan,
-    hashes: Hashes,
-) -> Model:
-    torch = "arch" in entry or path.startswith(HUB) or not path.lower().endswith(ONNX)
-    file = str(fetch_weights(path.removeprefix(HUB))) if path.startswith(HUB) else path
+def _model(name: str, path: str, reading: _Reading, hashes: Hashes) -> Model:
+    reads, file = list(reading.reads), path
+    if path.startswith(HUB):
+        file = str(fetch_weights(path.removeprefix(HUB)))
+    elif is_url(path):
+        copy, sha256 = fetched(path, hashed=hashes.of)
+        reads.append((path, sha256))
+        file = str(copy)
+    torch = reading.torch or path.startswith(HUB) or not file.lower().endswith(ONNX)
     files = [file, *([] if torch else hashes.external(file))]
-    present = [one for one in files if one is file or os.path.exists(one)]  # the fold says what is missing
-    reads = tuple((one, hashes.of(one)) for one in present)
-    calibration = None
-    if "calibration" in entry:
-        data = plan.place(entry["calibration"])
-        calibration = (str(data), _tree(data, hashes))
-    size = sum(os.path.getsize(one) for one in present)
-    whole = digest(path if path.startswith(HUB) else "", read, *(sha for _, sha in reads))
-    return Model(name, path, arguments, torch, size, whole, reads, calibration)
+    # A file of weights that is missing is said by the fold.
+    known = [(one, hashes.of(one)) for one in files if one is file or os.path.exists(one)]
+    if not is_url(path):
+        reads += known
+    size = sum(os.path.getsize(one) for one, _ in known)
+    hub = path if path.startswith(HUB) else ""
+    whole = digest(hub, reading.digest, *(sha256 for _, sha256 in known))
+    return Model(name, path, reading.arguments, torch, size, whole, tuple(reads), reading.calibration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from convbn.common.schema import problem
 from convbn.errors import BadInputError
 from convbn.export.files.atomic import file_access, open_regular
+from convbn.export.loading.remote import fetch, is_url, shown
 
 __all__ = ["SCHEMA", "Plan", "PlanError", "read_plan", "words"]
 
@@ -25,44 +27,61 @@ class PlanError(BadInputError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan.
+    """A plan. Its file, and each place that it names, may be a URL.
 
     Attributes:
-        path: of its file.
+        path: of its file, without credentials.
+        folder: of its file.
         name: for people and reports.
-        output: folder for what is made.
-        store: folder of results.
         given: all of it, by the schema.
+        other_store: folder of results in place of the plan's own.
     """
 
-    path: Path
+    path: str
+    folder: str
     name: str
-    output: Path
-    store: Path
     given: Mapping[str, Any]
+    other_store: str | None = None
+
+    @property
+    def output(self) -> str:
+        """Folder for what is made."""
+        return self.place(self.given["output"])
+
+    @property
+    def store(self) -> str:
+        """Folder of results."""
+        return self.other_store or self.place(self.given.get("store", ".convbn-store"))
 
     def section(self, name: str) -> Mapping[str, Any]:
         """One of its tables, empty where it is not given."""
         table: Mapping[str, Any] = self.given.get(name, {})
         return table
 
-    def place(self, path: str) -> Path:
-        """A path of the plan, which is relative to its folder."""
-        return self.path.parent / Path(path).expanduser()
+    def place(self, path: str) -> str:
+        """A path or URL of the plan; a path is relative to its folder."""
+        if is_url(path):
+            return path.rstrip("/")
+        if not is_url(self.folder):
+            return str(Path(self.folder, Path(path).expanduser()))
+        scheme, _, folder = self.folder.partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(folder, path))}"
 
 
 def read_plan(path: str, *, store: str | None = None) -> Plan:
     """Read a plan.
 
     Args:
-        path: of a TOML file.
+        path: of a TOML file, or its URL.
         store: folder of results in place of the plan's own.
 
     Raises:
         FileAccessError: it cannot be read.
         PlanError: it is not what it must be.
     """
-    with open_regular(path) as file, file_access(path):
+    local, folder = str(fetch(path)) if is_url(path) else path, posixpath.dirname(path)
+    path = shown(path)
+    with open_regular(local) as file, file_access(path):
         text = file.read(_SIZE + 1)
     try:
         if len(text) > _SIZE:
@@ -75,10 +94,12 @@ def read_plan(path: str, *, store: str | None = None) -> Plan:
     wrong = problem(given, SCHEMA)
     if wrong is not None:
         raise PlanError(f"is no plan: {wrong}", source=path, hint=_HINT)
-    file_path = Path(path).absolute()
-    plan = Plan(file_path, given.get("name", file_path.stem), file_path.parent, file_path.parent, given)
-    where = plan.place(given.get("store", ".convbn-store")) if store is None else Path(store).absolute()
-    return Plan(file_path, plan.name, plan.place(given["output"]), where, given)
+    if not is_url(path):
+        path = str(Path(path).absolute())
+        folder = str(Path(path).parent)
+    if store is not None and not is_url(store):
+        store = str(Path(store).absolute())
+    return Plan(path, folder, given.get("name", Path(path).stem), given, store)
 
 
 def words(value: str | list[str] | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["TEMPLATE"]
 
 TEMPLATE = """\
-# A plan of `convbn run`: models, what is made of them, what is measured. Paths are relative to this file.
+# A plan of `convbn run`: models, what is made of them, what is measured. Paths are relative to this file or URLs.
 # `convbn run PLAN.toml --list` says what would run and why.
 
 output = "out"               # folder for what is made; it mirrors the models' names

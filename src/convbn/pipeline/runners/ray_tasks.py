@@ -1,6 +1,7 @@
 """The same steps as tasks of a Ray cluster: with resources, tried again when a process dies, cancelled with the run.
 
-Every node must have convbn installed and see the store, the models and the output folder under the same paths.
+Every node must have convbn installed and see the store, the models and the output folder under the same paths, or reach
+them at the same URLs.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from convbn.common.text import named_line
 from convbn.errors import FileAccessError, NotSupportedError
 from convbn.pipeline.outcome import Outcome
 from convbn.pipeline.perform import perform
-from convbn.pipeline.pool import Runner
+from convbn.pipeline.remote_store import opened
+from convbn.pipeline.runners.pool import Runner
 from convbn.pipeline.step import Step
-from convbn.pipeline.store import Store
 
 __all__ = ["RayRunner"]
 
@@ -44,7 +44,7 @@ class RayRunner(Runner):
         FileAccessError: there is no cluster at that address.
     """
 
-    def __init__(self, address: str, workers: int | None, *, retries: int, store: Path) -> None:
+    def __init__(self, address: str, workers: int | None, *, retries: int, store: str) -> None:
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -99,7 +99,7 @@ class RayRunner(Runner):
         }
         if place.alone:
             facts |= self._whole_node(nodes)
-        self._running[self._task.options(**facts).remote(step, str(self._store))] = step
+        self._running[self._task.options(**facts).remote(step, self._store)] = step
 
     def _whole_node(self, nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
         """All processors of one node: every step asks for one, so that none shares it. The benches go round."""
@@ -158,11 +158,11 @@ def _do(step: Step, store: str) -> Outcome | None:
     """A task. What must be alone runs in a fresh process, whose numbers of threads Ray does not limit."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if not step.place.alone:
-        return perform(step, Store(store))
-    from convbn.pipeline.workers import LocalRunner
+        return perform(step, opened(store))
+    from convbn.pipeline.runners.workers import LocalRunner
 
     os.environ.pop("OMP_NUM_THREADS", None)
-    with LocalRunner(1, retries=0, store=Path(store)) as runner:
+    with LocalRunner(1, retries=0, store=store) as runner:
         runner.submit(step)
         while True:
             for _, outcome in runner.wait(1.0):

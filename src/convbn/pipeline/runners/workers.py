@@ -14,7 +14,7 @@ from typing import Any
 
 from convbn.common.text import clean
 from convbn.pipeline.outcome import Outcome
-from convbn.pipeline.pool import Runner
+from convbn.pipeline.runners.pool import Runner
 from convbn.pipeline.step import Step
 
 __all__ = ["LocalRunner"]
@@ -45,7 +45,7 @@ class LocalRunner(Runner):
         *,
         memory: int | None = None,
         retries: int = 1,
-        store: Path | None = None,
+        store: str | None = None,
     ) -> None:
         self.workers = workers or _processors()
         self.memory = int(_SHARE * free_memory()) if memory is None else memory
@@ -121,7 +121,7 @@ class LocalRunner(Runner):
 class _Worker:
     """One process and the pipe to it."""
 
-    def __init__(self, store: Path | None, *, threads: int | None) -> None:
+    def __init__(self, store: str | None, *, threads: int | None) -> None:
         # What libraries print, and what a dying process says last.
         self._said = tempfile.NamedTemporaryFile(prefix="convbn-worker-", suffix=".log")  # noqa: SIM115
         context = get_context("spawn")
@@ -182,7 +182,7 @@ def _kill_group(leader: int | None) -> None:
             os.killpg(leader, signal.SIGKILL)
 
 
-def _serve(commands: Any, said: str, root: Path | None, threads: int | None) -> None:
+def _serve(commands: Any, said: str, root: str | None, threads: int | None) -> None:
     """Do steps until the pipe is closed: the life of a worker."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C on the terminal goes to the parent, which decides
@@ -196,9 +196,9 @@ def _serve(commands: Any, said: str, root: Path | None, threads: int | None) -> 
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from convbn.pipeline.perform import perform
-    from convbn.pipeline.store import Store
+    from convbn.pipeline.remote_store import opened
 
-    store = None if root is None else Store(root)
+    store = None if root is None else opened(root)
     with suppress(EOFError, OSError):
         while True:
             commands.send(perform(commands.recv(), store))
