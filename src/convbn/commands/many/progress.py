@@ -18,7 +18,9 @@ _LINES = 12
 
 
 class Progress:
-    """A listener for :func:`convbn.pipeline.runners.pool.run_steps`. Where stderr is no terminal it says nothing.
+    """A listener for :func:`convbn.pipeline.runners.pool.run_steps`.
+
+    Where stderr is no terminal it says nothing but what a run waits for, once.
 
     Args:
         total: number of steps.
@@ -27,6 +29,9 @@ class Progress:
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self._total = total
+        self._quiet = quiet
+        self._waiting: str | None = None
+        self._told: set[str] = set()
         self._live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
         self._running: dict[Step, float] = {}
         self._counts = dict.fromkeys(("done", "cached", "failed", "cancelled"), 0)
@@ -41,9 +46,18 @@ class Progress:
         elif event.outcome is not None and event.step is not None:
             self._running.pop(event.step, None)
             self._counts[event.outcome.status] += 1
+        if event.name == "tick":
+            self._wait(event.waiting)
         if self._live and now - self._drawn >= _EVERY:
             self._drawn = now
             self._draw(self.lines(now))
+
+    def _wait(self, waiting: str | None) -> None:
+        self._waiting = waiting
+        if waiting is not None and waiting not in self._told and not (self._live or self._quiet):
+            self._told.add(waiting)
+            sys.stderr.write(f"convbn: waiting: {waiting}\n")
+            sys.stderr.flush()
 
     def lines(self, now: float) -> list[str]:
         """What there is to see."""
@@ -52,6 +66,8 @@ class Progress:
         lines = [f"  {clean(step.name, 80)} {_clock(now - start)}"[:width] for step, start in shown]
         if len(self._running) > len(shown):
             lines.append(f"  and {len(self._running) - len(shown)} more")
+        if self._waiting is not None:
+            lines.append(f"  waiting: {self._waiting}"[:width])
         return [*lines, self._counted(now)[:width]]
 
     def _counted(self, now: float) -> str:

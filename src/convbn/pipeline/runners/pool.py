@@ -33,6 +33,11 @@ _TICK = 0.5
 class Runner(Closing):
     """Something that does steps: processes of this machine, or a cluster."""
 
+    @property
+    def waiting(self) -> str | None:
+        """What it waits for that is not its own, in words; None if it does not."""
+        return None
+
     @abstractmethod
     def has_room(self, step: Step) -> bool:
         """Whether a step can be given to it now. One that does nothing has room for any."""
@@ -61,11 +66,13 @@ class Event:
         name: ``started``; ``finished``, with the outcome; or ``tick``, from time to time.
         step: which; None for a tick.
         outcome: what became of it.
+        waiting: of a tick, what the runner waits for that is not its own.
     """
 
     name: Literal["started", "finished", "tick"]
     step: Step | None = None
     outcome: Outcome | None = None
+    waiting: str | None = None
 
 
 Listener: TypeAlias = Callable[[Event], object]
@@ -118,9 +125,9 @@ def run_steps(
                         order.postpone(step)
                     else:
                         order.finish(step, outcome)
-            elif order.postponed:
+            elif order.unfinished:  # another run is doing it, or has the machine
                 time.sleep(_AGAIN)
-            on_event(Event("tick"))
+            on_event(Event("tick", waiting=runner.waiting))
     except (KeyboardInterrupt, SystemExit) as error:
         stopped = error
         runner.cancel()

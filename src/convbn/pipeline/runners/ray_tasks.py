@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,9 @@ from convbn.pipeline.step import Step
 __all__ = ["RayRunner"]
 
 _DIED = 70
+_AGAIN = 0.2
+"""Seconds after which a node is asked for again that another run has."""
+
 _QUEUED = 2
 """Tasks for each processor of the cluster that are given to it before some are done: more would burden its head."""
 
@@ -157,12 +161,17 @@ def _has(resources: Mapping[str, float], step: Step) -> bool:
 def _do(step: Step, store: str) -> Outcome | None:
     """A task. What must be alone runs in a fresh process, whose numbers of threads Ray does not limit."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    if not step.place.alone:
-        return perform(step, opened(store))
+    from convbn.pipeline.runners.machine import Machine
     from convbn.pipeline.runners.workers import LocalRunner
 
+    if not step.place.alone:
+        with Machine() as machine:
+            machine.wait()
+            return perform(step, opened(store))
     os.environ.pop("OMP_NUM_THREADS", None)
     with LocalRunner(1, retries=0, store=store) as runner:
+        while not runner.has_room(step):
+            time.sleep(_AGAIN)
         runner.submit(step)
         while True:
             for _, outcome in runner.wait(1.0):

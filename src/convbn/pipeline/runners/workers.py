@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from convbn.common.text import clean
 from convbn.pipeline.outcome import Outcome
+from convbn.pipeline.runners.machine import Machine
 from convbn.pipeline.runners.pool import Runner
 from convbn.pipeline.step import Step
 
@@ -21,6 +23,9 @@ __all__ = ["LocalRunner"]
 
 _GRACE = 3.0
 """Seconds in which a worker that is told to end can take away what it has begun to write."""
+
+_AGAIN = 0.2
+"""Seconds after which the machine is asked for again that another run has."""
 
 _DIED = 70
 """Exit code of a step whose process died, as of any other bug."""
@@ -55,15 +60,27 @@ class LocalRunner(Runner):
         self._busy: dict[_Worker, Step] = {}
         self._deaths: dict[Step, int] = {}
         self._again: list[Step] = []
+        self._machine = Machine()
+
+    @property
+    def waiting(self) -> str | None:
+        """What another run does meanwhile."""
+        return self._machine.waiting
 
     def has_room(self, step: Step) -> bool:
-        """While a step runs that must be alone there is none; what is too large for the memory runs by itself."""
-        if not self._busy:
-            return not self._again
-        if self._again or step.place.alone or any(running.place.alone for running in self._busy.values()):
+        """While a step runs that must be alone there is none, in other runs on this machine too.
+
+        What is too large for the memory runs by itself.
+        """
+        if self._again:
             return False
-        held = sum(running.memory for running in self._busy.values())
-        return len(self._busy) < self.workers and held + step.memory <= self.memory
+        if self._busy:
+            if step.place.alone or any(running.place.alone for running in self._busy.values()):
+                return False
+            held = sum(running.memory for running in self._busy.values())
+            if len(self._busy) >= self.workers or held + step.memory > self.memory:
+                return False
+        return self._machine.enter(alone=step.place.alone)
 
     def submit(self, step: Step) -> None:
         """Give a step to a worker. One that must be alone gets a fresh one, whose numbers of threads nobody limits."""
@@ -79,6 +96,9 @@ class LocalRunner(Runner):
     def wait(self, seconds: float) -> list[tuple[Step, Outcome | None]]:
         """What workers answer, or how they died."""
         if self._again and not self._busy:  # perhaps there was too little memory: now there is all of it
+            if not self._machine.enter(alone=self._again[-1].place.alone):
+                time.sleep(min(seconds, _AGAIN))
+                return []
             self.submit(self._again.pop())
         found: list[tuple[Step, Outcome | None]] = []
         answered = connection.wait([worker.connection for worker in self._busy], seconds)
@@ -93,6 +113,8 @@ class LocalRunner(Runner):
                 worker.end()
             else:
                 self._idle.append(worker)
+        if not self._busy:
+            self._machine.leave()
         return found
 
     def _died(self, step: Step, worker: _Worker) -> list[tuple[Step, Outcome | None]]:
@@ -112,6 +134,7 @@ class LocalRunner(Runner):
             worker.terminate()
         for worker in (*busy, *idle):
             worker.end()
+        self._machine.close()
 
     def close(self) -> None:
         """End the workers."""
