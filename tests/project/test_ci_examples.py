@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -68,19 +69,22 @@ def test_every_convbn_command_is_one_of_ours(name: str) -> None:
                 verbs.append(parser().parse_args([numbers.get(word, word) for word in words]).verb)
     assert (
         verbs
-        == {"action": ["fuse", "bench"], "github": ["verify"], "gitlab": ["fuse", "verify", "bench"]}[
-            Path(name).stem
-        ]
+        == {
+            "action": ["run", "fuse", "bench"],
+            "github": ["verify"],
+            "gitlab": ["fuse", "verify", "bench", "run"],
+        }[Path(name).stem]
     )
 
 
 def test_the_workflow_gives_the_action_what_it_takes() -> None:
     action, workflow = loaded("action.yml"), loaded("examples/ci/github.yml")
-    steps = workflow["jobs"]["fold"]["steps"]
-    step = next(step for step in steps if "/convbn@" in step.get("uses", ""))
-    assert set(step["with"]) <= set(action["inputs"])
-    needed = {name for name, value in action["inputs"].items() if value.get("required")}
-    assert needed <= set(step["with"])
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    given = [step["with"] for step in steps if "/convbn@" in step.get("uses", "")]
+    assert len(given) == 2
+    for inputs in given:
+        assert set(inputs) <= set(action["inputs"])
+        assert ("model" in inputs) != ("plan" in inputs)
     for name in re.findall(
         r"steps\.convbn\.outputs\.([\w-]+)", (ROOT / "examples/ci/github.yml").read_text()
     ):
@@ -108,35 +112,45 @@ def steps_of_the_action(work: Path, **inputs: str) -> list[subprocess.CompletedP
     """Run the shell steps of the action as a runner does, but for the installation."""
     action = loaded("action.yml")
     values = {name: value.get("default", "") for name, value in action["inputs"].items()} | inputs
+    done = []
+    for step in action["runs"]["steps"]:
+        if "run" not in step or "pip install" in step["run"] or not applies(step.get("if", ""), values):
+            continue
+        environment = {
+            key: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda match: values[match[1]], text)
+            for key, text in step.get("env", {}).items()
+        }
+        done.append(ran(step["run"], work, environment))
+    return done
+
+
+def applies(condition: str, values: dict[str, str]) -> bool:
+    """Whether a step is run: its condition is made of comparisons of inputs with nothing."""
+    found = re.findall(r"inputs\.([\w-]+) (==|!=) ''", condition)
+    assert len(found) == condition.count("inputs.")
+    return all((values[name] == "") == (relation == "==") for name, relation in found)
+
+
+def ran(script: str, work: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a script as a runner of GitHub or GitLab does, with this convbn on the path."""
     (work / "bin").mkdir(exist_ok=True)
     command = work / "bin" / "convbn"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m convbn "$@"\n')
     command.chmod(0o755)
-    done = []
-    for step in action["runs"]["steps"]:
-        if "run" not in step or "pip install" in step["run"]:
-            continue
-        environment = {
-            key: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda match: values[match[1]], text)
-            for key, text in step["env"].items()
-        }
-        done.append(
-            subprocess.run(
-                ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", step["run"]],
-                cwd=work,
-                env={
-                    **os.environ,
-                    **environment,
-                    "PATH": f"{command.parent}:{os.environ['PATH']}",
-                    "GITHUB_STEP_SUMMARY": str(work / "summary.md"),
-                },
-                capture_output=True,
-                text=True,
-                timeout=600,
-                check=False,
-            )
-        )
-    return done
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script],
+        cwd=work,
+        env={
+            **os.environ,
+            **environment,
+            "PATH": f"{command.parent}:{os.environ['PATH']}",
+            "GITHUB_STEP_SUMMARY": str(work / "summary.md"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 @pytest.mark.slow
@@ -158,3 +172,52 @@ def test_the_action_folds_measures_publishes_and_then_fails_by_a_gate(work: Path
     summary = (work / "summary.md").read_text()
     assert summary.startswith("before\n### ")
     assert "✗ gates 1 of 2" in summary
+
+
+def write_plan(work: Path) -> None:
+    text = 'output = "../out"\n[[models]]\npath = "*.onnx"\n[[targets]]\nkind = "onnx"\n'
+    (work / "plans").mkdir()
+    (work / "my model.onnx").rename(work / "plans" / "my model.onnx")
+    (work / "plans" / "plan.toml").write_text(text)
+
+
+def test_an_action_without_a_model_or_a_plan_says_so(work: Path) -> None:
+    (said,) = steps_of_the_action(work)
+    assert said.returncode == 2
+    assert said.stderr == "convbn: give the action a model or a plan\n"
+
+
+@pytest.mark.slow
+def test_the_action_does_a_plan_and_the_next_job_what_changed(work: Path) -> None:
+    write_plan(work)
+    for status in ("done", "cached"):
+        (step,) = steps_of_the_action(work, plan="plans/plan.toml", options="--workers\n1\n")
+        assert step.returncode == 0, step.stderr
+        result = json.loads((work / "convbn-report" / "result.json").read_text())
+        assert {one["status"] for one in result["steps"]} == {status}
+    assert not [
+        node for node in onnx.load(work / "out" / "my model.onnx").graph.node if "Norm" in node.op_type
+    ]
+    assert (work / ".convbn-store" / "entries").is_dir()
+    made = {path.name for path in (work / "convbn-report").iterdir()}
+    assert made == {"result.json", "report.html", "comment.md", "steps.xml"}
+    assert (work / "summary.md").read_text().count("### ") == 2
+    (work / "plans" / "bad.onnx").write_bytes(b"no model")
+    (step,) = steps_of_the_action(work, plan="plans/plan.toml")
+    assert step.returncode == 3
+    suite = ElementTree.parse(work / "convbn-report" / "steps.xml").getroot()[0]  # noqa: S314 - our own
+    assert suite.attrib["failures"] == "1"
+
+
+@pytest.mark.slow
+def test_the_job_of_gitlab_does_a_plan(work: Path) -> None:
+    write_plan(work)
+    job = loaded("examples/ci/gitlab.yml")["convbn-plan"]
+    script = [line for line in job["script"] if "pip install" not in line]
+    variables = job["variables"] | {"PLAN": "plans/plan.toml"}
+    done = ran("\n".join(script), work, variables)
+    assert done.returncode == 0, done.stderr
+    assert (work / job["artifacts"]["reports"]["junit"]).exists()
+    assert (work / "out" / "my model.onnx").exists()
+    for path in job["cache"]["paths"]:
+        assert (work / path).is_dir()

@@ -168,10 +168,12 @@ def fold_summary(report: Report) -> dict[str, Any]:
     return {key: full[key] for key in keys}
 
 
-def write_json(path: str | None, value: Mapping[str, Any] | Report, *, overwrite: bool = True) -> None:
+def write_json(
+    path: str | None, value: Mapping[str, Any] | list[Any] | Report, *, overwrite: bool = True
+) -> None:
     """Write JSON to ``path``, to stdout for ``-``, nowhere for None."""
     if path is not None:
-        ready = value if isinstance(value, Mapping) else value.to_dict()
+        ready = value if isinstance(value, Mapping | list) else value.to_dict()
         write_text(path, json.dumps(ready, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
 
 
