@@ -78,7 +78,8 @@ def fold(
             hint="give a torch module, an ExportedProgram, an ONNX model, a graphsurgeon Graph or a path",
         )
     with seldom_collected():
-        return _folded(frontend, model, Request(example_inputs, options.freeze, owned, read), options)
+        request = Request(example_inputs, options.freeze, owned, read, options.materialize)
+        return _folded(frontend, model, request, options)
 
 
 def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptions) -> Folding:

@@ -20,6 +20,8 @@ class FuseOptions(JsonReady):
         seed: of those inputs.
         freeze: initializers that are graph inputs too (ONNX, IR version 4 and later) are constants, and no
             longer inputs.
+        materialize: weights that a module computes from its parameters at every call (weight norm, pruning, weight
+            standardisation) become parameters. Other forms of a model fold them without it.
     """
 
     only: tuple[str, ...] = ()
@@ -27,6 +29,7 @@ class FuseOptions(JsonReady):
     verify: bool = True
     seed: int = 0
     freeze: bool = False
+    materialize: bool = False
 
     def allows(self, rule: str) -> bool:
         """Whether the rule of this name may be used."""

@@ -75,7 +75,7 @@ _EXPLANATIONS = {
     Reason.PARAMETER_SHARED: "a parameter also belongs to another layer of the module",
     Reason.CALLED_SEVERAL_TIMES: "the module calls the layer or the BatchNorm more than once",
     Reason.HOOKED: "hooks would see other values",
-    Reason.PARAMETRIZED: "the weight is computed from others (weight norm, spectral norm, pruning)",
+    Reason.PARAMETRIZED: "the weight is computed from others, as by weight norm; --materialize makes it a parameter",
     Reason.KERNEL_PATTERN: "it would change an activation function that runtimes run as one kernel",
     Reason.NO_BIAS: "the layer has no place for a bias",
     Reason.NEVER_CALLED: "it was not called when the module was captured",

@@ -60,12 +60,16 @@ def save_fused(
     """
     from convbn.export.torch.save import save_tensors
     from convbn.fuse.frontends.torch.checkpoint.rebuild import structure_of
+    from convbn.fuse.frontends.torch.materialize.weights import materialized
     from convbn.fuse.frontends.torch.modules.copies import checked
 
     if original is folded:
         raise UsageError(
             "the module was folded in place, so nothing says what it was", hint="give one that was not folded"
         )
+    paths: tuple[str, ...] = ()
+    if report.options.materialize:
+        original, paths = materialized(checked(original))
     whole = report.to_dict()
     structure = structure_of(original, folded)
     placeholders = _placeholders(checked(original).state_dict(), folded.state_dict(), structure)
@@ -76,6 +80,7 @@ def save_fused(
         "arch_args": list(arch_args),
         "source_sha256": report.sha256,
         "structure": structure,
+        "materialized": list(paths),
         "placeholders": list(placeholders),
     }
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
@@ -163,6 +168,7 @@ def rebuilt(
 
     inner: Any = unwrapped(module)
     try:
+        inner = _materialized(inner, document.get("materialized", []))
         structured = apply_structure(inner, document["structure"])
         apply_state(structured, _without_placeholders(checkpoint, document), as_stored=True)
         finish(inner, structured, document["structure"])
@@ -172,6 +178,22 @@ def rebuilt(
         hint = f"it was folded from {arch}" if isinstance(arch, str) and arch else error.hint
         raise type(error)(error.cause, source=path, hint=hint) from error
     return structured
+
+
+def _materialized(module: torch.nn.Module, paths: object) -> torch.nn.Module:
+    """The architecture with parameters where the folded module had them in place of computed weights."""
+    from convbn.fuse.frontends.torch.materialize.weights import materialized
+    from convbn.fuse.frontends.torch.modules.copies import duplicate
+
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise BadInputError("its description of the fold is malformed in 'materialized'")
+    if not paths:
+        return module
+    made, changed = materialized(duplicate(module, share=True).eval(), paths)
+    missing = sorted({*paths} - {*changed})
+    if missing:
+        raise BadInputError(f"the architecture computes no weight in '{missing[0]}'")
+    return made
 
 
 def _without_placeholders(checkpoint: Checkpoint, document: Mapping[str, Any]) -> Checkpoint:

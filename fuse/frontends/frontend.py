@@ -72,12 +72,14 @@ class Request:
         owned: the model may be edited in place.
         read: gives the raw bytes of tensors that lie outside of the model; folded ones are then computed when they
             are written.
+        materialize: weights that are computed from parameters at every call are to become parameters.
     """
 
     example_inputs: tuple[Any, ...] | None = None
     freeze: bool = False
     owned: bool = False
     read: Callable[[Any], bytes] | None = None
+    materialize: bool = False
 
 
 class State(Protocol):

@@ -171,7 +171,7 @@ def fuse(
         from convbn.fuse.frontends.torch.modules.copies import checked
 
         own = checked(model)
-        adopt(own, folding.model)
+        adopt(own, folding.model, materialized=options.materialize)
         if identities:
             take_out(own, identities)
         return FuseResult(model, report)

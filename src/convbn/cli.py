@@ -154,6 +154,11 @@ def parser() -> argparse.ArgumentParser:
         help="weights in a file of their own beside OUT; auto: as IN has them, and beyond 2 GiB",
     )
 
+    for parser in (inspect, fuse):
+        parser.add_argument(
+            "--materialize", action="store_true", help="make parameters of weights that a module computes"
+        )
+
     verify = verb("verify", "compare two models on the same random inputs", source, json)
     verify.add_argument("reference", metavar="A")
     verify.add_argument("candidate", metavar="B")

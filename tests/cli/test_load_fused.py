@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.headers import edit_header
 from support.networks import randomised, torchvision_models
 from torch import nn
 
@@ -55,17 +55,6 @@ def assert_same(folded: nn.Module, loaded: nn.Module) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     with torch.no_grad():
         assert torch.equal(folded(X), loaded(X))
-
-
-def edit_header(path: Path, change: Any) -> None:
-    """The file with ``change(description)`` in the place of the description."""
-    data = path.read_bytes()
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    new = change(json.loads(header["__metadata__"]["convbn"]))
-    header["__metadata__"]["convbn"] = new if isinstance(new, str) else json.dumps(new)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
 
 
 def test_a_callable_a_module_and_a_class(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def _program(program: Any, request: Request) -> Capture:
 def _module(module: Any, request: Request) -> Capture:
     from convbn.fuse.frontends.torch.capture.module import capture_module
 
-    return capture_module(module, request.example_inputs)
+    return capture_module(module, request.example_inputs, materialize=request.materialize)
 
 
 def _state(model: Any) -> State:

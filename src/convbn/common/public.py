@@ -31,6 +31,7 @@ _ARGUMENTS = {
     "--arch-arg": "arguments of arch",
     "--arch": "arch",
     "--freeze": "FuseOptions(freeze=True)",
+    "--materialize": "FuseOptions(materialize=True)",
     "--only": "FuseOptions(only=…)",
     "--skip": "FuseOptions(skip=…)",
     "--batch": "BenchGrid(batches=…)",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import pytest
 import torch
+from support.snapshot import snapshot
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -56,24 +56,6 @@ def busy() -> Busy:
     module(X)  # as in a process that has used it
     module.training_norm.train()
     return module
-
-
-def snapshot(item: Any, seen: dict[int, int] | None = None) -> Any:
-    """Everything that can be reached from an object, with the identity of its tensors and containers."""
-    seen = {} if seen is None else seen
-    if id(item) in seen:
-        return ("again", seen[id(item)])
-    if item is None or isinstance(item, bool | int | float | str | bytes | type | FunctionType | torch.dtype):
-        return item
-    seen[id(item)] = len(seen)
-    if isinstance(item, torch.Tensor):
-        facts = (id(item), type(item), item.data_ptr(), item.requires_grad, tuple(item.shape))
-        return (*facts, item.detach().contiguous().numpy().tobytes(), snapshot(vars(item), seen))
-    if isinstance(item, dict):
-        return (type(item), [(snapshot(key, seen), snapshot(value, seen)) for key, value in item.items()])
-    if isinstance(item, list | tuple | set | frozenset):
-        return (type(item), [snapshot(part, seen) for part in item])
-    return (id(item), type(item), snapshot(getattr(item, "__dict__", {}), seen))
 
 
 def bench(model: Any) -> None:

@@ -23,6 +23,7 @@ from convbn.fuse.frontends.torch.capture.regions import without_regions
 from convbn.fuse.frontends.torch.edit.module import edit_module
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, build_view, innermost
 from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
+from convbn.fuse.frontends.torch.materialize.weights import materialized
 from convbn.fuse.frontends.torch.modules.copies import checked, duplicate
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture, isolated
@@ -48,7 +49,9 @@ _TRACED = (
 )
 
 
-def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | None = None) -> Capture:
+def capture_module(
+    module: torch.nn.Module, example_inputs: tuple[Any, ...] | None = None, *, materialize: bool = False
+) -> Capture:
     """Take the dataflow of a module.
 
     A module in ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile`` is taken out of it. Forward
@@ -58,6 +61,7 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
         module: it is not changed; its training flags decide which BatchNorms normalise by the batch.
         example_inputs: arguments of its forward, those by name as Keywords at the end. Without them no shape is
             known.
+        materialize: make parameters of the weights that it computes.
 
     Returns:
         The capture; its ``apply`` gives a copy of the same class, forward and parameter names, in which a
@@ -73,7 +77,16 @@ def capture_module(module: torch.nn.Module, example_inputs: tuple[Any, ...] | No
             hint="write (x,) for one input",
         )
     with exclusive_capture():
-        return _capture(checked(module), example_inputs)
+        inner = checked(module)
+        inner, computed = materialized(inner) if materialize else (inner, ())
+        capture = _capture(inner, example_inputs)
+        if computed:
+            names = ", ".join(f"'{path or 'the model'}'" for path in computed[:3])
+            more = ", …" if len(computed) > 3 else ""
+            capture.notes.append(
+                f"computed weights of {len(computed)} modules are parameters now: {names}{more}"
+            )
+        return capture
 
 
 def _capture(inner: torch.nn.Module, example_inputs: tuple[Any, ...] | None) -> Capture:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.calls.tensors import as_tensor, to_tensor
 from convbn.fuse.frontends.torch.edit.folded import channels_of, mark_folded, statistics_of_nothing
+from convbn.fuse.frontends.torch.materialize.weights import materialize
 from convbn.fuse.frontends.torch.modules.copies import duplicate
 from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, SetConstant
@@ -70,14 +71,18 @@ def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Modu
     return edited
 
 
-def adopt(module: torch.nn.Module, folded: torch.nn.Module) -> None:
+def adopt(module: torch.nn.Module, folded: torch.nn.Module, *, materialized: bool = False) -> None:
     """Let a module become what a fold of it is: its tensors take the numbers, what is new is put in its place.
 
     Args:
         module: is changed; its own tensors stay, so whoever holds one sees the new numbers.
         folded: an edited copy of ``module``.
+        materialized: whether computed weights were made parameters of that copy first.
     """
     import torch
+
+    if materialized:
+        materialize(module)
 
     before, after = (dict(m.named_modules(remove_duplicate=False)) for m in (module, folded))
     gone = {

@@ -15,6 +15,7 @@ from convbn.fuse.frontends.torch.edit.module import EditSite
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, innermost, stack
 from convbn.fuse.frontends.torch.limits.batchnorm_children import BatchNormChildren
 from convbn.fuse.frontends.torch.limits.inplace import InplaceWrites
+from convbn.fuse.frontends.torch.materialize.weights import OTHER_FORMS, materializable
 from convbn.fuse.frontends.torch.modules.hidden_state import (
     kept_in_attributes,
     overlapping,
@@ -239,12 +240,17 @@ class _EditConstraints:
     def _name_parametrization(self, value: Value, path: str, slot: int) -> None:
         part = self._parts[path]
         name = "weight" if slot == WEIGHT else "bias"
-        if value.not_constant is None and path and name not in part._parameters and hasattr(part, name):
+        if value.not_constant is not None or not path:
+            return
+        if name not in part._parameters and hasattr(part, name):
             value.not_constant = Refusal(
                 Reason.PARAMETRIZED,
                 f"the {name} of '{path}' is computed from other tensors (a parametrization, weight norm "
-                "or pruning), which must be removed first",
+                f"or pruning): {OTHER_FORMS}",
             )
+        elif slot == WEIGHT and materializable(part):
+            detail = f"the forward of '{path}' computes its weight at every call: {OTHER_FORMS}"
+            value.not_constant = Refusal(Reason.PARAMETRIZED, detail)
 
     def _no_parameter(self, node: Node, slot: int, value: Value | None) -> Refusal:
         if value is None:
@@ -274,7 +280,8 @@ class _EditConstraints:
                 Reason.HOOKED, f"a hook of '{self._seen[id(data)]}' sees the numbers before the BatchNorm"
             )
         if isinstance(kept, Refusal):
-            return kept
+            more = f"; {OTHER_FORMS}" if materializable(part) else ""
+            return replace(kept, detail=kept.detail + more)
         if id(part) in self._listed:
             return Refusal(
                 Reason.NOT_A_MODULE,

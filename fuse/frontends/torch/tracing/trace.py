@@ -12,6 +12,7 @@ from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.aten import read
 from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_through, schema_of, shown_by
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
+from convbn.fuse.frontends.torch.materialize.weights import OTHER_FORMS
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of, plain_forward
 from convbn.fuse.frontends.torch.modules.results import nest_of
@@ -139,7 +140,7 @@ def traced_graph(instrumented: Instrumented, graph: torch.fx.Graph) -> CapturedG
                     refused[full] = Refusal(
                         Reason.PARAMETRIZED,
                         f"'{full}' is computed from other tensors (a parametrization, weight norm or "
-                        "pruning), which must be removed first",
+                        f"pruning): {OTHER_FORMS}",
                     )
         elif node.op == "get_attr" and str(node.target) in state:
             names[node] = str(node.target)

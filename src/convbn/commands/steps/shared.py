@@ -76,6 +76,7 @@ def fuse_options(options: argparse.Namespace, *, verify: bool) -> FuseOptions:
         verify=verify,
         seed=options.seed,
         freeze=options.freeze,
+        materialize=getattr(options, "materialize", False),
     )
 
 
