@@ -42,15 +42,12 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     sizes = _sizes(node, axis)
     if sizes is None:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"the sizes of what {node.label} joins are not known")
-    start = 0
-    for value, size in zip(inputs, sizes, strict=True):
-        piece = affine
-        if along:
-            piece = Affine(affine.scale[start : start + size], affine.shift[start : start + size])
+    parts, start = [affine] * len(sizes), 0
+    if along:
+        for place, size in enumerate(sizes):
+            parts[place] = Affine(affine.scale[start : start + size], affine.shift[start : start + size])
             start += size
-        if (refusal := moves.produce(value, piece, axis, reader=node)) is not None:
-            return refusal
-    return None
+    return moves.produce_all(list(zip(inputs, parts, strict=True)), axis, reader=node)
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

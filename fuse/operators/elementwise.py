@@ -133,8 +133,7 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
 def _both(
     moves: Moves, node: Node, left: Value, to_left: Affine, right: Value, to_right: Affine, axis: int
 ) -> Refusal | None:
-    refusal = moves.produce(left, to_left, axis, reader=node)
-    return refusal if refusal is not None else moves.produce(right, to_right, axis, reader=node)
+    return moves.produce_all([(left, to_left), (right, to_right)], axis, reader=node)
 
 
 def _into_constant(

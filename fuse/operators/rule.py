@@ -8,7 +8,7 @@ through :class:`Moves`. It never looks further than its own node.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -70,6 +70,12 @@ class Moves(Protocol):
 
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
         """Make ``value`` the map of what it was, for ``reader``; its other readers must not notice."""
+        ...
+
+    def produce_all(
+        self, parts: Sequence[tuple[Value, Affine]], axis: int, *, reader: Node
+    ) -> Refusal | None:
+        """Make several values maps of what they were, for ``reader``; they may be parts of one value."""
         ...
 
     def consume(self, value: Value, affine: Affine, axis: int) -> Refusal | None:

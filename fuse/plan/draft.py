@@ -6,27 +6,26 @@ has succeeded as a whole; what a failed way set is taken back before the next wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.registry import rule_for
-from convbn.fuse.operators.rule import Axes, Pending, Rule, constant_at
+from convbn.fuse.operators.rule import Axes, Rule
 from convbn.fuse.operators.zeros import is_zero
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.attempts import Footprint
+from convbn.fuse.plan.drafting.changes import Changes
+from convbn.fuse.plan.drafting.rejoined import Wanted, comes_along, whole
 from convbn.fuse.plan.maps import affine_of
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
-from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
-from convbn.fuse.view.op import Op
-from convbn.fuse.view.view import View, vanishes
+from convbn.fuse.view.dataflow import Node, Reader, Value
+from convbn.fuse.view.edits import Bypass
+from convbn.fuse.view.view import View
 
-__all__ = ["Draft", "UnfitError"]
+__all__ = ["Draft"]
 
 _STEPS = 400
 """Operators one map may pass; a longer way is refused rather than searched."""
@@ -35,11 +34,7 @@ _DEPTH = 60
 """Operators that may wait for each other's answer; each takes up to six frames of Python's stack of 1,000."""
 
 
-class UnfitError(Exception):
-    """Numbers that were waited with turn out to be none that can be stored."""
-
-
-class Draft:
+class Draft(Changes):
     """The edits of one attempt.
 
     Args:
@@ -49,8 +44,8 @@ class Draft:
         footprint: takes up every node that the attempt looks at.
         whole: other readers of what moves may be given the inverse of a map that both scales and shifts.
         eager: compute numbers at once. Without, they wait until somebody reads them: most attempts fail for
-            what the view alone shows. They may then raise :class:`UnfitError`, where an eager attempt could have
-            gone another way.
+            what the view alone shows. They may then raise ``UnfitError``, where an eager attempt could
+            have gone another way.
         together: see :meth:`convbn.fuse.view.view.View.check`.
     """
 
@@ -65,105 +60,29 @@ class Draft:
         whole: bool = False,
         together: bool = False,
     ) -> None:
-        self._view = view
+        super().__init__(view, mover, eager=eager, together=together)
         self._options = options
-        self._mover = mover
         self._footprint = footprint
         self._scope = mover.scope
-        self._set: dict[tuple[int, int], tuple[Node, Constant | Pending]] = {}
-        self._ops: dict[int, tuple[Node, Op]] = {}
-        self._eager, self._whole, self._together = eager, whole, together
+        self._whole = whole
         self._moving: dict[int, Value] = {}
-        self._spared: dict[int, Node] = {}
+        self._wanted: dict[int, Wanted] = {}
+        self._along: dict[int, Value] = {}
         self._steps = self._depth = 0
         self.rule: str | None = None
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """The constants to set, in the order in which they were first touched, and the BatchNorms that go as well."""
-        constants = (
-            SetConstant(node, slot, self._computed(node, slot))
-            for (_, slot), (node, _) in self._set.items()
-            if id(node) not in self._ops
-        )
-        others = (Replace(node, op, tuple(self._operands(node))) for node, op in self._ops.values())
-        return (*constants, *others, *map(Bypass, self._spared.values()))
-
-    def _operands(self, node: Node) -> Iterator[Value | Constant | None]:
-        """What a node that becomes another operator reads."""
-        slots = [slot for key, slot in self._set if key == id(node)]
-        for slot in range(max([len(node.inputs), *(slot + 1 for slot in slots)])):
-            yield self._computed(node, slot) if slot in slots else node.input(slot)
-
-    def _computed(self, node: Node, slot: int) -> Constant:
-        constant = self._set[id(node), slot][1]
-        if isinstance(constant, Pending):
-            made = constant.compute()
-            if isinstance(made, Refusal):
-                raise UnfitError
-            self._set[id(node), slot] = (node, made)
-            return made
-        return constant
 
     @property
     def moved(self) -> tuple[str, ...]:
         """The values that become another function of the inputs."""
         return tuple(name for value in self._moving.values() for name in (value.name, *value.stands_for))
 
-    @property
-    def into(self) -> tuple[str, ...]:
-        """The nodes whose constants change."""
-        return tuple(dict.fromkeys(node.name for node, _ in self._set.values()))
-
-    def constant(self, node: Node, slot: int) -> Constant | Refusal | None:
-        """The constant at a slot as this attempt has it so far."""
-        if (id(node), slot) in self._set:
-            return self._computed(node, slot)
-        return constant_at(node, slot, _SLOTS.get(slot, "constant"))
-
-    def set(self, node: Node, slot: int, constant: Constant | Pending | Refusal) -> Refusal | None:
-        """Note a constant, if the frontend can set it."""
-        if isinstance(constant, Pending) and self._eager:
-            constant = constant.compute()
-        if isinstance(constant, Refusal):
-            return constant
-        if (refusal := self._gains(node, slot)) is not None:
-            return refusal
-        known = Constant(constant.shape, _unread) if isinstance(constant, Pending) else constant
-        edit: Edit = SetConstant(node, slot, known)
-        refusal = self._view.check(edit, together=self._together)
-        if refusal is None:
-            self._set[id(node), slot] = (node, constant)
-        return refusal
-
-    def become(self, node: Node, op: Op) -> Refusal | None:
-        """Note another operator for a node, if the frontend can make it that."""
-        refusal = self._view.check(Replace(node, op, ()))
-        if refusal is None:
-            self._ops[id(node)] = node, op
-        return refusal
-
     def changes(self, value: Value) -> None:
         """Note that a value will have other numbers."""
         self._moving[id(value)] = value
 
-    def _gains(self, node: Node, slot: int) -> Refusal | None:
-        """Why the model may not gain the operator that this constant would be read by."""
-        if slot not in node.adds or node.input(slot) is not None:
-            return None
-        gained = {key for key, (n, _) in self._set.items() if key[1] in n.adds and n.input(key[1]) is None}
-        # An operator for a BatchNorm: no more of them than before, and a sum is not moved to become another one.
-        going = (self._mover, *self._spared.values())
-        goes = sum(map(vanishes, going)) if isinstance(self._mover.op, BatchNorm) else 0
-        if len(gained | {(id(node), slot)}) <= goes * self._view.additions:
-            return None
-        return Refusal(
-            Reason.NO_BIAS, f"{node.label} has no bias, and an addition for it costs what the BatchNorm does"
-        )
-
     def first(self, *attempts: Callable[[], Refusal | None]) -> Refusal | None:
         """Try ways in turn; each starts from what stood before."""
-        kept, moving = dict(self._set), dict(self._moving)
+        kept, moving, along = dict(self._set), dict(self._moving), dict(self._along)
         spared, ops = dict(self._spared), dict(self._ops)
         refusal: Refusal | None = None
         for attempt in attempts:
@@ -171,8 +90,37 @@ class Draft:
             if refusal is None:
                 return None
             self._set, self._moving, self._spared = dict(kept), dict(moving), dict(spared)
-            self._ops = dict(ops)
+            self._ops, self._along = dict(ops), dict(along)
         return refusal
+
+    def produce_all(
+        self, parts: Sequence[tuple[Value, Affine]], axis: int, *, reader: Node
+    ) -> Refusal | None:
+        """Make every part the map of what it was; what comes along with another one is not asked again."""
+        before = self._wanted
+        self._wanted = before | {id(value): Wanted(value, affine, axis, reader) for value, affine in parts}
+        try:
+            for value, affine in parts:
+                if id(value) in self._along:
+                    continue
+                if (refusal := self.produce(value, affine, axis, reader=reader)) is not None:
+                    return refusal
+        finally:
+            self._wanted = before
+        return None
+
+    def _with(self, part: Wanted) -> Refusal | None:
+        """Take in a part that becomes what is wanted, since what it is made of does."""
+        value, producer = part.value, part.value.producer
+        if id(value) in self._moving:
+            return None
+        self._along[id(value)] = value
+        if value.observed or producer is None:
+            return Refusal(Reason.OBSERVED, f"'{value.name}' is also {value.observed}")
+        refusal = self._enter(value)
+        if refusal is not None:
+            return refusal
+        return self._compensate(producer, value, part.affine, part.axis, part.reader)
 
     def produce(self, value: Value, affine: Affine, axis: Axes, *, reader: Node) -> Refusal | None:
         """Make ``value`` the map of what it was; readers other than ``reader`` are compensated."""
@@ -197,6 +145,14 @@ class Draft:
             )
         if (refusal := self._enter(value)) is not None:
             return refusal
+        joint = whole(value, affine, axis, self._wanted) if self._wanted else affine
+        if joint is not affine:
+            own = next(r for r in value.readers if r.node is reader)
+            parts = comes_along(own, joint, axis, self._wanted)
+            affine = affine if parts is None else joint
+            for part in parts or ():
+                if (refusal := self._with(part)) is not None:
+                    return refusal
         self._depth += 1
         try:
             refusal = self._compensate(producer, value, affine, axis, reader)
@@ -246,6 +202,9 @@ class Draft:
 
     def unnoticed(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
         """``value`` becomes the map of what it was, and nobody may notice."""
+        part = self._wanted.get(id(value))
+        if part is not None and part.is_same(affine, axis):
+            return self._with(part)
         self._look_at(value)
         if value.observed:
             return Refusal(Reason.OBSERVED, f"'{value.name}' is also {value.observed}")
@@ -277,6 +236,15 @@ class Draft:
         same = [r for r in others if self._same(r, affine, axis)]
         self._spared |= {id(r.node): r.node for r in same}
         others = [r for r in others if r not in same]
+        for other in list(others):
+            parts = (
+                None if other.node.scope != self._scope else comes_along(other, affine, axis, self._wanted)
+            )
+            if parts is not None:
+                others.remove(other)
+                for part in parts:
+                    if (refusal := self._with(part)) is not None:
+                        return refusal
         if not others:
             return None
         # Compensating costs digits where a large shift is put on a value and taken off again. A BatchNorm's
@@ -331,16 +299,9 @@ class Draft:
         return None
 
 
-_SLOTS = {1: "weight", 2: "bias"}
-
-
 def _affected(value: Value) -> list[Reader]:
     """Who reads more of a value than its shape and its type, which no map changes."""
     return [reader for reader in value.readers if reader.sees_numbers]
-
-
-def _unread() -> NDArray[Any]:
-    raise AssertionError("whether an edit can be made depends on the shape of its constant alone")
 
 
 def _also_read(producer: Node, others: Sequence[Reader]) -> str:

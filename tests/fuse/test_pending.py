@@ -9,7 +9,8 @@ from support.views import Graph, node_of, numbers, of
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.draft import Draft, UnfitError
+from convbn.fuse.plan.draft import Draft
+from convbn.fuse.plan.drafting.changes import UnfitError
 from convbn.fuse.plan.planner import make_plan
 from convbn.fuse.refusal import Reason
 from convbn.fuse.view.dataflow import Constant, Value

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import helper
-from support.graphs import batchnorm, batchnorm_parameters, model, random, relative_error, run
+from support.graphs import Writer, model, random, relative_error, run
+from support.kernels import executed_by_onnxruntime as kernels
 
 from convbn.fuse.fold import fold
 from convbn.fuse.refusal import Reason
-
-
-class Writer:
-    """Nodes one after the other, and the constants that they read."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, np.ndarray] = {}
-
-    def __call__(self, kind: str, *operands: str | float | np.ndarray) -> str:
-        names = []
-        for operand in operands:
-            if not isinstance(operand, str):
-                name = f"c{len(self.constants)}"
-                self.constants[name] = np.asarray(operand, np.float32)
-                operand = name
-            names.append(operand)
-        output = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, names, [output], name=f"{kind}_{len(self.nodes)}"))
-        return output
-
-    def batchnorm(self, source: str, channels: int) -> str:
-        prefix = f"bn{len(self.nodes)}"
-        self.constants |= batchnorm_parameters(channels, prefix=prefix, seed=len(self.nodes))
-        self.nodes.append(batchnorm(source, f"v{len(self.nodes)}", prefix=prefix))
-        return self.nodes[-1].output[0]
 
 
 def bell(w: Writer, x: str) -> str:
@@ -107,16 +76,6 @@ def network(activation: Callable[[Writer, str], str], *, dense: bool, where: str
             y = w.batchnorm(y, 8)
     shape = [5, 8] if dense else [1, 8, 5, 5]
     return model(w.nodes, {"x": shape}, [y], w.constants)
-
-
-def kernels(built: onnx.ModelProto) -> Counter[str]:
-    """What onnxruntime, with all its optimisations, runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        options.log_severity_level = 4
-        onnxruntime.InferenceSession(built.SerializeToString(), options, ["CPUExecutionProvider"])
-        return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 @pytest.mark.parametrize("where", ["nowhere", "in front", "behind"])

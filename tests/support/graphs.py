@@ -86,3 +86,32 @@ def relative_error(reference: Sequence[np.ndarray], other: Sequence[np.ndarray])
 
 def operators(built: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in built.graph.node]
+
+
+class Writer:
+    """Nodes one after the other, and the constants that they read."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def __call__(self, kind: str, *operands: Any, **attributes: Any) -> str:
+        names = []
+        for operand in operands:
+            if not isinstance(operand, str):
+                name = f"c{len(self.constants)}"
+                stored = np.asarray(operand)
+                self.constants[name] = stored.astype(np.int64 if stored.dtype.kind == "i" else np.float32)
+                operand = name
+            names.append(operand)
+        output = f"v{len(self.nodes)}"
+        self.nodes.append(
+            helper.make_node(kind, names, [output], name=f"{kind}_{len(self.nodes)}", **attributes)
+        )
+        return output
+
+    def batchnorm(self, source: str, channels: int) -> str:
+        prefix = f"bn{len(self.nodes)}"
+        self.constants |= batchnorm_parameters(channels, prefix=prefix, seed=len(self.nodes))
+        self.nodes.append(batchnorm(source, f"v{len(self.nodes)}", prefix=prefix))
+        return self.nodes[-1].output[0]

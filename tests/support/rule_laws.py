@@ -84,6 +84,12 @@ class Moves:
         self.produced.append((value, affine, axis))
         return None
 
+    def produce_all(
+        self, parts: Sequence[tuple[Value, Affine]], axis: int, *, reader: Node
+    ) -> Refusal | None:
+        answers = (self.produce(value, affine, axis, reader=reader) for value, affine in parts)
+        return next((refusal for refusal in answers if refusal is not None), None)
+
     def consume(self, value: Value, affine: Affine, axis: int) -> Refusal | None:
         self.asked.append(value.name)
         if value.name in self.refused:

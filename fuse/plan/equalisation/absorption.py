@@ -23,7 +23,8 @@ from convbn.fuse.operators.pool import Pool
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.operators.rule import Rearrangement, constant_at
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.draft import Draft, UnfitError
+from convbn.fuse.plan.draft import Draft
+from convbn.fuse.plan.drafting.changes import UnfitError
 from convbn.fuse.plan.equalisation.groups import as_matrix
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Edit

@@ -22,7 +22,8 @@ from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.options import FuseOptions
-from convbn.fuse.plan.draft import Draft, UnfitError
+from convbn.fuse.plan.draft import Draft
+from convbn.fuse.plan.drafting.changes import UnfitError
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import SetConstant
 from convbn.fuse.view.op import WEIGHT

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from convbn.common.encoding import JsonReady
 from convbn.fuse.algebra.equalise import Consumer, best_scale
 from convbn.fuse.plan.activations import keep_whole
-from convbn.fuse.plan.draft import UnfitError
+from convbn.fuse.plan.drafting.changes import UnfitError
 from convbn.fuse.plan.equalisation.absorption import absorptions
 from convbn.fuse.plan.equalisation.groups import Group, as_matrix, free_groups, moved_by
 from convbn.fuse.view.dataflow import Constant, Node, Value

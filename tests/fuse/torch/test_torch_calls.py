@@ -222,17 +222,19 @@ def test_borders_that_are_no_zeros(mode, lowered, randomised, folded):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("split", "dim"),
+    "split",
     [
-        (lambda y: y.split(3, 1), 1),
-        (lambda y: torch.split(y, [2, 4], dim=1), 1),
-        (lambda y: torch.chunk(y, chunks=2, dim=1), 1),
+        lambda y: y.split(3, 1),
+        lambda y: torch.split(y, [2, 4], dim=1),
+        lambda y: torch.chunk(y, chunks=2, dim=1),
     ],
     ids=["split", "sizes", "chunk"],
 )
-def test_pieces_in_another_order(form, split, dim, randomised, folded):
-    """A map over the whole cannot go back: each piece is the other half of the channels."""
-    assert set(folded(randomised(Between(halves(split))), form).kept) == {"norm"}
+def test_pieces_in_another_order(form, split, request, randomised, folded):
+    """Each piece is the other half of the channels, and asks the convolution for its own part of the map."""
+    # Of unequal pieces a trace knows no size.
+    known = "sizes-traced" not in request.node.name
+    assert folded(randomised(Between(halves(split))), form).folded == ({"norm": "conv"} if known else {})
 
 
 @pytest.mark.parametrize("form", FORMS)
