@@ -17,13 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.algebra.rounding import round_scaled, round_vector
 from convbn.fuse.operators.calls import Aten, AtenCall, Mapped, OnnxCall, Shape, window
 from convbn.fuse.operators.conv import conv_parameters
 from convbn.fuse.operators.dequantize import into_quantized, is_dequantized
 from convbn.fuse.operators.operator import Operator
-from convbn.fuse.operators.rule import Moves, Pending, Rule, wrong_axis, wrong_channels
+from convbn.fuse.operators.rule import Moves, Pending, Rule, size_along, wrong_axis, wrong_channels
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import BIAS, DATA, WEIGHT, Op, Window
@@ -53,10 +55,7 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
     if (refusal := wrong_axis(node, axis)) is not None:
         return refusal
     if is_dequantized(node):
-        if cast(ConvTranspose, node.op).groups > 1:
-            detail = f"the groups of {node.label} share the scales of its integers"
-            return Refusal(Reason.WEIGHT_NOT_CONSTANT, detail)
-        return into_quantized(moves, node, affine, output_axis=1)
+        return _into_quantized(moves, node, affine)
     constants = conv_parameters(moves, node)
     if isinstance(constants, Refusal):
         return constants
@@ -77,6 +76,21 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
         return round_vector(total, weight.dtype)
 
     return moves.set(node, BIAS, Pending((affine.channels,), shifted))
+
+
+def _into_quantized(moves: Moves, node: Node, affine: Affine) -> Refusal | None:
+    """Along the first axis of the weight where a group has one output; along the second all groups share the scales."""
+    weight, groups = node.input(WEIGHT), cast(ConvTranspose, node.op).groups
+    inputs = size_along(weight, 0)
+    if groups == 1:
+        return into_quantized(moves, node, affine, output_axis=1)
+    if affine.channels == groups and inputs is not None and not inputs % groups:
+        spread = np.repeat(affine.scale, inputs // groups)
+        return into_quantized(moves, node, affine, output_axis=0, spread=spread)
+    shared = affine.scale.reshape(groups, -1) if not affine.channels % groups else affine.scale[None]
+    if bool((shared == shared[0]).all()) and len(shared) == groups:
+        return into_quantized(moves, node, affine, output_axis=1, spread=shared[0])
+    return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the groups of {node.label} share the scales of its integers")
 
 
 def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:

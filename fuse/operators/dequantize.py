@@ -81,6 +81,7 @@ def into_quantized(
     output_axis: int,
     bias_factor: float = 1.0,
     matrix: bool = False,
+    spread: NDArray[np.float64] | None = None,
 ) -> Refusal | None:
     """Let a layer take a map whose weight is dequantised; ``b' = s·b + t/bias_factor`` becomes a float.
 
@@ -91,6 +92,7 @@ def into_quantized(
         output_axis: of the weight.
         bias_factor: as for :class:`convbn.fuse.operators.linear.Linear`.
         matrix: whether the weight must have two axes.
+        spread: what the weight's numbers are multiplied by along ``output_axis``, if not by the map's scale.
     """
     weight = node.input(WEIGHT)
     source, order = (None, None) if weight is None else _source(weight)
@@ -107,8 +109,9 @@ def into_quantized(
     if matrix and rank != 2:
         return Refusal(Reason.AXIS_NOT_PROVEN, f"the weight of {node.label} has rank {rank}, not 2")
     outputs = integers.shape[output_axis if order is None else order[output_axis]] if rank else 1
-    if outputs != affine.channels:
-        return wrong_channels(node, outputs, affine.channels)
+    scales = affine.scale if spread is None else spread
+    if outputs != scales.size:
+        return wrong_channels(node, outputs, scales.size)
     bias = _bias(moves, node)
     if isinstance(bias, Refusal):
         return bias
@@ -120,7 +123,7 @@ def into_quantized(
             return wrong_channels(node, total.size, affine.channels)
         if (refusal := moves.set(node, BIAS, round_vector(total, scale.dtype))) is not None:
             return refusal
-    return moves.produce(weight, Affine.scale_by(affine.scale), output_axis, reader=node)
+    return moves.produce(weight, Affine.scale_by(scales), output_axis, reader=node)
 
 
 def _bias(moves: Moves, node: Node) -> NDArray[np.float64] | Refusal | None:

@@ -33,6 +33,7 @@ from convbn.fuse.operators import (
     pool,
     quantize,
     recurrent,
+    reduction,
     repeat,
     reshape,
     scatter,
@@ -105,6 +106,7 @@ _FILES = (
     zeros,
     repeat,
     depth_to_space,
+    reduction,
     *(cast, negation, recurrent, function, sum),
     shape_only,
 )

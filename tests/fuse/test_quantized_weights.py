@@ -161,6 +161,35 @@ def test_a_transposed_convolution(groups: int) -> None:
         assert "share the scales" in result.report.kept[0].detail
 
 
+@pytest.mark.parametrize("stored", [0, 1, None])
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_transposed_convolution_whose_groups_have_one_output(stored: int | None, negative: bool) -> None:
+    """Its scales go along the first axis of the weight, by which groups lie."""
+    axis = {} if stored is None else {"axis": stored}
+    nodes = [
+        dequantize("q", "s", **axis),
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
+        batchnorm("c", "y"),
+    ]
+    size = {None: (), 0: (4,), 1: (1,)}[stored]
+    parameters = {"q": integers(4, 1, 2, 2), "s": np.full(size, 0.01, "f4"), **batchnorm_parameters(2)}
+    parameters["bn.gamma"] = abs(parameters["bn.gamma"]) * (np.array([1, -1], "f4") if negative else 1)
+    made = model(nodes, X, ["y"], parameters)
+    assert check(made, 0).report.folded
+
+
+def test_a_transposed_convolution_whose_groups_want_the_same_scales() -> None:
+    nodes = [
+        dequantize("q", "s", axis=1),
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
+        batchnorm("c", "y"),
+    ]
+    parameters = {"q": integers(4, 3, 2, 2), "s": np.full(3, 0.01, "f4"), **batchnorm_parameters(6)}
+    for name in ("bn.gamma", "bn.var"):
+        parameters[name][3:] = parameters[name][:3]
+    check(build(nodes, parameters), 0)
+
+
 def test_scales_of_blocks() -> None:
     nodes = [
         dequantize("q", "s", axis=1, block_size=2),

@@ -77,14 +77,14 @@ def comes_along(reader: Reader, affine: Affine, axis: Axes, wanted: Parts) -> li
         return None
     if rule.forward(question, node, reader.slot, affine, axis) is not None:
         return None
-    changed = [(value, found, place) for value, found, place in question.given if not found.is_identity]
-    parts = [wanted.get(id(value)) for value, _, _ in changed]
-    found = [
-        part
-        for part, (_, *given) in zip(parts, changed, strict=True)
-        if part is not None and part.is_same(*given)
-    ]
-    return found if len(found) == len(parts) else None
+    found = list[Wanted]()
+    for value, given, place in question.given:
+        part = wanted.get(id(value))
+        if part is not None and part.is_same(given, place):
+            found.append(part)
+        elif not given.is_identity:
+            return None
+    return found
 
 
 def _changes(affine: Affine) -> NDArray[np.bool_]:
