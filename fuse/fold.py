@@ -53,6 +53,7 @@ def fold(
     options: FuseOptions | None = None,
     owned: bool = False,
     read: Callable[[Any], bytes] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Folding:
     """Fold every BatchNorm of ``model`` that can be folded exactly.
 
@@ -64,6 +65,7 @@ def fold(
         owned: an ONNX model may be edited in place, which saves a copy of its weights.
         read: gives the raw bytes of an ONNX model's external tensors, so that it can be folded without
             holding its weights; the folded ones are then computed when they are written.
+        input_shapes: full shapes by input name, from which ranks follow that an ONNX model does not state.
 
     Raises:
         UsageError: the object is none of these, or a rule in the options does not exist.
@@ -78,7 +80,9 @@ def fold(
             hint="give a torch module, an ExportedProgram, an ONNX model, a graphsurgeon Graph or a path",
         )
     with seldom_collected():
-        request = Request(example_inputs, options.freeze, owned, read, options.materialize)
+        request = Request(
+            example_inputs, options.freeze, owned, read, options.materialize, input_shapes=input_shapes
+        )
         return _folded(frontend, model, request, options)
 
 

@@ -73,6 +73,7 @@ class Request:
         read: gives the raw bytes of tensors that lie outside of the model; folded ones are then computed when they
             are written.
         materialize: weights that are computed from parameters at every call are to become parameters.
+        input_shapes: full shapes by input name, for models whose inputs have open dimensions or no stated rank.
     """
 
     example_inputs: tuple[Any, ...] | None = None
@@ -80,6 +81,7 @@ class Request:
     owned: bool = False
     read: Callable[[Any], bytes] | None = None
     materialize: bool = False
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
 class State(Protocol):

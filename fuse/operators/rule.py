@@ -205,7 +205,8 @@ def wrong_axis(node: Node, axis: int) -> Refusal | None:
         return None
     where = f"is {channel_axis}"
     if channel_axis is None:
-        where = "cannot be known, because its rank is not (example inputs or stored shapes would settle it)"
+        advice = "example inputs, --input-shape or stored shapes would settle it"
+        where = f"cannot be known, because its rank is not ({advice})"
     return Refusal(
         Reason.AXIS_NOT_PROVEN,
         f"the BatchNorm normalises axis {axis}, and the output channel axis of {node.label} {where}",

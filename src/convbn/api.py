@@ -145,7 +145,9 @@ def fuse(
         source = given_inputs(source, inputs)
         examples = examples or source.example_inputs
     # A file is compared with as it lies there, so its model need not be kept beside the folded one.
-    folding = fold(source.model, examples, options=options, owned=source.path is not None)
+    folding = fold(
+        source.model, examples, options=options, owned=source.path is not None, input_shapes=input_shapes
+    )
     report = source.named_in(folding.report)
     _warn_of_training_mode(report)
     identities = []
@@ -203,11 +205,8 @@ def inspect(
     """What :func:`fuse` would do: its report, with nothing verified and nothing kept.
 
     Args:
-        model: as for :func:`fuse`.
-        example_inputs: as for :func:`fuse`.
+        model, example_inputs, arch, trust: as for :func:`fuse`.
         options: which rules would be used.
-        arch: as for :func:`fuse`.
-        trust: as for :func:`fuse`.
     """
     from convbn.export.loading.open import source_of
     from convbn.export.loading.source_model import LoadOptions

@@ -84,7 +84,7 @@ def fuse_file(
     opened = open_model(source)
     path, size = os.fspath(source), stored_bytes(source)
     with opened.files:
-        folding = fold_opened(opened, options)
+        folding = fold_opened(opened, options, input_shapes=input_shapes)
         report = replace(folding.report, path=path, sha256=opened.sha256)
         with staged_fold(opened, folding, Written(target, overwrite, external_data)) as staged:
             if options.verify:
@@ -94,11 +94,16 @@ def fuse_file(
     return replace(report, size=Before(size, stored_bytes(target)))
 
 
-def fold_opened(opened: OpenModel, options: FuseOptions | None = None) -> Folding:
+def fold_opened(
+    opened: OpenModel,
+    options: FuseOptions | None = None,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Folding:
     """Fold an opened model. Its ModelProto is changed; its folded weights are not computed yet."""
     from convbn.fuse.fold import fold
 
-    return fold(opened.model, options=options, owned=True, read=opened.files.read)
+    return fold(opened.model, options=options, owned=True, read=opened.files.read, input_shapes=input_shapes)
 
 
 @contextmanager

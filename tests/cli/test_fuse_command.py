@@ -10,7 +10,15 @@ from typing import Any
 import jsonschema
 import onnx
 import pytest
-from support.graphs import operators, random, relative_error, run
+from support.graphs import (
+    batchnorm,
+    batchnorm_parameters,
+    model,
+    operators,
+    random,
+    relative_error,
+    run,
+)
 
 
 def test_fuse_writes_an_equal_model(convbn: Any, small: Path, tmp_path: Path) -> None:
@@ -186,3 +194,21 @@ def test_version_and_help(convbn: Any) -> None:
     for verb in ("inspect", "fuse", "verify", "export", "bench", "doctor"):
         assert verb in text
         assert len(convbn(verb, "--help").stdout.splitlines()) < 80
+
+
+@pytest.mark.parametrize("verb", ["inspect", "fuse"])
+def test_the_shape_of_an_input_counts_for_what_folds(convbn: Any, tmp_path: Path, verb: str) -> None:
+    """The model does not state the rank of its input; over rows the BatchNorm's axis is the product's."""
+    path, out = tmp_path / "ranks.onnx", tmp_path / "out.onnx"
+    nodes = [onnx.helper.make_node("MatMul", ["x", "m"], ["c"], name="m"), batchnorm("c", "y")]
+    built = model(nodes, {"x": [5, 4]}, ["y"], {"m": random(4, 6), **batchnorm_parameters(6)})
+    built.graph.input[0].type.tensor_type.ClearField("shape")
+    built.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(built, path)
+    typed = [] if verb == "inspect" else ["-o", out]
+    told = convbn("inspect", path)
+    assert "example inputs, --input-shape or stored shapes would settle it" in " ".join(told.stdout.split())
+    result = convbn(verb, path, "--input-shape", "x:5x4", *typed)
+    assert result.returncode == 0, result.stderr
+    assert ("1 of 1 would be folded" if verb == "inspect" else "1 of 1 folded") in result.stdout
+    assert verb == "inspect" or "BatchNormalization" not in operators(onnx.load(out))

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
 from convbn.fuse.fold import Folding, fold
+from convbn.fuse.frontends.onnx.model.skeleton import infer_shapes
 from convbn.fuse.options import FuseOptions
 
 X = [2, 6, 6, 6]
@@ -200,6 +201,53 @@ def test_a_stack_that_is_broadcast_is_named_for_what_it_is() -> None:
     assert reason == "producer-not-foldable"
     assert "comes from MatMul 'MatMul c'" in detail
     assert "channel axis" not in detail
+
+
+def ranked(nodes: Sequence[onnx.NodeProto], stored: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """A model that says nothing of the rank of its input."""
+    built = model(nodes, {"x": [2]}, [], {**batchnorm_parameters(6), **stored})
+    built.graph.input[0].type.tensor_type.ClearField("shape")
+    built.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    return built
+
+
+@pytest.mark.parametrize(("shape", "left"), [((5, 4), 0), ((5, 6, 4), 1)])
+def test_a_rank_that_is_not_stated_is_settled_by_the_shape_of_the_input(
+    shape: tuple[int, ...], left: int
+) -> None:
+    built = ranked([node("MatMul", "x m", "c"), BN], {"m": random(4, 6)})
+    (kept,) = fold(built).report.kept
+    assert str(kept.reason) == "axis-not-proven"
+    advice = "because its rank is not (example inputs, --input-shape or stored shapes would settle it)"
+    assert advice in kept.detail
+    result = fold(built, input_shapes={"x": shape})
+    assert result.report.batchnorm.after == left
+    feeds = {"x": random(*shape, seed=7)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+
+
+def test_what_is_open_stays_open() -> None:
+    """A size counts if it is the same at other sizes of what the model leaves open, and never by coincidence."""
+    nodes = [
+        node("Conv", "x k", "c"),
+        node("Add", "z one", "e"),
+        node("Shape", "z", "s"),
+        node("Slice", "s zero three", "to"),
+        node("Reshape", "c to", "r", allowzero=0),
+        node("GlobalAveragePool", "c", "y"),
+    ]
+    stored = {"k": random(6, 6, 1, 1), "one": np.float32([1]), "zero": np.int64([0]), "three": np.int64([3])}
+    built = model(nodes, {"x": ["N", 6, "H", 6]}, [], stored)
+    built.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+    plain = infer_shapes(built)
+    assert (plain["c"][0], plain["c"][3]) == ("N", 6)
+    assert isinstance(plain["c"][2], str)
+    assert "e" not in plain
+    found = infer_shapes(built, {"x": (2, 6, 6, 6), "z": (2, 6, 36), "other": (1,)})
+    assert found["c"] == plain["c"]
+    assert found["e"] == (None, 6, 36)
+    assert len(found["r"]) == 3
+    assert infer_shapes(built, {"x": (2, 6, 6)})["c"] == plain["c"]  # of another rank than the model says
 
 
 def test_a_reshape_whose_sizes_are_known_is_not_said_to_lack_them() -> None:

@@ -105,7 +105,7 @@ def test_only_the_axis_of_the_output() -> None:
     assert wrong_axis(node(Linear(1), (2, 6), output=None), 1) == Refusal(
         Reason.AXIS_NOT_PROVEN,
         "the BatchNorm normalises axis 1, and the output channel axis of Linear 'n' cannot be known, because its "
-        "rank is not (example inputs or stored shapes would settle it)",
+        "rank is not (example inputs, --input-shape or stored shapes would settle it)",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ def capture_model(
     freeze: bool = False,
     read: Read | None = None,
     inline: bool = True,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Capture:
     """The dataflow of an ONNX model.
 
@@ -43,6 +44,7 @@ def capture_model(
         freeze: initializers that are inputs too are constants, and no longer inputs.
         read: gives the raw bytes of external tensors. Folded weights are then computed when they are written.
         inline: local functions that a BatchNorm stands in or beside may be written out.
+        input_shapes: full shapes by input name; ranks and sizes follow from them that the model does not state.
 
     Raises:
         BadInputError: the graph cannot be read as one.
@@ -59,7 +61,7 @@ def capture_model(
     # onnxruntime runs many a model that the checker does not pass, so this is told and not refused.
     problem = structure_problem(light)
     told = [] if problem is None else [Concern(f"onnx's checker says of the input: {problem}")]
-    infer = None if inlined.explosive else partial(infer_shapes, light)
+    infer = None if inlined.explosive else partial(infer_shapes, light, input_shapes)
     reading = read_view(model, overridable=overridable(model), infer=infer, read=read)
 
     def apply(edits: Sequence[Edit]) -> Applied:

@@ -12,7 +12,13 @@ __all__ = ["FRONTENDS"]
 def _model(model: Any, request: Request) -> Capture:
     from convbn.fuse.frontends.onnx.capture import capture_model
 
-    return capture_model(model, owned=request.owned, freeze=request.freeze, read=request.read)
+    return capture_model(
+        model,
+        owned=request.owned,
+        freeze=request.freeze,
+        read=request.read,
+        input_shapes=request.input_shapes,
+    )
 
 
 def _graph(graph: Any, request: Request) -> Capture:

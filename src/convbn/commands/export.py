@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     model, report = unfused, None
     if not options.no_fuse:
         with console.phase("folding"):
-            folding = fold(unfused, options=fuse_options(options, verify=not options.no_verify))
+            how = fuse_options(options, verify=not options.no_verify)
+            folding = fold(unfused, options=how, input_shapes=source.input_shapes)
         refuse_warnings(options, source.named_in(folding.report))
         model, report = folding.model, proven(folding, source, console, strict=options.strict)
         console.report(report)

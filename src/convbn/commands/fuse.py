@@ -62,7 +62,8 @@ def _file_to_file(
 
     with opened.files:
         with console.phase("folding"):
-            folding = fold_opened(opened, fuse_options(options, verify=not options.no_verify))
+            how = fuse_options(options, verify=not options.no_verify)
+            folding = fold_opened(opened, how, input_shapes=source.input_shapes)
         refuse_warnings(options, source.named_in(folding.report))
         target = Written(options.output, options.force, options.external_data)
         with ExitStack() as writing:

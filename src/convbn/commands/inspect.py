@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             options=fuse_options(options, verify=False),
             owned=True,
             read=None if source.opened is None else source.opened.files.read,
+            input_shapes=source.input_shapes,
         )
     nothing = {"status": "not run", "reason": "inspect writes nothing, so there is nothing to compare"}
     report = replace(source.named_in(folding.report), verify=nothing)

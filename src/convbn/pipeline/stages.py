@@ -47,7 +47,7 @@ def fold(
     how = fuse_options(options, verify=False)
     if model.opened is not None:
         with model.opened.files:
-            folding = fold_opened(model.opened, how)
+            folding = fold_opened(model.opened, how, input_shapes=model.input_shapes)
             with staged_fold(model.opened, folding, Written(out)):
                 pass
     else:

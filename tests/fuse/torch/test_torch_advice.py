@@ -121,7 +121,7 @@ def test_with_example_inputs_the_rank_is_known(randomised: Any, fold: Any, diffe
     model, x = randomised(Rows()), torch.rand(5, 4)
     kept = fold(model)
     assert kept.kept == {"norm": Reason.AXIS_NOT_PROVEN}
-    assert "example inputs or stored shapes would settle it" in kept.details["norm"]
+    assert "example inputs, --input-shape or stored shapes would settle it" in kept.details["norm"]
     outcome = fold(model, x)
     assert outcome.folded == {"norm": "linear"}
     assert difference(model, outcome.model, x) < 2e-6

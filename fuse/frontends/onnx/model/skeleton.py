@@ -8,6 +8,7 @@ ones and integers stay: shape inference reads them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from convbn.common.text import first_line
@@ -46,8 +47,53 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def infer_shapes(light: onnx.ModelProto) -> dict[str, Dimensions]:
-    """Shapes of the main graph's tensors by name; empty where inference cannot run on this skeleton."""
+def infer_shapes(
+    light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Dimensions]:
+    """Shapes of the main graph's tensors by name; empty where inference cannot run on this skeleton.
+
+    Args:
+        light: a skeleton.
+        given: shapes of inputs. What the model leaves open stays open: a rank or a size counts only if inference finds
+            the same at twice every open dimension, of inputs without a stated shape at twice their first.
+    """
+    shapes = _inferred(light)
+    if given:
+        once, twice = (_inferred(_sized(light, given, times)) for times in (1, 2))
+        for name, found in once.items():
+            other, known = twice.get(name, ()), shapes.get(name, (None,) * len(found))
+            if len(found) == len(other) == len(known):
+                shapes[name] = tuple(
+                    size if isinstance(size, int) and size == again else stated
+                    for size, again, stated in zip(found, other, known, strict=True)
+                )
+    return shapes
+
+
+def _sized(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], times: int) -> onnx.ModelProto:
+    """The skeleton for inputs of the given shapes, what the model leaves open so many times as large."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(light)
+    for value in copy.graph.input:
+        kind = value.type.tensor_type
+        sizes = given.get(value.name)
+        stated = dimensions(value) if kind.HasField("shape") else None
+        if sizes is None or (stated is not None and len(stated) != len(sizes)):
+            continue
+        opened = (
+            [not isinstance(size, int) for size in stated] if stated else [i == 0 for i in range(len(sizes))]
+        )
+        full = [size * times if free else size for size, free in zip(sizes, opened, strict=True)]
+        kind.CopyFrom(onnx.helper.make_tensor_type_proto(kind.elem_type, full).tensor_type)
+    for value in (*copy.graph.value_info, *copy.graph.output):
+        if not all(isinstance(size, int) for size in dimensions(value)):
+            value.type.tensor_type.ClearField("shape")
+    return copy
+
+
+def _inferred(light: onnx.ModelProto) -> dict[str, Dimensions]:
     import onnx
 
     try:
