@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -191,13 +191,29 @@ class TorchSession(Session):
         try:
             exact = nullcontext() if self._device == "cpu" else _cuda_settings(tf32=False, benchmark=False)
             # While another thread captures, PyTorch's switches are not those that a comparison needs.
-            with exclusive(), random_state_kept(), torch.inference_mode(), exact:
+            watched = nullcontext() if self._variant == "compile" else self._autocast_watched()
+            with exclusive(), random_state_kept(), torch.inference_mode(), exact, watched:
                 result = called(self._forward, inputs)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
         named = list(named_outputs(result))
         self.output_names = tuple(name for name, _ in named)
         return [array for _, array in named]
+
+    def _autocast_watched(self) -> AbstractContextManager[Any]:
+        """Note in what type calls under ``torch.autocast`` compute."""
+        import torch
+        from torch.overrides import TorchFunctionMode
+
+        session, kind = self, self._device.partition(":")[0]
+
+        class Watch(TorchFunctionMode):
+            def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if torch.is_autocast_enabled(kind):
+                    session.compute_dtype = str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+                return func(*args, **(kwargs or {}))
+
+        return Watch()
 
     def prepare(self, feeds: Feeds) -> Prepared:
         """Move the inputs to the device; on CUDA times are those between two of its events."""

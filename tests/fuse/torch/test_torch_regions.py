@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -47,3 +48,46 @@ def test_a_module_folds_under_autocast(randomised: Any) -> None:
     module = randomised(Autocast())
     _, report = convbn.fuse(module, X)
     assert (report.batchnorm.before, report.batchnorm.after) == (1, 0)
+
+
+class Mixed(nn.Module):
+    """Two regions in half precision, and float32 between and behind them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.last, self.norm = nn.Linear(16, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=self.dtype):
+            y = self.first(x)
+        y = y.float().mean((2, 3))
+        with torch.autocast("cpu", dtype=self.dtype):
+            y = self.norm(self.last(y))
+        return y.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("form", ["module", "program"])
+def test_folds_under_autocast_are_judged_in_the_type_that_it_computes_in(
+    form: str, dtype: torch.dtype, randomised: Any
+) -> None:
+    module = randomised(Mixed(dtype))
+    with torch.no_grad():
+        wanted = module(X)
+    if form == "module":
+        model, report = convbn.fuse(module, X)
+    else:
+        program = torch.export.export(module, (X,))
+        code = program.graph_module.code
+        folded, report = convbn.fuse(program)
+        assert program.graph_module.code == code
+        model = folded.module()
+    assert (report.batchnorm.before, report.batchnorm.after) == (2, 0)
+    assert report.verify["status"] == "equal"
+    assert 0.01 < report.verify["outputs"][0]["bound"] < 0.1
+    with torch.no_grad():
+        found = model(X)
+    assert found.dtype == torch.float32
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 0.02

@@ -10,7 +10,7 @@ from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
 from convbn.fuse.frontends.torch.capture.functionalize import functional_graph, writers
-from convbn.fuse.frontends.torch.capture.regions import without_regions
+from convbn.fuse.frontends.torch.capture.regions import has_autocast, without_regions
 from convbn.fuse.frontends.torch.graph_view.build import (
     CapturedGraph,
     build_view,
@@ -77,16 +77,17 @@ def _functional(program: ExportedProgram) -> tuple[ExportedProgram, torch.fx.Gra
     """The program, a graph of it in which nothing is written in place, and whether there is such a graph."""
     start = without_regions(program.graph_module)
     own = state_names(program, start.graph)
-    if not writers(start.graph, set(own)):
-        return program, start, True
-    module = functional_graph(start, {node.name for node in own})
-    if module is not None:
-        return program, module, True
+    if not has_autocast(start):  # lowered, a region is calls and casts of the main graph
+        if not writers(start.graph, set(own)):
+            return program, start, True
+        module = functional_graph(start, {node.name for node in own})
+        if module is not None:
+            return program, module, True
     try:
         with exclusive_capture():
             lowered = program.run_decompositions({})
     except Exception:  # whatever the tracer meets in the user's program; folds that need no more are left
-        return program, start, False
+        return program, start, not writers(start.graph, set(own))
     module = without_regions(lowered.graph_module)
     return lowered, module, not writers(module.graph, set(state_names(lowered, module.graph)))
 

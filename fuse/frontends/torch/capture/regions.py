@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["without_regions"]
+__all__ = ["has_autocast", "without_regions"]
 
 _NO_GRAD, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 _PLACES = {_NO_GRAD: 1, _AUTOCAST: 4}
@@ -40,6 +40,11 @@ def without_regions(module: torch.fx.GraphModule, *, autocast: bool = False) -> 
     copied.delete_all_unused_submodules()
     copied.recompile()
     return copied
+
+
+def has_autocast(module: torch.fx.GraphModule) -> bool:
+    """Whether a graph calls a region under autocast."""
+    return next(_calls(module.graph, (_AUTOCAST,)), None) is not None
 
 
 def _calls(graph: torch.fx.Graph, wanted: tuple[str, ...]) -> Iterator[torch.fx.Node]:
