@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbn.fuse.frontends.torch.modules.copies import checked
+from convbn.fuse.frontends.torch.modules.copies import unwrapped
 from convbn.fuse.plan.plan import Folded
 from convbn.fuse.report import Key
 
@@ -67,7 +67,8 @@ def _state_of(model: Any) -> Mapping[str, Any]:
     import torch
 
     state: Mapping[str, Any]
-    state = checked(model).state_dict() if isinstance(model, torch.nn.Module) else model.state_dict
+    inner: Any = unwrapped(model)
+    state = inner.state_dict() if isinstance(inner, torch.nn.Module) else inner.state_dict
     return state
 
 

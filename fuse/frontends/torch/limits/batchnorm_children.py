@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from convbn.fuse.frontends.torch.calls.schema import is_marker, only_metadata
 from convbn.fuse.frontends.torch.graph_view.build import innermost
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
-from convbn.fuse.frontends.torch.modules.layers import plain_forward
+from convbn.fuse.frontends.torch.modules.layers import is_one_call, plain_forward
 from convbn.fuse.frontends.torch.tracing.trace import only_shape
 from convbn.fuse.refusal import Reason, Refusal
 
@@ -54,6 +54,8 @@ class BatchNormChildren:
         path = innermost(node)
         own = self._call(self._own[path], node)
         markers = [other for other in own if is_marker(other)]
+        if not markers and plain_forward(self._parts[path]):
+            return ()
         if not markers:
             return _stays(f"batch_norm is called in the forward of '{path or 'the model'}', which does more")
         if (
@@ -65,7 +67,13 @@ class BatchNormChildren:
         children = None if {*own} - {*markers, node} else self._chain(path, node, markers[1])
         if children is None:
             return _stays(f"'{path}' does more than normalise and call its children")
-        return children
+        import torch
+
+        # An Identity shows in no exported graph; wherever it was called, it did nothing.
+        idle = (
+            name for name, child in self._parts[path].named_children() if type(child) is torch.nn.Identity
+        )
+        return (*(name for name in idle if name not in children), *children)
 
     @staticmethod
     def _call(own: list[torch.fx.Node], node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -91,17 +99,19 @@ class BatchNormChildren:
                 return tuple(kept)
             child = innermost(users[0])
             name = names.get(id(self._parts[child]))
-            result = self._result(child, users[0])
+            result = self._result(child, users[0], current)
             if name is None or name in kept or result is None:
                 return None
             kept.append(name)
             current = result
 
-    def _result(self, child: str, entry: torch.fx.Node) -> torch.fx.Node | None:
-        """What a child gives for its one input, where ``entry`` is the call of it or its first marker."""
+    def _result(self, child: str, entry: torch.fx.Node, data: torch.fx.Node) -> torch.fx.Node | None:
+        """What a child gives for ``data``, its one input, where ``entry`` is the call of it or its first marker."""
         if entry.op == "call_module":
             return entry if len(entry.args) == 1 and not entry.kwargs else None
-        if not is_marker(entry) or child in self._instrumented.opaque:
+        if not is_marker(entry):
+            return entry if is_one_call(self._parts[child]) and entry.all_input_nodes == [data] else None
+        if child in self._instrumented.opaque:
             return None
         # A child with one tensor in and one out has two markers a call: entries and exits alternate.
         markers = [other for other in self._own[child] if is_marker(other)]

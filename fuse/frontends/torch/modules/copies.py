@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from convbn.common.text import named_line
@@ -111,7 +114,7 @@ def duplicate(
             empty = torch.empty_like(tensor.detach(), memory_format=torch.preserve_format)
             memo[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad)
     try:
-        copied = copy.deepcopy(module, memo)
+        copied: torch.nn.Module = _deepcopied(module, memo)
         flags = {path: part.training for path, part in module.named_modules()}
         for path, part in copied.named_modules():
             if part.training != flags.get(path, part.training):
@@ -123,3 +126,39 @@ def duplicate(
             source=type(module).__name__,
             hint="remove the attribute that copy.deepcopy cannot copy",
         ) from error
+
+
+_AS_THEY_ARE = frozenset((int, float, bool, str, bytes, type(None)))
+
+
+def _deepcopied(part: Any, memo: dict[int, Any]) -> Any:
+    """What ``copy.deepcopy`` gives for a module, without its detours for what nearly every module holds."""
+    kind = type(part)
+    if id(part) in memo or not _copied_by_its_dict(kind):
+        return copy.deepcopy(part, memo)
+    copied = memo[id(part)] = kind.__new__(kind)
+    state: dict[str, Any] = {}
+    for name, held in vars(part).items():
+        if type(held) in _AS_THEY_ARE:
+            state[name] = held
+        elif name == "_modules" and type(held) in (dict, OrderedDict) and id(held) not in memo:
+            state[name] = memo[id(held)] = type(held)()
+            state[name].update((key, _deepcopied(child, memo)) for key, child in held.items())
+        elif type(held) in (dict, OrderedDict) and not held and id(held) not in memo:
+            state[name] = memo[id(held)] = type(held)()
+        else:
+            state[name] = copy.deepcopy(held, memo)
+    copied.__setstate__(state)
+    return copied
+
+
+@cache
+def _copied_by_its_dict(kind: type) -> bool:
+    """Whether ``copy.deepcopy`` copies objects of a class by their attributes alone."""
+    import torch
+
+    usual = all(
+        getattr(kind, way, None) is getattr(object, way, None)
+        for way in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__deepcopy__")
+    )
+    return usual and issubclass(kind, torch.nn.Module) and kind not in copyreg.dispatch_table

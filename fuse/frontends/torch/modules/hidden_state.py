@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from types import MethodType, NoneType
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ def patched_forwards(module: torch.nn.Module) -> set[str]:
 
 
 _PLAIN = (int, float, str, NoneType)
+_AT_ONCE = frozenset((*_PLAIN, bool))
+_DICTS = (dict, OrderedDict)
 _OWN = ("_modules", "_parameters", "_buffers")
 _DEPTH = 4
 
@@ -55,7 +58,10 @@ _DEPTH = 4
 def held_in_attributes(part: torch.nn.Module) -> Iterator[tuple[str, object]]:
     """What a module's attributes hold, beside its children, parameters and buffers, also in containers there."""
     for name, attribute in vars(part).items():
-        waiting: list[tuple[object, int]] = [] if name in _OWN else [(attribute, 0)]
+        # Most hold a number or an empty dict of hooks.
+        if type(attribute) in _AT_ONCE or name in _OWN or (type(attribute) in _DICTS and not attribute):
+            continue
+        waiting: list[tuple[object, int]] = [(attribute, 0)]
         while waiting:
             item, depth = waiting.pop()
             if isinstance(item, _PLAIN):

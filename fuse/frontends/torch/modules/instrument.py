@@ -2,8 +2,9 @@
 
 * A **trial bias** of zeros where a layer has none: if the graph reads it, the layer's forward would use
   the bias that a fold adds; no type has to be trusted.
-* A **marker** at the entry and exit of a BatchNorm, of its children and of hooked modules: an
-  ``aten.alias`` that says which values a hook sees, and what a BatchNorm module does beside normalising.
+* A **marker** at the entry and exit of hooked modules, and of a BatchNorm and its children where their classes do not
+  say what they compute: an ``aten.alias`` that says which values a hook sees, and what a BatchNorm module does beside
+  normalising.
 * A **watch** on a BatchNorm's tensors and numbers: whether other code reads them.
 """
 
@@ -12,10 +13,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.modules.custom_batchnorms import layout_of, read_as_batchnorm
+from convbn.fuse.frontends.torch.modules.layers import is_one_call, plain_forward
 from convbn.fuse.frontends.torch.modules.results import nest_of
 
 if TYPE_CHECKING:
@@ -136,7 +138,8 @@ def instrument(module: torch.nn.Module, *, trust_shapes: bool = True) -> Instrum
     read_as_batchnorm(module)
     instrumented = Instrumented(module, frozenset(_add_trials(parts, trust_shapes=trust_shapes)), hooked)
     norms = {path: part for path, part in parts.items() if is_batchnorm_like(part) or id(part) in own}
-    wanted = {id(part) for norm in norms.values() for part in (norm, *norm.children())}
+    unknown = [norm for norm in norms.values() if not plain_forward(norm)]
+    wanted = {id(part) for norm in unknown for part in (norm, *norm.children()) if not is_one_call(part)}
     for path, part in parts.items():
         part._backward_hooks.clear()  # they change no number, and cannot be captured
         part._backward_pre_hooks.clear()
@@ -201,6 +204,10 @@ _PLAIN = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 """What PyTorch's BatchNorms hold beside tensors."""
 
 
+_COUNTER = ("num_batches_tracked",)
+"""What they count with in training."""
+
+
 class _Watched(dict[str, Any]):
     """A module's parameters or buffers that tell when one is read as an attribute.
 
@@ -249,6 +256,10 @@ def _watch(instrumented: Instrumented, path: str, part: torch.nn.Module) -> None
 
     attributes = vars(part)
     plain = {name: attributes.pop(name) for name in _PLAIN if name in attributes}
+    if not part.training and plain_forward(
+        part
+    ):  # its forward does not look at it; one input of the graph less
+        plain |= {name: part._buffers.pop(name) for name in _COUNTER if name in part._buffers}
     attributes["_parameters"] = _Watched(part._parameters, {}, tell)
     attributes["_buffers"] = _Watched(part._buffers, plain, tell)
 
@@ -272,7 +283,7 @@ def _mark(instrumented: Instrumented, path: str, part: torch.nn.Module) -> None:
     tensors = (torch.Tensor, torch.fx.Proxy)
 
     def marked(value: Any) -> Any:
-        return pytree.tree_map_only(tensors, torch.ops.aten.alias.default, value)
+        return pytree.tree_map_only(tensors, _alias, value)
 
     def enter(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_dynamo_compiling():
@@ -291,3 +302,23 @@ def _mark(instrumented: Instrumented, path: str, part: torch.nn.Module) -> None:
 
     part.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
     part.register_forward_hook(leave)
+
+
+def _alias(value: Any) -> Any:
+    """Another name for a tensor in the graph that is being captured.
+
+    An ``aten.alias`` that runs takes longer than a convolution on tensors without numbers; so what the capture made
+    gets a further node, which whoever reads it later reads. What came from outside keeps its own.
+    """
+    import torch
+    from torch.fx.experimental import proxy_tensor
+
+    alias = torch.ops.aten.alias.default
+    mode = None if isinstance(value, torch.fx.Proxy) else proxy_tensor.get_proxy_mode()
+    slot = None if mode is None else proxy_tensor.get_proxy_slot(value, mode.tracer, None)
+    if mode is None or slot is None or slot.proxy.node.op != "call_function":
+        return alias(value)
+    made = mode.tracer.create_proxy("call_function", alias, (slot.proxy,), {})
+    made.node.meta["val"] = slot.proxy.node.meta["val"]
+    proxy_tensor.set_proxy_slot(value, mode.tracer, replace(slot, proxy=made))
+    return value

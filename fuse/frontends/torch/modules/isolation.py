@@ -31,15 +31,18 @@ def exclusive_capture() -> Iterator[None]:
     The tracers print whole graphs of a failure; what the user needs of that is in the error.
     """
     import torch
-    from torch.fx import _symbolic_trace
+    from torch.fx import _symbolic_trace, config
 
     with quiet(), random_state_kept(), torch.no_grad():
         original = _symbolic_trace._Patcher
         _symbolic_trace._Patcher = _patcher_for_this_thread()  # type: ignore[misc]
+        # A line of the forward for every node, which takes as long as its capture; nobody reads it.
+        untold, config.do_not_emit_stack_traces = config.do_not_emit_stack_traces, True
         try:
             yield
         finally:
             _symbolic_trace._Patcher = original  # type: ignore[misc]
+            config.do_not_emit_stack_traces = untold
 
 
 def _patcher_for_this_thread() -> Any:

@@ -15,7 +15,7 @@ from convbn.fuse.view.op import Op
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["batchnorm_of", "layer_of", "plain_forward"]
+__all__ = ["batchnorm_of", "is_one_call", "layer_of", "plain_forward"]
 
 
 def plain_forward(part: torch.nn.Module) -> bool:
@@ -40,6 +40,31 @@ def plain_forward(part: torch.nn.Module) -> bool:
         if isinstance(part, other):
             return kind.forward is other.forward
     return isinstance(part, _BatchNorm) and kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+_ONE_CALL = (
+    *(
+        "ReLU",
+        "ReLU6",
+        "LeakyReLU",
+        "ELU",
+        "SiLU",
+        "GELU",
+        "Mish",
+        "Sigmoid",
+        "Tanh",
+        "Hardswish",
+        "Hardsigmoid",
+    ),
+    *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Identity"),
+)
+
+
+def is_one_call(part: torch.nn.Module) -> bool:
+    """Whether a module of ``torch.nn`` makes one call, on its one input, and gives what that gives; or none."""
+    kind = type(part)
+    own = kind.__module__.startswith("torch.nn.modules.") and kind.__name__ in _ONE_CALL
+    return own and "forward" not in vars(part)
 
 
 def layer_of(part: torch.nn.Module) -> Op | None:
