@@ -69,7 +69,7 @@ many-cost: $(STAMP)  ## 200 small files by `convbn run` against a shell loop ove
 cost: $(STAMP)  ## CPU and memory of `convbn fuse` against onnx.save(onnx.load(f)), interleaved
 	$(BIN)/python tools/performance/fuse_cost.py
 
-torch-cost: $(STAMP)  ## CPU and memory of folding a module against torch.fx's fuse, interleaved
+torch-cost: $(STAMP)  ## CPU of folds and captures of modules against torch.fx, torch.export and a run, interleaved; memory
 	$(BIN)/python tools/performance/torch_cost.py
 
 bench-table: $(STAMP)  ## twelve networks on the CPU, unfused, fused by the runtime, fused by convbn, into docs/bench

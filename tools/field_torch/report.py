@@ -23,8 +23,10 @@ Networks as other libraries build them, with random weights and BatchNorms as tr
 of its own. A cell says how many BatchNorms of how many are left, after the result was shown to be equal to the
 original, written, and read back. Made by `make field-torch` (`tools/field_torch/`), which installs the libraries into
 an environment of its own; none of them is a dependency. With a star: the folded file is equal to the exported one,
-which is not equal to the module, since among boxes of nearly the same score two runtimes choose differently. Detectors
-of torchvision are taken without their box selection.
+which is not equal to the module, since among boxes of nearly the same score two runtimes choose differently. With a
+dagger: boxes whose scores are equal up to rounding change places between the exported file and the folded one; both
+were run again with the same choice, and then are equal (the line below says how close the scores are). Detectors of
+torchvision are taken without their box selection.
 """
 
 
@@ -75,6 +77,7 @@ def render(summary: Mapping[str, Any]) -> str:
             for form, facts in zip(FORMS, forms, strict=True)
             if facts["failure"]
         ]
+        notes += [_tie(name, facts["ties"]) for facts in forms if facts.get("ties")]
     rows.append(["", "all", *(f"{t['left']} of {t['before']}" for t in summary["totals"].values()), ""])
     libraries = ", ".join(f"{name} {version}" for name, version in summary["libraries"].items())
     body = table(["library", "network", *_TITLES.values(), "why the rest stays"], rows, left=2)
@@ -92,7 +95,16 @@ def _cell(facts: Mapping[str, Any]) -> str:
     if facts["failure"]:
         return "failed"
     star = "" if facts.get("export_agrees", True) else " (\\*)"
-    return f"{facts['left']} of {facts['before']}, {facts['verify']}{star}"
+    dagger = " (†)" if facts.get("ties") else ""
+    return f"{facts['left']} of {facts['before']}, {facts['verify']}{star}{dagger}"
+
+
+def _tie(name: str, ties: Mapping[str, Any]) -> str:
+    return (
+        f"* {name}, onnx (†): at {ties['places']} places of the sorted boxes; their scores lie at most "
+        f"{ties['margin']:.1e} apart, and a score differs by up to {ties['noise']:.1e} between the files. With the "
+        f"same choice the outputs differ by {ties['error']:.1e} at most, relative to their largest value."
+    )
 
 
 def _versions() -> dict[str, str]:

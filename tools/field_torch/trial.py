@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,19 +86,31 @@ def _pt2(module: nn.Module, x: torch.Tensor, folder: Path) -> Facts:
 
 
 def _onnx(module: nn.Module, x: torch.Tensor, folder: Path) -> Facts:
-    """Exported to ONNX as it is, folded there, and compared with the module, if the export itself agrees with it."""
+    """Exported to ONNX as it is, folded there, and compared with the module, if the export itself agrees with it.
+
+    Where it does and the folded file does not, both may sort boxes of equal scores differently; that has to be shown.
+    """
     import onnx
 
     import convbn
+    from field_torch.ties import ties_between
 
     before = convbn.export_onnx(module, x, fold=False)
     after, report = convbn.fuse(before)
     onnx.save(after, folder / "a.onnx")
     answer = convbn.verify(module, folder / "a.onnx", example_inputs=x)
     exported = answer if answer else convbn.verify(module, before, example_inputs=x)
+    tied = None
     if exported and not answer:
-        raise ValueError(answer.reason)
-    return {**_said(report), "export_agrees": bool(exported), "size": (folder / "a.onnx").stat().st_size}
+        tied = ties_between(before, after, {before.graph.input[0].name: x.numpy()})
+        if tied is None or not tied.explain_all:
+            raise ValueError(answer.reason)
+    return {
+        **_said(report),
+        "export_agrees": bool(exported),
+        "ties": None if tied is None else asdict(tied),
+        "size": (folder / "a.onnx").stat().st_size,
+    }
 
 
 FORMS: dict[str, Callable[..., Facts]] = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}

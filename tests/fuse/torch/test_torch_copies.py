@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.fx import config
@@ -110,13 +112,22 @@ def test_children_behind_the_statistics_stay() -> None:
         assert norm.handle.kept == ("drop", "act")
 
 
-def test_a_child_that_reads_more_than_its_input_keeps_the_batchnorm() -> None:
-    class Added(_Norm):
+@pytest.mark.parametrize(
+    ("act", "then"),
+    [
+        (nn.ReLU(), lambda act, y: act(y) + y),
+        (nn.ReLU(), lambda act, y: act(y + 1)),
+        (nn.Softsign(), lambda act, y: act(input=y)),
+    ],
+)
+def test_children_that_could_not_stay_alone_keep_the_batchnorm(
+    act: nn.Module, then: Callable[..., Any]
+) -> None:
+    class Other(_Norm):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = nn.BatchNorm2d.forward(self, x)
-            return self.act(y) + y
+            return then(self.act, nn.BatchNorm2d.forward(self, x))
 
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), Added(nn.Identity(), nn.ReLU())).eval()
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), Other(nn.Identity(), act)).eval()
     (norm,) = capture_module(module, (_X,)).view.batchnorms()
     assert "does more than" in norm.locks["bypass"].detail
 

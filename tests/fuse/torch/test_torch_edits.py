@@ -290,7 +290,7 @@ class Stepwise(nn.BatchNorm2d):
         (lambda norm, y: norm.act(y), True),
         (lambda norm, y: norm.act(norm.act(y)), False),
         (lambda norm, y: norm.act(y) + y, False),
-        (lambda norm, y: norm.act(input=y), False),
+        (lambda norm, y: norm.act(input=y), True),
         (lambda norm, y: F.tanh(y), False),
     ],
     ids=["once", "twice", "added", "by-keyword", "function"],

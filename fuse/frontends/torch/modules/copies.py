@@ -133,7 +133,7 @@ _AS_THEY_ARE = frozenset((int, float, bool, str, bytes, type(None)))
 
 def _deepcopied(part: Any, memo: dict[int, Any]) -> Any:
     """What ``copy.deepcopy`` gives for a module, without its detours for what nearly every module holds."""
-    kind = type(part)
+    kind: Any = type(part)
     if id(part) in memo or not _copied_by_its_dict(kind):
         return copy.deepcopy(part, memo)
     copied = memo[id(part)] = kind.__new__(kind)
@@ -153,7 +153,7 @@ def _deepcopied(part: Any, memo: dict[int, Any]) -> Any:
 
 
 @cache
-def _copied_by_its_dict(kind: type) -> bool:
+def _copied_by_its_dict(kind: Any) -> bool:
     """Whether ``copy.deepcopy`` copies objects of a class by their attributes alone."""
     import torch
 
