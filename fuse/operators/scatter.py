@@ -108,8 +108,7 @@ def from_aten(call: AtenCall) -> Mapped | None:
     kind, source = _ATEN[call.name]
     if kind is None:
         kind = _REDUCTIONS.get(str(given.get("reduce"))) if given.get("include_self", True) else None
-    plain = given.get("reduce") is None or call.name == "scatter_reduce"
-    if axis is None or kind is None or not plain or given.get("alpha", 1) != 1 or call.tensor(source) is None:
+    if axis is None or kind is None or given.get("alpha", 1) != 1 or call.tensor(source) is None:
         return None
     return call.reads(Scatter(call.name, (axis,), kind), "self", "index", source)
 
@@ -120,5 +119,5 @@ OPERATOR = Operator(
     Scatter,
     RULE,
     onnx={"ScatterElements": elements_from_onnx, "Scatter": elements_from_onnx, "ScatterND": nd_from_onnx},
-    aten=(Aten(tuple(_ATEN), from_aten),),
+    aten=(Aten(tuple(_ATEN), from_aten, overloads=("src", "two")),),
 )
