@@ -56,6 +56,7 @@ __all__ = [
     "CHAIN",
     "MERGES",
     "OF_CONSTANTS",
+    "PIECES",
     "WAYS",
     "aten_rows",
     "evaluator_of",
@@ -82,6 +83,9 @@ OF_CONSTANTS = "batchnorm-of-constants"
 
 MERGES = ("merge-parallel-convs", "merge-identity", "merge-affine", "merge-average-pool")
 """By what a convolution takes in beside it (:mod:`convbn.fuse.plan.merging.branches`)."""
+
+PIECES = "merge-split-convs"
+"""Convolutions of the pieces of a split (:mod:`convbn.fuse.plan.merging.pieces`)."""
 
 CHAIN = "merge-chain"
 """Linear layers in a row (:mod:`convbn.fuse.plan.merging.chains`)."""
@@ -152,7 +156,7 @@ def rules() -> tuple[Rule, ...]:
 def known_names() -> tuple[str, ...]:
     """The names of all rules and merges."""
     names = (rule.full_name for rule in rules())
-    return (*names, *WAYS, OF_CONSTANTS, *MERGES, CHAIN)
+    return (*names, *WAYS, OF_CONSTANTS, *MERGES, PIECES, CHAIN)
 
 
 def rule_for(operator: Op) -> Rule | None:

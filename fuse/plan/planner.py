@@ -26,6 +26,7 @@ from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merging.beside import merge_beside
 from convbn.fuse.plan.merging.chains import merge_chains
 from convbn.fuse.plan.merging.merger import merge_branches
+from convbn.fuse.plan.merging.pieces import merge_pieces
 from convbn.fuse.plan.plan import Folded, Kept, Merged, Plan
 from convbn.fuse.plan.together import calls_of_one, together
 from convbn.fuse.refusal import Reason, Refusal
@@ -125,7 +126,9 @@ def _merge(view: View, plan: Plan, options: FuseOptions) -> bool:
     """Merge linear branches; whether there were any."""
     before = len(plan.edits)
     if view.replaceable:
-        merges = chain(merge_branches(view, options, affine_of), merge_chains(view, options))
+        merges = chain(
+            merge_branches(view, options, affine_of), merge_pieces(view, options), merge_chains(view, options)
+        )
     else:
         merges = chain(merge_beside(view, options, affine_of))
     for merge in merges:

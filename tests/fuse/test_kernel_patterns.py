@@ -183,6 +183,13 @@ def gate(w: Writer, x: str) -> str:
     return w("Mul", x, w("HardSigmoid", conv(w, w("Relu", conv(w, pooled))), alpha=1 / 6, beta=0.5))
 
 
+def split_convs(w: Writer, x: str) -> str:
+    """As mixed convolutions are exported; the biases come with the fold."""
+    w.nodes.append(onnx.helper.make_node("Split", [x], [f"{x}.0", f"{x}.1"], axis=1, num_outputs=2))
+    pieces = [w("Conv", f"{x}.{i}", random(C // 2, C // 2, 1, 1, seed=i) / 4) for i in range(2)]
+    return w("Concat", *pieces, axis=1)
+
+
 def dropout(w: Writer, x: str) -> str:
     return w("Relu", w("Dropout", conv(w, x, 3)))
 
@@ -214,6 +221,7 @@ IMAGES: list[Expected] = [
     (conv_add_relu, "Conv+sum+Relu", ""),
     (gate, "Conv+HardSigmoid", ""),
     (dropout, "Conv+Relu", ""),
+    (split_convs, "Conv", "Convolution"),
 ]
 SEQUENCES: list[Expected] = [
     (layer_norm, "LayerNormalization", "MVN"),
