@@ -27,7 +27,7 @@ from convbn.fuse.view.dataflow import Constant
 from convbn.fuse.view.edits import Edit, Replace, SetConstant
 from convbn.fuse.view.view import View
 
-__all__ = ["Folding", "fold"]
+__all__ = ["Folding", "check_rules", "fold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def fold(
         BadInputError: the model cannot be read.
     """
     options = options or FuseOptions()
-    _check_rules(options)
+    check_rules(options)
     frontend = frontend_of(model)
     if frontend is None:
         raise UsageError(
@@ -156,7 +156,12 @@ def _with_locks(kept: Sequence[Kept], view: View) -> Iterator[Kept]:
             yield item
 
 
-def _check_rules(options: FuseOptions) -> None:
+def check_rules(options: Any) -> None:
+    """Refuse names in ``only`` and ``skip`` that are none of a rule.
+
+    Raises:
+        UsageError: there is one.
+    """
     known = known_names()
     for name in (*options.only, *options.skip):
         if name not in known:

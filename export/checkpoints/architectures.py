@@ -17,15 +17,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convbn.common.text import named_line
+from convbn.common.text import did_you_mean, named_line
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_module", "parse_arguments"]
+__all__ = ["build_module", "parse_arguments", "parse_spec"]
 
 _FORMS = "write torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
+_LIBRARIES = ("torchvision", "timm", "hf-hub", "local-dir")
 _DOWNLOADS = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
 
 
@@ -52,6 +53,21 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, object]:
     return result
 
 
+def parse_spec(spec: str) -> tuple[str, str]:
+    """The library and the name in it that a spec of :func:`build_module` is made of; nothing is imported.
+
+    Raises:
+        UsageError: the spec has another form.
+    """
+    library, colon, name = spec.partition(":")
+    if not colon or not library or not name:
+        raise UsageError(f"{spec!r} names no architecture", hint=_FORMS)
+    dotted = (*library.split("."), *name.split("."))
+    if library not in _LIBRARIES and not all(part.isidentifier() for part in dotted):
+        raise UsageError(f"{spec!r} is not a dotted Python name", hint=_FORMS)
+    return library, name
+
+
 def build_module(
     spec: str, arguments: Mapping[str, object] | None = None, *, allow_cwd: bool = False
 ) -> torch.nn.Module:
@@ -73,9 +89,7 @@ def build_module(
         NotSupportedError: the library is missing or its installation is broken.
         FileAccessError: the description of a ``hf-hub:`` name cannot be fetched.
     """
-    library, colon, name = spec.partition(":")
-    if not colon or not library or not name:
-        raise UsageError(f"{spec!r} names no architecture", hint=_FORMS)
+    library, name = parse_spec(spec)
     given = dict(arguments or {})
     if library == "torchvision":
         return _checked(spec, _torchvision(spec, name, given))
@@ -129,12 +143,10 @@ def _described(spec: str, library: str, name: str, given: dict[str, object]) -> 
 def _imported(spec: str, package: str, name: str, given: dict[str, object]) -> object:
     import torch
 
-    if not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
-        raise UsageError(f"{spec!r} is not a dotted Python name", hint=_FORMS)
     try:
         found: Any = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        hint = "install it, or put its folder on PYTHONPATH"
+        hint = did_you_mean(package, _LIBRARIES) or "install it, or put its folder on PYTHONPATH"
         if error.name is not None and _lies_here(error.name):
             hint = "it lies in the current folder, which --allow-cwd lets it be imported from"
         raise BadInputError(f"there is no module {error.name!r}", source=spec, hint=hint) from error

@@ -294,6 +294,10 @@ def _run(arguments: Sequence[str], options: argparse.Namespace) -> int:
         from convbn.commands.options.precision import check_precision
 
         check_precision(options)
+    if hasattr(options, "skip"):
+        from convbn.fuse.fold import check_rules
+
+        check_rules(options)
     with local_files(options):
         check_targets(options)
         return max(worst, int(import_module(f"convbn.commands.{options.verb}").run(options)))

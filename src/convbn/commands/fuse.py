@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     """Fold IN, compare it with what came in, and only then write OUT."""
     console = console_of(options)
     refuse_unproven(options)
+    if options.external_data != "auto" and "external_data" not in format_of(options.output).takes:
+        raise UsageError("--external-data is for ONNX files", source=options.output)
     with console.phase("reading"):
         source = open_source(
             options.input, load_options(options), light=True, hashed=options.json is not None
@@ -74,8 +76,6 @@ def _file_to_file(
 
 def _made(source: SourceModel, target: Format, options: argparse.Namespace, console: Console) -> Report:
     """A module or program, folded in the form that is written."""
-    if options.external_data != "auto" and "external_data" not in target.takes:
-        raise UsageError("--external-data is for ONNX files", source=options.output)
     with console.phase("folding"):
         folding = fold(
             source.captured(target.made_of),

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,14 @@ from convbn.commands.many import reports
 from convbn.commands.many.progress import Progress
 from convbn.commands.steps.reporting import append_summary
 from convbn.commands.steps.shared import console_of, write_json, write_text
+from convbn.commands.steps.targets import replaces
 from convbn.common.document import html, markdown, terminal
 from convbn.common.text import printable
 from convbn.errors import FileAccessError, UsageError
 from convbn.export.files.atomic import check_target
 from convbn.export.loading.remote import is_url, shown
 from convbn.pipeline.outcome import Outcome, exit_code
-from convbn.pipeline.perform import known, perform
+from convbn.pipeline.perform import known
 from convbn.pipeline.planning.changes import LastRun
 from convbn.pipeline.planning.expand import Expansion, expand
 from convbn.pipeline.planning.models import Model, models_of
@@ -120,16 +121,10 @@ class _Planned:
             return list(found.values()), None
         self._store.check_writable()
         self._store.sweep()
-        progress = Progress(len(steps), quiet=self._options.quiet)
-        with self._runner() as runner:
+        with self._runner() as runner, Progress(len(steps), quiet=self._options.quiet) as progress:
             ran = run_steps(
                 steps, runner, on_event=progress, known=lambda step: found.get(step) or self._known(step)
             )
-        progress.close()
-        for step, outcome in zip(steps, ran.outcomes, strict=True):
-            # The memory of this process: workers have delivered into their own.
-            if outcome.succeeded and step.target is not None and step.target.startswith("memory://"):
-                perform(step, self._store)
         self._keep(ran.outcomes)
         return ran.outcomes, ran.stopped
 
@@ -163,10 +158,23 @@ class _Planned:
         typed = {name: getattr(self._options, name) for name in ("json", "junit", "markdown", "html")}
         return planned | {name: path for name, path in typed.items() if path is not None}
 
+    def _files(self) -> Iterator[str]:
+        """What belongs to the models of the plan, and what was made of them."""
+        yield from (path for model in self._models for path, _ in model.reads)
+        yield from self._last.delivered
+
     def check_reports(self) -> None:
         """Refuse now what could not be written later; a plan's own reports are replaced, as they are its output."""
-        for path in self._targets().values():
+        taken: list[tuple[str, str]] = []
+        for name, path in self._targets().items():
             if path != "-" and not is_url(path):
+                there = self._files() if os.path.exists(path) else ()
+                replaces(
+                    f"the {name} report",
+                    path,
+                    [*((f"{one}, which is a model", one) for one in there), *taken],
+                )
+                taken.append((f"the {name} report", path))
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 check_target(path, overwrite=True)
 

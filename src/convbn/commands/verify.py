@@ -18,15 +18,21 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Compare; exit code 1 unless equality was shown."""
+    from convbn.bench.models.inputs import is_onnx
+    from convbn.bench.runtimes.registry import check_runtime
     from convbn.proof import verify
 
     console = console_of(options)
     how = _load_options(options)
+    if options.runtime is not None:
+        check_runtime(options.runtime)
     with console.phase("reading"):
         reference, candidate = (
             open_model_or_engine(path, how, options.trust_engine, light=True, hashed=False)
             for path in (options.reference, options.candidate)
         )
+    if options.layers and not all(is_onnx(source.runnable) for source in (reference, candidate)):
+        raise UsageError("--layers compares the values of ONNX models", hint="export both with --no-fuse")
     with console.phase("comparing") as progress:
         answer = verify(
             reference.runnable,
@@ -101,6 +107,8 @@ def _load_options(options: argparse.Namespace) -> LoadOptions:
 
     how = load_options(options)
     if options.calibration is None:
+        if options.preprocess is not None:
+            raise UsageError("--preprocess is of images, and needs --calibration PATH")
         if options.precision == "int8" and how.inputs is None:
             raise UsageError(
                 "an int8 model is as exact as its ranges fit the data, which random inputs are not like",

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from typing import Self
 
 from convbn.common.text import clean, printable
 from convbn.pipeline.runners.pool import Event
@@ -79,7 +80,10 @@ class Progress:
             told.append(f"about {_clock((now - self._begun) / worked * (self._total - finished))}")
         return " · ".join(told)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Take it away."""
         if self._live:
             self._draw([])

@@ -43,13 +43,12 @@ def run(arguments: Sequence[str], options: argparse.Namespace) -> int:
         The worst exit code of all.
     """
     items = _items(options)
+    _check_reports(items, options)
     begun, created = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     console = console_of(options)
     steps = [_step(arguments, item, options) for item in items]
-    progress = Progress(len(steps), quiet=options.quiet)
-    with LocalRunner(options.workers) as runner:
+    with LocalRunner(options.workers) as runner, Progress(len(steps), quiet=options.quiet) as progress:
         ran = run_steps(steps, runner, on_event=progress)
-    progress.close()
     seconds = time.monotonic() - begun
     name = f"{options.verb} {_given(options)}"
     console.say(terminal.rendered(reports.document(name, seconds, ran.outcomes)).rstrip("\n"))
@@ -112,6 +111,18 @@ def _items(options: argparse.Namespace) -> list[Item]:
         if options.verb == "export":
             check_precision(narrowed)
     return items
+
+
+def _check_reports(items: Sequence[Item], options: argparse.Namespace) -> None:
+    """No report takes the place of one of the models, or of what is made of them."""
+    read = [path for item in items for path in (item.path, item.other) if path and os.path.isfile(path)]
+    single = dict.fromkeys(("input", "reference", "candidate", "output"))
+    written = [item.target for item in items if item.target is not None]
+    check_targets(
+        argparse.Namespace(
+            **{**vars(options), **single, "verb": "inspect", "others": read, "targets": written}
+        )
+    )
 
 
 def _step(arguments: Sequence[str], item: Item, options: argparse.Namespace) -> Step:

@@ -126,6 +126,8 @@ class Parser(argparse.ArgumentParser):
         elif message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
             meant = next(filter(None, (did_you_mean(word, self._options()) for word in words)), None)
+            if meant is None and not words[0].startswith("-"):
+                meant = "files are named one after the other, before or behind the options"
         self.exit(2, f"{self.prog}: error: {message}; {meant or f'{self.prog} --help lists the options'}\n")
 
     def _options(self) -> Iterable[str]:

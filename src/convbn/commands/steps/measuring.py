@@ -29,16 +29,21 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
         options: of ``convbn bench``.
         console: where the progress is shown.
     """
-    from convbn.bench.cases.study import Study
-    from convbn.bench.measure.options import Instruments
-    from convbn.bench.measure.protocol import measure
     from convbn.bench.runtimes.registry import check_runtime
-    from convbn.commands.steps.inspect_engine import is_engine
-    from convbn.export.engines.run.load import require_trust
+    from convbn.export.precision.precisions import precision_named
 
     runtimes = tuple(options.runtime.split(",")) if options.runtime else None
     for name in runtimes or ():
         check_runtime(name)
+    for name in options.precision.split(",") if options.precision else ():
+        precision_named(name)
+
+    from convbn.bench.cases.study import Study
+    from convbn.bench.measure.options import Instruments
+    from convbn.bench.measure.protocol import measure
+    from convbn.commands.steps.inspect_engine import is_engine
+    from convbn.export.engines.run.load import require_trust
+
     for path in (options.input, *options.others):
         if is_engine(path):
             require_trust(path, options.trust_engine)

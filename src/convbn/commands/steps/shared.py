@@ -34,10 +34,18 @@ __all__ = [
 
 
 def load_options(options: argparse.Namespace) -> LoadOptions:
-    """How the command line says to open IN."""
+    """How the command line says to open IN.
+
+    Raises:
+        UsageError: a value makes no sense.
+    """
+    from convbn.export.checkpoints.architectures import parse_arguments, parse_spec
     from convbn.export.checkpoints.limits import Limits
     from convbn.export.checkpoints.names import Naming
 
+    if options.arch is not None:
+        parse_spec(options.arch)
+    parse_arguments(options.arch_arg)
     return LoadOptions(
         options.arch,
         tuple(options.arch_arg),

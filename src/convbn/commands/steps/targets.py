@@ -1,17 +1,20 @@
-"""Every file that a command writes, held against those that it reads and writes, before any work."""
+"""Every file that a command names, before any work: what is read is there, and nothing written takes its place."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from convbn.errors import FileAccessError, UsageError
-from convbn.export.formats import format_of
+from convbn.export.checkpoints.hub import HUB
+from convbn.export.files.atomic import check_target, open_regular
+from convbn.export.formats import FORMATS, format_of
+from convbn.export.loading.remote import is_url
+from convbn.export.onnx_io.locations import external_locations
 
-__all__ = ["check_targets"]
+__all__ = ["check_targets", "replaces"]
 
 _READ = (
     "input",
@@ -24,20 +27,24 @@ _READ = (
     "baseline",
     "inputs",
     "calibration",
+    "plan",
 )
+_MAY_BE_FOLDERS = ("inputs", "calibration")
+#: The verbs that write models, and what says so of a format.
+_MODELS_WRITTEN = {"fuse": {"fuse"}, "export": {"export"}, "refit": {"engine", "external_data"}}
 _TEXT = ("json", "markdown")
 _REPORTS = (*_TEXT, "html", "junit", "github_benchmark", "bencher", "step_summary")
 
 
 def check_targets(options: argparse.Namespace) -> None:
-    """Refuse now what could not be written later, or would take the place of something else.
+    """Refuse now what could not be read or written later, or would take the place of something else.
 
     Args:
         options: of any verb.
 
     Raises:
         UsageError: one path has two uses, or two reports want stdout, or one that cannot go there does.
-        FileAccessError: a target exists and is not to be replaced, or cannot be written.
+        FileAccessError: a file is missing, a target exists and is not to be replaced, or cannot be written.
     """
     given = {name: path for name in _REPORTS if (path := getattr(options, name, None))}
     streams = [name for name, path in given.items() if path == "-"]
@@ -47,19 +54,42 @@ def check_targets(options: argparse.Namespace) -> None:
     if len(streams) > 1:
         raise UsageError("--json - and --markdown - both want stdout")
     reports = {name: path for name, path in given.items() if path != "-"}
+    _check_format(options)
     used = [*_read(options), *_artefacts(options)]
+    if (onnx := getattr(options, "onnx", None)) is not None:
+        reports = {"onnx": onnx, **reports}
     for name, path in reports.items():
-        for what, other in used:
-            if _same(path, other):
-                hint = "give every file a path of its own"
-                raise UsageError(f"{_option(name)} would replace {what}", source=path, hint=hint)
+        replaces(_option(name), path, used)
         used.append((_option(name), path))
     _check_folder_of_results(options)
+    for name in _READ:
+        if name == "plan" and getattr(options, "init", False):
+            continue  # which is written
+        _check_read(getattr(options, name, None), folder=name in _MAY_BE_FOLDERS)
+    for path in getattr(options, "others", ()):
+        _check_read(path)
     output = getattr(options, "output", None)
     if output is not None:
         _check(output, overwrite=options.force)
     for name, path in reports.items():
         _check_report(name, path, options)
+
+
+def replaces(name: str, path: str, used: Iterable[tuple[str, str]]) -> None:
+    """Refuse a report that would take the place of another file.
+
+    Args:
+        name: of the report.
+        path: where it is to go.
+        used: the other files, each behind what it is.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    for what, other in used:
+        if _same(path, other):
+            hint = "give every file a path of its own"
+            raise UsageError(f"{name} would replace {what}", source=path, hint=hint)
 
 
 def _option(name: str) -> str:
@@ -71,16 +101,36 @@ def _read(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     paths = [path for name in _READ if (path := getattr(options, name, None)) is not None]
     for path in (*paths, *getattr(options, "others", ())):
         yield f"{path}, which is read", path
+        if path.lower().endswith(".onnx") and os.path.isfile(path):
+            folder = os.path.dirname(path)
+            yield from (
+                (f"weights of {path}", os.path.join(folder, name)) for name in external_locations(path)
+            )
 
 
 def _artefacts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """What is written besides reports: OUT, and the file that goes with it."""
+    yield from ((f"the result {path}", path) for path in getattr(options, "targets", ()))
     output = getattr(options, "output", None)
     if output is not None:
         yield "OUT", output
-        with suppress(UsageError):  # which the verb says
+        if options.verb in _MODELS_WRITTEN:
             for suffix, what in format_of(output).beside.items():
                 yield what, f"{output}{suffix}"
+
+
+def _check_format(options: argparse.Namespace) -> None:
+    """What a verb writes is told by the suffix of OUT; what fits the model, the verb says once it knows the model."""
+    if options.verb in _MODELS_WRITTEN:
+        groups = _MODELS_WRITTEN[options.verb]
+        format_of(options.output, [row for row in FORMATS if groups & (row.verbs | row.takes)])
+
+
+def _check_read(path: str | None, *, folder: bool = False) -> None:
+    """Refuse a file that is not there; names of a hub are no files, and a URL of a plan is read by the plan."""
+    if path is None or path.startswith(HUB) or is_url(path) or (folder and os.path.isdir(path)):
+        return
+    open_regular(path).close()
 
 
 def _same(one: str, other: str) -> bool:
@@ -103,8 +153,6 @@ def _check_folder_of_results(options: argparse.Namespace) -> None:
 
 
 def _check(path: str, *, overwrite: bool) -> None:
-    from convbn.export.files.atomic import check_target
-
     check_target(path, overwrite=overwrite)
 
 
@@ -112,6 +160,9 @@ def _check_report(name: str, path: str, options: argparse.Namespace) -> None:
     if name == "step_summary":  # is appended to, and may be a pipe
         if not os.path.exists(path) or os.path.isdir(path):
             _check(path, overwrite=True)
+        return
+    if name == "onnx":
+        _check(path, overwrite=options.force)
         return
     # The verbs that write no other report replace their own, and nothing that is no JSON.
     lenient = not hasattr(options, "markdown")
@@ -123,8 +174,6 @@ def _check_report(name: str, path: str, options: argparse.Namespace) -> None:
 
 def _is_json(path: str) -> bool:
     """Whether a file is empty or begins as a JSON object does."""
-    from convbn.export.files.atomic import open_regular
-
     with open_regular(path) as file:
         start = file.read(64).lstrip()
     return start[:1] in (b"", b"{")
