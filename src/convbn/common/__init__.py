@@ -1,3 +1,3 @@
 """What every room needs: text for people, JSON, tables, number types, progress, the version."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
