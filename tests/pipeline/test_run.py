@@ -169,9 +169,21 @@ def _uncommented(line: str) -> str:
     ("text", "cause"),
     [
         ("output = 'out'\n", "models is missing"),
-        ("output = 'out'\n[[model]]\npath = 'x'\n", "model is not known; did you mean models?"),
-        (PLAN + "[runs]\nworkers = 2\n", "runs is not known; did you mean run?"),
-        (PLAN + "[run]\nworkers = 0\n", "run.workers: 0 is less than the minimum of 1"),
+        ("output = 'out'\n[[model]]\npath = 'x'\n", "line 2: model is not known; did you mean models?"),
+        (PLAN + "[runs]\nworkers = 2\n", "line 13: runs is not known; did you mean run?"),
+        (PLAN + "[run]\nworkers = 0\n", "line 14: run.workers: 0 is less than the minimum of 1"),
+        (
+            PLAN.replace('kind = "onnx"\nname', 'knd = "onnx"\nname'),
+            "line 8: targets[1].knd is not known; did you mean kind?",
+        ),
+        (
+            PLAN.replace("precision", "precison"),
+            "line 10: targets[1].precison is not known; did you mean precision?",
+        ),
+        (
+            PLAN.replace('"fp16"', '[\n  "fp16",\n  16]'),
+            "line 10: targets[1].precision[1]: 16 is not of type",
+        ),
         (PLAN.replace("models/**", "nothing/**"), "no file is nothing/**/*.onnx"),
         (PLAN.replace("fp16", "fp17"), "half: argument --precision: invalid choice"),
         (PLAN.replace('"half"', '"onnx"'), "two parts are called onnx"),
@@ -190,3 +202,36 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_starts(
     assert cause in said
     assert said.startswith("convbn: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_with_spaces_and_letters_links_and_results_among_the_models(tmp_path: Path) -> None:
+    """A second run does not take the first one's results for models; a link is a model of its own name."""
+    save_network(tmp_path / "models" / "größe 1" / "ネット [v2].onnx")
+    (tmp_path / "models" / "link.onnx").symlink_to(Path("größe 1") / "ネット [v2].onnx")
+    (tmp_path / "models" / "again").symlink_to(tmp_path / "models")
+    text = 'output = "models/out"\n[[models]]\npath = "models"\n[[targets]]\nkind = "onnx"\n'
+    (tmp_path / "plan.toml").write_text(text + '[reports]\njson = "run.json"\n')
+    for status in ("done", "cached"):
+        run(tmp_path, "run", "plan.toml")
+        found = statuses(tmp_path)
+        assert {name.rpartition("/")[0] for name in found} == {"größe 1/ネット [v2]", "link"}
+        assert set(found.values()) == {status}
+    assert set(whole(tmp_path / "models" / "out")) == {"größe 1/ネット [v2].onnx", "link.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("models", "cause"),
+    [
+        (["a.onnx", "./a.onnx"], "two models are called a: "),
+        (["one/a.onnx", "two/a.onnx"], "two models are called a: "),
+    ],
+)
+def test_models_of_one_name_are_refused(tmp_path: Path, models: list[str], cause: str) -> None:
+    for name in models:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_network(tmp_path / name)
+    listed = ", ".join(f'"{name}"' for name in models)
+    (tmp_path / "plan.toml").write_text(f'output = "out"\n[[models]]\npath = [{listed}]\n')
+    _, _, said = run(tmp_path, "run", "plan.toml", code=3)
+    assert cause in said
+    assert "give one of them a name" in said

@@ -9,7 +9,7 @@ from typing import Any
 
 from convbn.common.text import clean, did_you_mean
 
-__all__ = ["problem"]
+__all__ = ["located", "problem"]
 
 
 @cache
@@ -27,19 +27,27 @@ def problem(value: Any, schema: Path) -> str | None:
         value: JSON-ready.
         schema: path of the schema, of draft 2020-12.
     """
+    found = located(value, schema)
+    return None if found is None else found[0]
+
+
+def located(value: Any, schema: Path) -> tuple[str, tuple[str | int, ...]] | None:
+    """The same, and the keys and numbers from the outside in that lead to it."""
     from jsonschema.exceptions import best_match
 
     error = best_match(_validator(schema).iter_errors(value))
     if error is None:
         return None
+    path = tuple(error.absolute_path)
     where = error.json_path.removeprefix("$").removeprefix(".")
     start = f"{where}." if where else ""
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
-        return clean(f"{start}{missing} is missing")
+        return clean(f"{start}{missing} is missing"), path
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
         unknown = next(key for key in error.instance if key not in known)
         meant = did_you_mean(unknown, known)
-        return clean(f"{start}{unknown[:40]} is not known") + (f"; {meant}" if meant else "")
-    return f"{clean(where or 'the file')}: {clean(error.message)}"
+        told = clean(f"{start}{unknown[:40]} is not known") + (f"; {meant}" if meant else "")
+        return told, (*path, unknown)
+    return f"{clean(where or 'the file')}: {clean(error.message)}", path

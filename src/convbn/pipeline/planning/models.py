@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -61,18 +61,30 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def found(pattern: str, *, torch: bool = False) -> list[tuple[str, str]]:
+def found(pattern: str, *, torch: bool = False, made: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Files that a path, folder or glob stands for, with names that mirror the tree below what is fixed of it.
 
     Args:
         pattern: a file; a folder, whose models are taken at any depth; or a glob with ``*`` and ``**``.
         torch: of a folder, take checkpoints and not ONNX files.
+        made: folders that results lie in. Those that are among the models are not looked into.
 
     Returns:
         Name and path of each, sorted; nothing where there is none.
     """
     files = files_of(pattern, (*CHECKPOINTS, *PROGRAMS) if torch else (*ONNX, *PROGRAMS))
-    return [(Path(name).with_suffix("").as_posix(), path) for name, path in files.items()]
+    return [
+        (Path(name).with_suffix("").as_posix(), path)
+        for name, path in files.items()
+        if not any(_below(folder, path.removesuffix(name)) and _below(path, folder) for folder in made)
+    ]
+
+
+def _below(path: str, folder: str) -> bool:
+    if is_url(path) or is_url(folder):
+        return shown(path).startswith(f"{shown(folder).rstrip('/')}/")
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return path != folder and Path(path).is_relative_to(folder)
 
 
 def models_of(plan: Plan, hashes: Hashes) -> list[Model]:
@@ -103,7 +115,7 @@ def _listed(plan: Plan, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if text.startswith(HUB):
             several.append((text.removeprefix(HUB).partition("@")[0], text))
             continue
-        here = found(plan.place(text), torch="arch" in entry)
+        here = found(plan.place(text), torch="arch" in entry, made=(plan.output, plan.store))
         if not here:
             raise PlanError(
                 f"no file is {shown(text)}", source=plan.path, hint="paths are relative to the plan"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convbn.common.schema import problem
+from convbn.common.schema import located
 from convbn.errors import BadInputError
 from convbn.export.files.atomic import file_access, open_regular
 from convbn.export.loading.remote import fetch, is_url, shown
+from convbn.pipeline.planning.lines import line_of
 
 __all__ = ["SCHEMA", "Plan", "PlanError", "read_plan", "words"]
 
@@ -91,9 +92,10 @@ def read_plan(path: str, *, store: str | None = None) -> Plan:
         raise PlanError("is no plan: it is not UTF-8", source=path, hint=_HINT) from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PlanError(f"is no plan: it is not TOML: {error}", source=path, hint=_HINT) from error
-    wrong = problem(given, SCHEMA)
+    wrong = located(given, SCHEMA)
     if wrong is not None:
-        raise PlanError(f"is no plan: {wrong}", source=path, hint=_HINT)
+        line = line_of(text.decode(), wrong[1])
+        raise PlanError(f"is no plan: line {line}: {wrong[0]}", source=path, hint=_HINT)
     if not is_url(path):
         path = str(Path(path).absolute())
         folder = str(Path(path).parent)
