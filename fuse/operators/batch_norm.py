@@ -146,19 +146,23 @@ def _constants(
 def evaluated(op: BatchNorm, known: Sequence[Constant | None]) -> Evaluated | None:
     """Over constants alone: the batch at hand, too, is the same in every run then."""
     data, gamma, beta, mean, variance = [*known, None, None, None, None][:5]
-    if data is None or mean is None or variance is None:
+    if data is None:
         return None
     axis, rank = op.channel_axis, len(data.shape)
-    if axis >= rank or mean.shape != data.shape[axis : axis + 1]:
+    others = tuple(i for i in range(rank) if i != axis)
+    wanted = data.shape[axis : axis + 1]
+    if not wanted or any(c.shape != wanted for c in (mean, variance) if c is not None):
+        return None
+    if not op.training and (mean is None or variance is None):
         return None
 
     def exact() -> NDArray[np.float64]:
-        numbers, others = data.exact(), tuple(i for i in range(rank) if i != axis)
+        numbers = data.exact()
         affine = from_batchnorm(
             None if gamma is None else gamma.exact(),
             None if beta is None else beta.exact(),
-            numbers.mean(axis=others) if op.training else mean.exact(),
-            numbers.var(axis=others) if op.training else variance.exact(),
+            numbers.mean(axis=others) if op.training or mean is None else mean.exact(),
+            numbers.var(axis=others) if op.training or variance is None else variance.exact(),
             op.epsilon,
         )
         if not isinstance(affine, Affine):

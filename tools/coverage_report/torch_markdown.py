@@ -18,7 +18,7 @@ _TITLES = {
 }
 _INTRODUCTION = """\
 The same networks with γ > 0 as PyTorch modules, each built and folded in a process of its own. *Module form* is
-`convbn.fuse(module, x)`: an object of the same class comes back. *Graph form* is
+`convbn.fuse(module, x)` with `materialize`: an object of the same class comes back. *Graph form* is
 `convbn.fuse(torch.export.export(module, (x,), strict=False))`. BatchNorms are counted where they run: calls of a
 batch_norm operator in a forward pass, in graph form its nodes in the graph. *Errors* are against the unfused
 module in float32 over {inputs} inputs, relative to the largest value of an output; *wrong* is a difference above

@@ -77,7 +77,8 @@ def _module_form(module: nn.Module, inputs: Sequence[torch.Tensor], plain: Pass)
     """convbn on the module itself."""
     import convbn
 
-    fused, report = convbn.fuse(module, inputs[0], options=convbn.FuseOptions(verify=False))
+    options = convbn.FuseOptions(verify=False, materialize=True)
+    fused, report = convbn.fuse(module, inputs[0], options=options)
     after = tried(fused, inputs)
     return {
         "left": after.calls,

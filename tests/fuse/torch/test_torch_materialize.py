@@ -334,3 +334,17 @@ def test_a_description_that_does_not_fit(paths: Any, cause: str, randomised: Any
     edit_header(tmp_path / "a.safetensors", lambda document: {**document, "materialized": paths})
     with pytest.raises(BadInputError, match=cause):
         convbn.load_fused(tmp_path / "a.safetensors", build)
+
+
+def test_a_part_whose_children_have_parameters_is_no_layer() -> None:
+    """Of several numbers each, which have no truth value."""
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.ones(3, 3)), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) @ self.weight
+
+    assert materialize(nn.Sequential(Around().eval())) == ()

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from convbn.fuse.frontends.torch.calls.aten import map_aten
 from convbn.fuse.frontends.torch.calls.schema import arguments
 from convbn.fuse.frontends.torch.calls.tensors import to_tensor
-from convbn.fuse.frontends.torch.edit.writing import call_of, copied, put_argument
+from convbn.fuse.frontends.torch.edit.writing import call_of, copied, fresh, put_argument
 from convbn.fuse.operators.calls import Mapped
 from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.view.dataflow import Constant, Value
-from convbn.fuse.view.edits import Bypass, Edit, Replace, SetConstant
+from convbn.fuse.view.edits import Edit, Evaluate, Replace, SetConstant
 from convbn.fuse.view.op import WEIGHT, Op
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def edit_program(
                 editor.set_constant(edit)
         elif isinstance(edit, Replace):
             editor.exchange(edit)
-        elif isinstance(edit, Bypass):
+        elif isinstance(edit, Evaluate):
+            editor.store(edit)
+        else:
             editor.bypass(edit.node.handle.name, edit.slot)
     return editor.finish()
 
@@ -151,6 +153,14 @@ class _Editor:
         suffix = "folded" if isinstance(op, Elementwise) else _SUFFIXES[slot]
         return self._insert(self._neighbour(node, mapped, slot), suffix, values)
 
+    def store(self, edit: Evaluate) -> None:
+        """A tensor of the program in the place of what computes it."""
+        node = self._nodes[edit.node.handle.name]
+        beside = self._nearest(node.all_input_nodes)
+        own = self._nodes[node.name] = self._insert(beside, "computed", edit.constant.array())
+        node.replace_all_uses_with(own)
+        self._stale.add(node)
+
     def bypass(self, name: str, slot: int) -> None:
         node = self._nodes[name]
         source = self._mapped(node).slots[slot]
@@ -181,13 +191,16 @@ class _Editor:
     def _neighbour(self, node: torch.fx.Node, mapped: Mapped, slot: int) -> torch.fx.Node:
         """The tensor of the program that a new one for ``slot`` of ``node`` stands beside."""
         slots = mapped.slots[slot : slot + 1] + mapped.slots[1:] + mapped.slots[:1]
-        waiting = [read for read in (*slots, mapped.through) if isinstance(read, type(node))]
+        return self._nearest([read for read in (*slots, mapped.through) if isinstance(read, type(node))])
+
+    def _nearest(self, waiting: list[torch.fx.Node]) -> torch.fx.Node:
+        """The first tensor of the program on the way back from some nodes."""
         seen = set(waiting)
         while waiting:
             current = waiting.pop(0)
             if self._is_float(current):
                 return current
-            # What the slot's constant is computed from, else the nearest tensor before it.
+            # What a constant is computed from, else the nearest tensor before it.
             further = [read for read in current.all_input_nodes if read not in seen]
             seen.update(further)
             waiting.extend(further)
@@ -264,7 +277,7 @@ class _Editor:
         """A placeholder for a new tensor, of the kind of the one it stands beside."""
         spec = self._specs[beside]
         target = spec.target if suffix is None else f"{spec.target.rpartition('.')[0]}.{suffix}".lstrip(".")
-        wanted, target = target, self._fresh(target)
+        wanted, target = target, fresh(target, {*self._state, *self._constants})
         old = self._tensor(spec.target)
         self._held(spec.target)[target] = self._like(old, values)
         with self._graph.inserting_after(beside):
@@ -278,13 +291,6 @@ class _Editor:
         self._specs[placeholder] = new
         self._wanted[placeholder] = wanted
         return placeholder
-
-    def _fresh(self, target: str) -> str:
-        taken = {*self._state, *self._constants}
-        number, name = 1, target
-        while name in taken:
-            name, number = f"{target}_{number}", number + 1
-        return name
 
     def _settle_names(self) -> None:
         """Give new tensors the names of those whose place they took, where these have gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch.fx
     from torch.export.exported_program import ModuleCallEntry
 
-__all__ = ["call_of", "copied", "put_argument"]
+__all__ = ["call_of", "copied", "fresh", "put_argument"]
 
 
 def call_of(op: Op, operands: list[torch.fx.Node | None], *, like: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -87,3 +88,11 @@ def copied(call: ModuleCallEntry) -> ModuleCallEntry:
         return call
     inputs, outputs = copy.deepcopy(signature.inputs), copy.deepcopy(signature.outputs)
     return replace(call, signature=replace(signature, inputs=inputs, outputs=outputs))
+
+
+def fresh(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken: this one, if it is free, or with the first free number."""
+    number, free = 1, name
+    while free in taken:
+        free, number = f"{name}_{number}", number + 1
+    return free

@@ -22,6 +22,7 @@ from convbn.fuse.operators.calls import Mapped, Shape
 from convbn.fuse.operators.contraction import Contraction
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
+from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.split import Split
 from convbn.fuse.refusal import Reason, Refusal
@@ -180,11 +181,13 @@ class _ViewBuilder:
         return value
 
     def _call(self, node: torch.fx.Node) -> None:
+        known = None
         if self._captured.computed is not None:
             constant = self._captured.computed(node, self._values)
-            if constant is not None:
+            if constant is not None and not self._behind_a_batchnorm(node):
                 self._values[node] = constant
                 return
+            known = None if constant is None else constant.constant
         mapped = self._mapped[node]
         if mapped is None:
             inputs = [self._values.get(read) for read in node.all_input_nodes]
@@ -197,6 +200,9 @@ class _ViewBuilder:
             if value is not None:
                 value.readers.append(Reader(made, slot))
         self._outputs(node, made)
+        if self._captured.graph_form and isinstance(made.op, BatchNorm) and len(made.outputs) == 1:
+            known = evaluated(made.op, made.inputs)
+        made.outputs[0].constant = known
         if (
             mapped is not None
             and isinstance(made.op, Linear | Contraction)
@@ -208,6 +214,10 @@ class _ViewBuilder:
                 made.adds = frozenset((BIAS,))
         self._write(node, made)
         self._nodes.append(made)
+
+    def _behind_a_batchnorm(self, node: torch.fx.Node) -> bool:
+        """Whether a constant is computed from what a BatchNorm over constants gives, which stands in the report."""
+        return any(self._values[read].producer is not None for read in node.all_input_nodes)
 
     def _at(self, made: Node, slot: int, read: torch.fx.Node | str | float | None) -> Value | None:
         if read is None:

@@ -36,7 +36,7 @@ def plain_layer_of(part: torch.nn.Module) -> torch.nn.Module | None:
     home = type(part).__module__
     if home.startswith("torch.") or "forward" in vars(part):
         return None
-    if part.training or not tensors or any(any(child.parameters()) for child in part.children()):
+    if part.training or not tensors or any(True for child in part.children() for _ in child.parameters()):
         return None
     if all(getattr(tensors.get(name), "ndim", 0) == 1 for name in _VECTORS):
         return _activated_batchnorm(part)
