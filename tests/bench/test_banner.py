@@ -11,7 +11,8 @@ from support import bench_results
 from convbn.bench.report import facts, html, markdown, terminal
 from convbn.bench.report.sections.banner import banner
 from convbn.bench.results.comparisons import summaries
-from convbn.common.document.model import plain
+from convbn.common.document.model import Column, Mark, Row, Table, Text, plain
+from convbn.common.document.terminal import laid_out
 from convbn.fuse.summary import fold_banner
 
 
@@ -144,3 +145,21 @@ def test_colour_is_only_there_when_wanted() -> None:
     coloured = terminal.render(bench_results.one(), width=80, colour=True)
     assert "\x1b[32m" in coloured
     assert re.sub(r"\x1b\[\d+m", "", coloured) == plain_text
+
+
+def test_no_line_ends_within_a_number_and_narrow_verdicts_lose_what_is_in_brackets() -> None:
+    told = Text(
+        "the baseline measured against itself is off by as much: the noise is ± 118.9 % and 1.27 × in 20.5 ms."
+    )
+    for width in range(40, 110):
+        for line in laid_out([told], width=width):
+            assert not line.endswith(("±", "118.9", "1.27", "20.5"))
+    columns = (Column("side"), Column("time", "num"), Column("result", "result"))
+    row = Row(("a side of a long name", "21.24 ms", Mark("○ not proven (noise ± 137.2 %)", "soft")))
+    assert laid_out([Table("t", columns, [row])], width=40)[-1].endswith("21.24 ms  ○ not proven")
+    assert laid_out([Table("t", columns, [row])], width=80)[-1].endswith("± 137.2 %)")
+    result = bench_results.one()
+    result["cases"][0]["rows"][3] |= {"ratio": bench_results.ratio(0.8, 0.99, 1.2)}
+    page = html.render(result)
+    opening = page[page.index('<div class="banner') :].partition("</div>")[0]
+    assert "± 20.0 %)".replace(" ", "\u00a0") in opening

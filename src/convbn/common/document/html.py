@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
@@ -40,6 +41,7 @@ _LIMITS = ((300, 300), (300, 150), (300, 100), (300, 70), (300, 50), (300, 24), 
 _MOST_NOTES = 12
 #: Nothing is loaded and nothing runs, whatever a browser makes of the page.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_JOINTS = re.compile(r"(?<=[±≤]) (?=\d)|(?<=\d) (?=[%×])")
 _TAGS = {"code": "code", "strong": "strong", "small": "small"}
 
 
@@ -212,7 +214,8 @@ def _row_cells(row: Row, columns: Sequence[Column]) -> Iterator[str]:
 
 
 def _banner(banner: Banner) -> str:
-    parts = "".join(f"<li>{_inline(part)}</li>" for part in banner.parts)
+    # A phone's lines end neither between a number and its unit nor behind its sign.
+    parts = "".join(f"<li>{_JOINTS.sub(chr(0xA0), _inline(part))}</li>" for part in banner.parts)
     reference = f"<p>{_text(banner.reference)}</p>" if banner.reference else ""
     return f'<div class="banner {banner.kind}"><ul aria-label="Result">{parts}</ul>{reference}</div>'
 

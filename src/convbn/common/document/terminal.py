@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from typing import TextIO
@@ -38,6 +39,7 @@ _WIDEST_TEXT = 120
 """A paragraph of longer lines is hard to read, however wide the terminal is."""
 _LEAST_NAME = 12
 """Columns that a name keeps in a table that is too wide."""
+_UNIT = re.compile(r"(%|×|ns|µs|ms|s|kB|MB|GB|B)[).,;:]*$")
 _COLOURS = {"good": "32", "bad": "31", "soft": "2", "small": "2", "strong": "1", "norm": "36"}
 
 
@@ -143,7 +145,8 @@ class Painter:
         limit = min(self.width, _WIDEST_TEXT)
         line, length = start, len(start)
         room = limit - max(indent, len(start))
-        words = [(piece, kind) for word, kind in _words(content) for piece in _pieces_of(word, room)]
+        whole = _with_units(_words(content), room)
+        words = [(piece, kind) for word, kind in whole for piece in _pieces_of(word, room)]
         fresh = True
         for word, kind in words:
             if not fresh and length + 1 + text_width(word) > limit:
@@ -198,7 +201,7 @@ class Painter:
     ) -> str:
         parts = []
         for cell, index, width in zip(cells, keep, widths, strict=True):
-            text = _shortened(_visible(cell), width)
+            text = _shortened(_visible(cell), width, name=columns[index].kind == "name")
             padding = " " * (width - text_width(text))
             painted = self.paint(text, cell.kind) if isinstance(cell, Mark) else text
             parts.append(padding + painted if columns[index].kind.startswith("num") else painted + padding)
@@ -208,6 +211,23 @@ class Painter:
 def joined(parts: Sequence[Mark], by: str = " · ") -> tuple[Inline, ...]:
     """Marks in a row."""
     return tuple(part for i, mark in enumerate(parts) for part in ((by, mark) if i else (mark,)))
+
+
+def _with_units(words: Iterator[tuple[str, str]], room: int) -> Iterator[tuple[str, str]]:
+    """A number and its unit as one word, as lines do not end between them, nor behind a sign that belongs to it."""
+    held: tuple[str, str] | None = None
+    for word, kind in words:
+        if held is not None:
+            joint = f"{held[0]} {word}"
+            sign = held[0][-1] in "±≤"
+            bound = sign or (held[0][-1].isdigit() and _UNIT.match(word))
+            if bound and text_width(joint) <= room and held[1] == kind:
+                held = joint, kind
+                continue
+            yield held
+        held = word, kind
+    if held is not None:
+        yield held
 
 
 def _pieces_of(word: str, width: int) -> Iterator[str]:
@@ -275,9 +295,13 @@ def _narrow(widths: list[int], columns: Sequence[Column], excess: int) -> None:
             widths[max(texts, key=lambda i: widths[i])] -= 1
 
 
-def _shortened(text: str, width: int) -> str:
+def _shortened(text: str, width: int, *, name: bool) -> str:
+    """Names without their middle, a verdict without what stands in brackets behind it."""
     if text_width(text) <= width:
         return text
+    verdict = text.partition(" (")[0]
+    if not name and verdict != text and text_width(verdict) <= width:
+        return verdict
     half = (width - 1) // 2
     end = fitting(text[::-1], half)[::-1]
     return f"{fitting(text, width - 1 - half)}…{end}"
