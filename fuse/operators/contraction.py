@@ -130,8 +130,15 @@ def _shift(moves: Moves, node: Node, affine: Affine, letter: str) -> Refusal | N
         result: NDArray[np.float64] = np.einsum(f"{op.weight},{letter}->{kept}", weight.exact(), affine.shift)
         return result.reshape(shape) + (0.0 if bias is None else bias.exact())
 
-    full = shape if bias is None else np.broadcast_shapes(shape, bias.shape)
-    return moves.set(node, BIAS, Pending(full, lambda: round_vector(added(), weight.dtype)))
+    def into_bias() -> Refusal | None:
+        full = shape if bias is None else np.broadcast_shapes(shape, bias.shape)
+        return moves.set(node, BIAS, Pending(full, lambda: round_vector(added(), weight.dtype)))
+
+    if bias is not None or len(kept) != 1 or BIAS not in node.adds:
+        return into_bias()
+    # An addition would take the place of the BatchNorm: first to whoever reads the product.
+    vector = Affine.shift_by(added().reshape(-1))
+    return moves.first(lambda: moves.consume(node.outputs[0], vector, op.output.index(kept)), into_bias)
 
 
 def _scale(moves: Moves, node: Node, affine: Affine, letter: str) -> Refusal | None:

@@ -223,3 +223,11 @@ def test_none_where_the_batchnorm_would_leave_an_identity() -> None:
     assert [kept.reason for kept in result.report.kept] == ["several-readers"]
     unseen = model([*nodes, node("Relu", "n", "r")], {"x": X}, ["r", "y"], numbers)
     assert operators(fold(unseen).model) == ["Conv", "Einsum", "Add", "Relu"]
+
+
+def test_what_reads_the_product_takes_the_shift_first() -> None:
+    """So that folding again changes nothing: an addition would go there as well."""
+    layers = [node("Einsum", "w n", "e", equation="oc,nchw->nohw"), node("Conv", "e w2 b2", "y")]
+    numbers = {"w": random(6, 6), "w2": random(3, 6, 1, 1), "b2": random(3)}
+    result = check([batchnorm("x", "n"), *layers], numbers)
+    assert operators(result.model) == ["Einsum", "Conv"]

@@ -431,10 +431,10 @@ CASES: dict[str, dict[str, Case]] = {
             "axis-not-proven",
             stored={**W, "k": np.int64([1])},
         ),
-        "a sum": Case(
-            [CONV, node("ReduceSum", "a k", "c"), BN],
+        "a product": Case(
+            [CONV, node("ReduceProd", "a k", "c"), BN],
             "producer-not-foldable",
-            "ReduceSum",
+            "ReduceProd",
             stored={**W, "k": np.int64([2, 3])},
         ),
     },
