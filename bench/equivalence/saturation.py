@@ -1,7 +1,8 @@
-"""Outputs behind a function that saturates are judged at what that function reads.
+"""Outputs behind a function that saturates, or that chooses, are judged at what that function reads.
 
 A sigmoid is computed to some ε of 1, its largest value, wherever it stands: a map of 1e-6 everywhere then holds nothing
-but rounding. What it reads still tells two models apart; behind it both do the same.
+but rounding. Which of two values that are the same but for their rounding is the larger, rounding decides. What such
+functions read still tells two models apart; behind them both do the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from convbn.bench.equivalence.difference import Verdict
 from convbn.bench.proof.graph.dataflow import Dataflow
+from convbn.common.dtypes import dtype_of
 
 if TYPE_CHECKING:
     import onnx
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Saturated", "hides", "saturated_outputs"]
 
 _SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Clip"})
+_CHOOSING = frozenset({"ArgMax", "ArgMin", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 #: What may stand behind it; a candidate in another precision casts its outputs.
 _PASSING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 #: ε of 1 that a saturating function may be off by; the bound of an output is √ε.
@@ -62,7 +65,7 @@ def _chain(flow: Dataflow, name: str) -> list[onnx.NodeProto]:
         node = flow.nodes[flow.producer[name]]
         if node.op_type != "Cast":
             nodes.append(node)
-        if node.op_type in _SATURATING and not node.domain:
+        if node.op_type in _SATURATING | _CHOOSING and not node.domain:
             return nodes
         if node.op_type not in _PASSING or node.domain:
             break
@@ -77,8 +80,12 @@ def _does(node: onnx.NodeProto) -> tuple[str, list[bytes], list[str]]:
 
 
 def hides(verdict: Verdict) -> bool:
-    """Whether it may be rounding alone that an output shows: it is blind, or no further off than some ε of 1."""
+    """Whether an output may show rounding alone: it is blind, chosen, or no further off than some ε of 1."""
     wrong = [output for output in verdict.outputs if not output.ok]
     if verdict.status == "inconclusive":
         return bool(verdict.outputs)
-    return bool(wrong) and all(output.max_abs_error <= _FEW * output.bound**2 for output in wrong)
+    chosen = [dtype_of(output.dtype).kind in "iub" for output in wrong]
+    return bool(wrong) and all(
+        one or output.max_abs_error <= _FEW * output.bound**2
+        for one, output in zip(chosen, wrong, strict=True)
+    )

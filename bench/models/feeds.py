@@ -97,7 +97,7 @@ def _like(array: Array, sample: int, rng: np.random.Generator, *, vary: bool) ->
     drawn = rng.standard_normal(array.shape)
     if array.dtype.kind == "c":
         drawn = drawn + 1j * rng.standard_normal(array.shape)
-    if not placeholder and np.isfinite(wide).all():  # as far from 0 and as wide as the example
+    if array.size and not placeholder and np.isfinite(wide).all():  # as far from 0 and as wide as the example
         drawn = wide.mean() + wide.std() * drawn
     return np.asarray(drawn).astype(array.dtype)
 

@@ -7,7 +7,7 @@ that took it in, and nowhere else: there nothing is claimed, though a value that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,10 @@ class Alignment:
     Attributes:
         same: a folded value's original; where the models may be cut.
         claims: what has to be shown for that; all else follows from nodes that are the same.
+        kept: whether an initializer of the folded model is the original's.
     """
 
+    kept: Callable[[str], bool]
     same: dict[str, str] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
@@ -96,8 +98,11 @@ def align(
         changed: what :func:`changed_values` gives.
         given_up: folded values whose claims failed though nothing says that they must hold.
     """
-    made = Alignment(same={name: name for name in folded.inputs if name in original.inputs})
     stored = _Constants(original, folded)
+    made = Alignment(
+        lambda name: stored.equal(name, name),
+        {name: name for name in folded.inputs if name in original.inputs},
+    )
     for name in folded.inputs:
         _other_names(original, folded, name, changed, made)
     for i, node in enumerate(folded.nodes):

@@ -134,9 +134,10 @@ def gap_of(a: Array, b: Array, bound: Bound, layer: LinearLayer | None = None) -
     tiny = np.finfo(np.float64).tiny
     means = np.broadcast_to(np.maximum(bound.mean, tiny), mean.shape)
     rests = np.broadcast_to(np.maximum(bound.rest, tiny), mean.shape)
-    of_mean = mean / means >= rest / rests
-    gaps, bounds = np.where(of_mean, mean, rest), np.where(of_mean, means, rests)
-    worst = int(np.argmax(gaps / bounds))
+    with np.errstate(over="ignore"):  # of a bound of 0
+        of_mean = mean / means >= rest / rests
+        gaps, bounds = np.where(of_mean, mean, rest), np.where(of_mean, means, rests)
+        worst = int(np.argmax(gaps / bounds))
     unit = float(level[worst]) or 1.0
     # Of one value a channel the mean is all there is.
     spoil = spoil_of(a.dtype if layer is None else layer.dtype)

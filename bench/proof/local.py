@@ -273,14 +273,14 @@ class _Judge:
     def _moved(
         self, regions: Sequence[Region], feeds: Mapping[str, Array], *, wide: bool
     ) -> list[dict[str, Array]]:
-        """The numbers moved by their rounding, all away from 0 and twice at random; in float32 the values as well."""
-        loose = {name for region in regions for name in region.loose}
+        """What the fold stored moved by its rounding, upwards and twice at random; in float32 all that is read."""
+        stored = {name for region in regions for name in region.fresh or region.loose}
         made = []
         for seed in range(_MOVES):
             random = np.random.default_rng(seed)
             moved = {}
             for name, array in feeds.items():
-                if not is_float(array.dtype) or (wide and name not in loose):
+                if not is_float(array.dtype) or (wide and name not in stored):
                     moved[name] = array
                     continue
                 step = (1 if wide else 2) * epsilon(array.dtype)

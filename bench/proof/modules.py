@@ -1,13 +1,16 @@
 """The proof of a fold of a PyTorch module, in float64: each layer that took a BatchNorm in, and the whole module.
 
 A layer is given what its counterpart in the original was given, and must give what the BatchNorm gave (or, where the
-BatchNorm stood in front, what the counterpart gave). The whole module is compared in float64 where its own type is too
-coarse: what the outputs then move by where the stored weights are moved by their rounding is what they may be off by.
+BatchNorm stood in front, what the counterpart gave). A module that casts by itself, and so does not run in float64,
+gives both in its own type. The whole module is compared in float64 where its own type is too coarse: what the outputs
+then move by where the stored weights are moved by their rounding is what they may be off by.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -55,20 +58,17 @@ def prove_layers(
         run: runs a module.
 
     Returns:
-        None where the module cannot be copied or cannot run in float64.
+        None where the module cannot be copied.
     """
-    watch = _Watch(candidate, plan)
-    try:
-        wide = _in_float64(reference)
-        with watch.on(wide):
-            run(wide, _wide(feeds))
-    except Exception:  # whatever a module's own code raises in another type
-        return None
-    shown = tuple(
-        Shown(name, "float64" if number in watch.seen else None)
-        for number, (name, _) in enumerate(plan.folds)
-    )
-    return LocalProof(tuple(watch.outcomes), shown, len(watch.outcomes))
+    for copied, given in ((_in_float64, _wide(feeds)), (copy.deepcopy, feeds)):
+        watch = _Watch(candidate, plan)
+        with suppress(Exception):  # whatever a module's own code raises in another type
+            original = copied(reference)
+            with watch.on(original):
+                run(original, given)
+            shown = (Shown(name, watch.seen.get(number)) for number, (name, _) in enumerate(plan.folds))
+            return LocalProof(tuple(watch.outcomes), tuple(shown), len(watch.outcomes))
+    return None
 
 
 def settled_in_float64(
@@ -94,8 +94,6 @@ def settled_in_float64(
         for sample in map(_wide, feeds):
             a, b, *others = (run(module, sample) for module in (before, after, *moved))
             for x, y, *noisy in zip(a, b, *others, strict=True):
-                if not is_float(x.dtype) and x.dtype.kind != "c":
-                    continue
                 gap = gap_of(x, y, noise_bound(y, noisy, 1.0, 2.0**-23))
                 if not gap.ok or gap.bound > _BLIND:
                     return None
@@ -150,6 +148,8 @@ def shown_by_spoiling(
 _TURNS = 256
 #: A bound from which on float64 proves nothing either.
 _BLIND = 0.1
+#: What the name of a BatchNorm ends in from its second call on.
+_CALL = re.compile(r" \(call \d+\)$")
 
 
 @dataclass
@@ -168,20 +168,25 @@ class _Watch:
 
     def __init__(self, candidate: torch.nn.Module, plan: FoldPlan) -> None:
         self._parts = dict(candidate.named_modules())
-        self._folds = [
-            (number, name, into[0]) for number, (name, into) in enumerate(plan.folds) if len(into) == 1
-        ]
-        alone = [layer for _, into in plan.folds for layer in into]
-        self._folds = [fold for fold in self._folds if alone.count(fold[2]) == 1]
+        taken: dict[str, set[str]] = {}
+        numbers: dict[tuple[str, str], list[int]] = {}
+        for number, (name, into) in enumerate(plan.folds):
+            norm = _CALL.sub("", name)
+            for layer in into:
+                taken.setdefault(layer, set()).add(norm)
+            if len(into) == 1:
+                numbers.setdefault((norm, into[0]), []).append(number)
+        #: By BatchNorm and layer the folds that are still to be judged, a call after the other.
+        self._folds = {pair: found for pair, found in numbers.items() if len(taken[pair[1]]) == 1}
         self._calls: dict[str, _Call] = {}
         self.outcomes: list[Outcome] = []
-        self.seen: set[int] = set()
+        self.seen: dict[int, str] = {}
 
     @contextmanager
     def on(self, module: torch.nn.Module) -> Iterator[None]:
         """Watch a module while the block runs it."""
         parts = dict(module.named_modules())
-        watched = {name for _, batchnorm, layer in self._folds for name in (batchnorm, layer)}
+        watched = {name for pair in self._folds for name in pair}
         with ExitStack() as stack:
             for name in watched & set(parts):
                 stack.callback(parts[name].register_forward_hook(self._hook(name)).remove)
@@ -196,13 +201,13 @@ class _Watch:
             self._calls[name] = _Call(
                 x.detach().clone(), _place(x), gave.detach().clone(), _place(gave), times
             )
-            for number, batchnorm, layer in self._folds:
-                if name in (batchnorm, layer) and batchnorm in self._calls and layer in self._calls:
-                    self._judge(number, batchnorm, layer)
+            for pair in self._folds:
+                if name in pair and all(one in self._calls for one in pair):
+                    self._judge(*pair)
 
         return hook
 
-    def _judge(self, number: int, batchnorm: str, layer: str) -> None:
+    def _judge(self, batchnorm: str, layer: str) -> None:
         norm, linear = self._calls.pop(batchnorm), self._calls.pop(layer)
         if norm.times > 1 or linear.times > 1 or layer not in self._parts:
             return
@@ -215,18 +220,23 @@ class _Watch:
         import torch
 
         part = self._parts[layer]
-        unit = float(torch.finfo(next(part.parameters()).dtype).eps)
+        weight = next(part.parameters())
+        how = str(wanted.dtype).removeprefix("torch.")
+        # In its own type sums are rounded as well.
+        root = 1.0 if wanted.dtype == torch.float64 else math.sqrt(weight.numel() / min(weight.shape))
+        unit = float(torch.finfo(weight.dtype).eps)
         with torch.no_grad():
             exact, spoilt, *moved = (
-                array_of(made(given)) for made in (_in_float64(part), _spoilt(part), *_moved(part, {""}))
+                array_of(made(given.double()))
+                for made in (_in_float64(part), _spoilt(part), *_moved(part, {""}))
             )
-        bound = _with_bias(noise_bound(exact, moved, 1.0, unit), part, unit)
-        gap = gap_of(array_of(wanted), exact, bound)
-        self.outcomes.append(
-            Outcome(Claim(name, name, True), gap.ok, gap.error, gap.bound, "float64", gap.sight)
-        )
+        bound = _with_bias(noise_bound(exact, moved, root, unit), part, unit)
+        gap = gap_of(array_of(wanted.double()), exact, bound)
+        self.outcomes.append(Outcome(Claim(name, name, True), gap.ok, gap.error, gap.bound, how, gap.sight))
+        numbers = self._folds[batchnorm, layer]
+        number = numbers.pop(0) if len(numbers) > 1 else numbers[0]
         if gap.ok and beyond(exact, spoilt, bound):
-            self.seen.add(number)
+            self.seen[number] = how
 
 
 def _with_bias(bound: Bound, layer: torch.nn.Module, unit: float) -> Bound:
@@ -251,9 +261,9 @@ def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _moved(module: torch.nn.Module, layers: set[str]) -> Iterator[torch.nn.Module]:
-    """The same with the numbers of some layers moved by their rounding: at random, and all of them away from 0.
+    """The same with the numbers of some layers moved by their rounding: at random, and all of them upwards.
 
-    Where weights cancel, few of them may do so at random as well; away from 0 they do not.
+    Where weights cancel, few of them may do so at random as well; upwards they do not.
     """
     units = {
         name: [_unit(p) for p in part.parameters(recurse=False)]

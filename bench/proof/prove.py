@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.claims import Alignment, align, changed_values, open_pairs
@@ -14,6 +15,9 @@ from convbn.bench.proof.local import Outcome, judge_known, judge_regions
 from convbn.bench.proof.regions import Region, regions_of
 from convbn.common.encoding import JsonReady
 from convbn.common.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["IN_OUTPUTS", "FoldPlan", "LocalProof", "LocalProver", "Shown"]
 
@@ -32,11 +36,13 @@ class FoldPlan:
         folds: of each BatchNorm that went, its name and those of the nodes that took it in.
         moved: values that it changed on purpose.
         merges: of each merge, the names of the nodes that it edited; values between them changed as well.
+        exported: the ONNX model that was folded, where what it is held against is what it was exported from.
     """
 
     folds: tuple[tuple[str, tuple[str, ...]], ...] = ()
     moved: tuple[str, ...] = ()
     merges: tuple[tuple[str, ...], ...] = ()
+    exported: onnx.ModelProto | None = None
 
 
 @dataclass(frozen=True)
@@ -167,12 +173,15 @@ def _placed(
         into = _followed(into, after, plan.merges)
         places = {after[name] for name in into if name in after}
         edited = [before[name] for name in (batchnorm, *into) if name in before]
-        for name in _outcomes_of(a, edited, follow=not into):
+        lost = bool(into) and not any(name in before or name in after for name in into)
+        outcomes = _first_of(a, edited, by_value) if lost else _outcomes_of(a, edited, follow=not into)
+        for name in outcomes:
             if name in by_value:
                 places.add(b.producer[by_value[name]])
         for region in dict.fromkeys(home[i] for i in sorted(places) if i in home):
             mine = [i for i in region.nodes if i in places]
-            own = dict.fromkeys(name for i in mine for name in b.reads[i] if name in region.loose)
+            own = dict.fromkeys(name for i in mine for name in b.stored_by(i, into) if name in region.loose)
+            own = {name: None for name in own if name in region.fresh} or own
             # An error of a scale, not of a shift: a bias of 1e6 would show any.
             scales = tuple(name for name in own if len(b.constants[name].dims) > 1)
             found.setdefault(region, []).append((number, scales or tuple(own)))
@@ -201,6 +210,20 @@ def _outcomes_of(a: Dataflow, edited: Iterable[int], *, follow: bool) -> set[str
                 found |= fresh
                 if fresh and not any(n in a.inputs for n in a.reads[reader]):
                     waiting.append(reader)
+    return found
+
+
+def _first_of(a: Dataflow, edited: Iterable[int], known: Container[str]) -> set[str]:
+    """The first values behind the edited nodes that are known; of nodes that the fold calls by other names."""
+    waiting, met, found = list(edited), set[int](), set[str]()
+    while waiting:
+        for name in filter(None, a.nodes[waiting.pop()].output):
+            if name in known:
+                found.add(name)
+                continue
+            readers = {reader for reader, _ in a.readers.get(name, ())} - met
+            met |= readers
+            waiting += readers
     return found
 
 

@@ -47,6 +47,7 @@ class Region:
         nodes: their places.
         claims: what they must give.
         loose: the float initializers that they read.
+        fresh: those of them that are none of the original's.
         weights: numbers in the weights of its layers.
         layer: what it is if it is one linear layer and nothing else.
     """
@@ -54,6 +55,7 @@ class Region:
     nodes: tuple[int, ...]
     claims: tuple[Claim, ...]
     loose: tuple[str, ...]
+    fresh: tuple[str, ...]
     weights: int
     layer: LinearLayer | None
 
@@ -109,7 +111,8 @@ def _region(folded: Dataflow, alignment: Alignment, nodes: Sequence[int], claims
         for name in folded.nodes[i].input[1:2]
         if name in folded.constants
     ]
-    return Region(tuple(nodes), tuple(claims), tuple(loose), sum(weights), layer)
+    fresh = tuple(name for name in loose if not alignment.kept(name))
+    return Region(tuple(nodes), tuple(claims), tuple(loose), fresh, sum(weights), layer)
 
 
 def _stores_floats(folded: Dataflow, name: str) -> bool:
@@ -127,7 +130,6 @@ def linear_layer(flow: Dataflow, place: int) -> LinearLayer | None:
     if not all(has or not name for has, name in zip(stored[2:], node.input[2:], strict=True)):
         return None
     weight = flow.array(node.input[1])
-    # Squares of float32 numbers fit; what is coarser is widened.
     wide = weight if weight.dtype in (np.float32, np.float64) else weight.astype(np.float32)
     attributes = {entry.name: entry for entry in node.attribute}
     axis, scale = 1, 1.0
@@ -150,5 +152,6 @@ def linear_layer(flow: Dataflow, place: int) -> LinearLayer | None:
             return None
         factor = attributes["beta"].f if "beta" in attributes else 1.0
         bias = bias + factor * given.reshape(-1)
-    norms = abs(scale) * np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    # In float64, where the squares of float32 numbers neither vanish nor overflow.
+    norms = abs(scale) * np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     return LinearLayer(node.input[0], norms, bias, rows.shape[1], axis, weight.dtype)

@@ -55,17 +55,20 @@ class Proof(JsonReady):
         return tuple(fold.name for fold in self.folds if fold.how is None)
 
 
-def joined(verdict: Verdict, local: LocalProof, samples: int) -> tuple[Verdict, Proof]:
+def joined(
+    verdict: Verdict, local: LocalProof, samples: int, original: str = "the original"
+) -> tuple[Verdict, Proof]:
     """The verdict on a fold, and its proof.
 
     Args:
         verdict: on the outputs, end to end.
         local: on the regions.
         samples: inputs that the outputs were compared on.
+        original: what sentences call the model whose values the regions were fed with.
     """
     ends = "outputs compared end to end" if verdict.status == "equal" else "the outputs alone show nothing"
     shown = [fold for fold in local.shown if fold.how is not None]
-    sentence = _how_seen(local)
+    sentence = _how_seen(local, original)
     proof = Proof(
         f"{sentence}; {ends} on {plural(samples, 'input')}",
         local.regions,
@@ -90,14 +93,14 @@ def joined(verdict: Verdict, local: LocalProof, samples: int) -> tuple[Verdict, 
     return verdict, proof
 
 
-def _how_seen(local: LocalProof) -> str:
+def _how_seen(local: LocalProof, original: str) -> str:
     """What was seen of the folds, and where."""
     if not local.shown:
-        return f"{plural(local.regions, 'changed region')} run on the original's own values"
+        return f"{plural(local.regions, 'changed region')} run on {original}'s own values"
     ways = [fold.how for fold in local.shown if fold.how is not None]
     kinds = " and ".join(sorted({way for way in ways if way != IN_OUTPUTS}))
     apart = ways.count(IN_OUTPUTS)
-    places = [f"on the original's own values in {kinds}"] if kinds else []
+    places = [f"on {original}'s own values in {kinds}"] if kinds else []
     if apart:
         many = f"{apart} of them " if kinds else ""
         places.append(f"{many}by an error of 1 % in each, which the outputs tell")

@@ -16,6 +16,7 @@ from convbn.proof import as_tuple, verified
 if TYPE_CHECKING:
     import onnx
 
+    from convbn.common.progress import Progress
     from convbn.export.engines.build.build import EngineArtifact
     from convbn.export.engines.build.options import EngineOptions
     from convbn.export.loading.source_model import SourceModel
@@ -36,6 +37,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = False,
     inputs: Any | None = None,
+    progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """Export a module or exported program to ONNX, folded or exactly as it is.
 
@@ -45,11 +47,17 @@ def export_onnx(
     Args:
         module: a ``torch.nn.Module`` in eval mode or an ``ExportedProgram``; left untouched.
         example_inputs: its positional inputs, or the only one.
-        fold: fold the exported graph and verify it against ``module``.
+        fold: fold the exported graph and verify it: its folds on the values of the exported graph before, its
+            outputs against ``module``.
         options: of the fold.
         opset: version of the default operator set.
         dynamic_batch: leave dimension 0 of every input free.
         inputs: what to verify the fold with, as for :func:`convbn.verify`.
+        progress: is told by the proof: a phase, the steps that are done, and the steps in all.
+
+    Raises:
+        CheckFailedError: the folded graph differs, or the comparison proves nothing.
+        NotSupportedError: the module cannot be exported.
     """
     from convbn.export.torch.save import export_onnx as export
 
@@ -61,13 +69,21 @@ def export_onnx(
     from convbn.fuse.options import FuseOptions
 
     options = options or FuseOptions()
-    folding = fold_model(model, options=options, owned=True)
+    folding = fold_model(model, options=options, owned=not options.verify)
     if options.verify:
         from convbn.bench.models.given import given_inputs
         from convbn.export.loading.open import source_of
 
         given = given_inputs(source_of(module), inputs).inputs
-        verified(folding.report, module, folding.model, example_inputs=examples, inputs=given)
+        verified(
+            folding.report,
+            module,
+            folding.model,
+            example_inputs=examples,
+            inputs=given,
+            exported=model,
+            progress=progress,
+        )
     folded: onnx.ModelProto = folding.model
     return folded
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from convbn.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
+    import onnx
+
     from convbn.bench.equivalence.compare import Equality
     from convbn.bench.proof.layers import Layers
     from convbn.bench.proof.prove import FoldPlan
@@ -125,9 +127,20 @@ def verified(
     example_inputs: tuple[Any, ...] | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     inputs: Any | None = None,
+    exported: onnx.ModelProto | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """The report with the outcome of a comparison in it.
+
+    Args:
+        report: of the fold.
+        reference: what the folded model is held against.
+        candidate: the folded model.
+        example_inputs: as for :func:`verify`.
+        input_shapes: as for :func:`verify`.
+        inputs: as for :func:`verify`.
+        exported: the ONNX model that was folded, where the reference is what it was exported from.
+        progress: as for :func:`verify`.
 
     Raises:
         CheckFailedError: the outputs differ, or the comparison proves nothing.
@@ -145,7 +158,7 @@ def verified(
         input_shapes=input_shapes,
         inputs=inputs,
         seed=report.options.seed,
-        plan=plan_of(report),
+        plan=plan_of(report, exported),
         progress=progress,
     )
     seconds = replace(report.seconds, verify=time.perf_counter() - start)
@@ -186,17 +199,21 @@ def require_equal(answer: Equality, path: str | None, hint: str) -> None:
         raise CheckFailedError(f"{judged}: {answer.reason}", source=path, hint=hint)
 
 
-def plan_of(report: Report) -> FoldPlan | None:
+def plan_of(report: Report, exported: onnx.ModelProto | None = None) -> FoldPlan | None:
     """What a fold says that it did, for the proof of its regions; None for another framework's model.
 
     Its names are those of what was folded, and that runs in another form.
+
+    Args:
+        report: of the fold.
+        exported: see :func:`verified`.
     """
     if not report.kind.startswith(("onnx", "torch.")):
         return None
     from convbn.bench.proof.prove import FoldPlan
 
     folds = tuple((fold.name, fold.into) for fold in report.folded)
-    return FoldPlan(folds, report.moved, report.merges)
+    return FoldPlan(folds, report.moved, report.merges, exported)
 
 
 def runnable(model: Any) -> Any:

@@ -23,7 +23,7 @@ class Mutant:
     """One change of one function.
 
     Attributes:
-        file: below ``fuse/``.
+        file: below ``src/convbn``, as in the repository.
         function: its name, with its class.
         change: ``old → new``, the lines that differ.
         verdict: one of those above.
@@ -46,7 +46,7 @@ def mutants(folder: Path) -> list[Mutant]:
     Raises:
         ValueError: mutmut did not come to one of them.
     """
-    root = folder / "mutants" / "src" / "convbn" / "fuse"
+    root = folder / "mutants" / "src" / "convbn"
     found = []
     for meta in sorted(root.rglob("*.py.meta")):
         path = meta.with_suffix("")

@@ -14,27 +14,28 @@ Written by `make mutation`; the numbers and every survivor are in [mutation.json
 
 [mutmut](https://mutmut.readthedocs.io) {mutmut} changes the arithmetic (`fuse/algebra`), the rules
 (`fuse/operators`), the plan (`fuse/plan`) and the proof (`bench/proof`), one expression at a time: an operator, a
-number, a comparison, an argument, a branch. A change that `mypy --strict` refuses could not land. Every other one
-is given to the
-tests of `fuse/` and of the proof that reach it. The texts of refusals are left alone: a wording is not a result.
+number, a comparison, an argument, a branch. Of the fold, what `mypy --strict` refuses could not land, and every other
+change is given to the tests of `fuse/`; every change of the proof is given to those in `tests/bench/proof`. The texts
+of refusals are left alone: a wording is not a result.
 
 **{total:,} changes: {types:,} refused by mypy, {killed:,} seen by a test, {timeout:,} ran on until stopped;
 {alive:,} survive, {explained}.**
 
-{machine}
+{runs}
 
 | file | changes | mypy | tests | ran on | survive |
 |---|--:|--:|--:|--:|--:|
 """
 
 
-def page(found: dict[str, Any]) -> str:
-    """The document, from what ``run.py`` found."""
-    totals, explained, unexplained = found["totals"], found["explained"], found["unexplained"]
-    host = found["machine"]
-    took = "" if found["minutes"] is None else f"; {found['minutes']:.0f} minutes"
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The document, from what ``run.py`` found of each part."""
+    parts = list(found.values())
+    totals = {verdict: sum(part["totals"][verdict] for part in parts) for verdict in parts[0]["totals"]}
+    explained = [entry for part in parts for entry in part["explained"]]
+    unexplained = [mutant for part in parts for mutant in part["unexplained"]]
     text = HEAD.format(
-        mutmut=host["mutmut"],
+        mutmut=parts[0]["machine"]["mutmut"],
         total=sum(totals.values()),
         types=totals[TYPES],
         killed=totals[KILLED],
@@ -43,9 +44,9 @@ def page(found: dict[str, Any]) -> str:
         explained=f"{len(unexplained)} of them without a reason"
         if unexplained
         else "and each of them is known to change no result",
-        machine=f"{host['processor']}, {host['cores']} cores, Python {host['python']}{took}.",
+        runs="\n".join(_run(name, part) for name, part in found.items()),
     )
-    for name, counts in found["files"].items():
+    for name, counts in (row for part in parts for row in part["files"].items()):
         alive = counts[SURVIVED] + counts[UNTESTED]
         cells = (sum(counts.values()), counts[TYPES], counts[KILLED], counts[TIMEOUT], alive)
         text += f"| {name} | {' | '.join(map(str, cells))} |\n"
@@ -61,3 +62,12 @@ def page(found: dict[str, Any]) -> str:
         text += f"\n## Not accounted for ({len(unexplained)})\n\n"
         text += "".join(f"* `{mutant}`\n" for mutant in unexplained)
     return text
+
+
+def _run(name: str, part: dict[str, Any]) -> str:
+    """When and where a part was measured."""
+    host = part["machine"]
+    took = "" if part["minutes"] is None else f"; {part['minutes']:.0f} minutes"
+    note = f" {part['note']}" if "note" in part else ""
+    where = f"{host['processor']}, {host['cores']} cores, Python {host['python']}"
+    return f"* The {name}: {host['date']}, {where}{took}.{note}"

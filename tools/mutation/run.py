@@ -1,6 +1,6 @@
-"""Changes the arithmetic, the rules and the plan, one expression at a time, and sees whether a test notices.
+"""Changes the arithmetic, the rules, the plan and the proof, one expression at a time, and sees whether a test notices.
 
-python tools/mutation/run.py build/mutation docs/mutation.md docs/mutation.json [--keep] [--jobs 2]
+python tools/mutation/run.py build/mutation docs/mutation.md docs/mutation.json [--only proof] [--keep] [--jobs 2]
 
 mutmut makes the changes and runs the tests. A change that mypy refuses could not land and is not run. What
 survives must stand in tools/mutation/survivors.toml, with the reason why it changes no result; 1 otherwise.
@@ -33,7 +33,7 @@ from mutation.outcome import (
     mutants,
 )
 from mutation.page import page
-from mutation.stage import environment, stage
+from mutation.stage import PARTS, environment, stage
 from mutation.survivors import Known, known
 
 
@@ -50,34 +50,52 @@ def main() -> int:
         action="store_true",
         help="go on with an earlier run: try what survived it, what changed since and what it did not come to",
     )
+    parser.add_argument("--only", choices=PARTS, help="one part; what is known of the other one stays")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    stage(options.folder, keep=options.keep)
+    found = json.loads(options.json.read_text()) if options.only else {}
+    for name in [options.only] if options.only else PARTS:
+        made = _ran(name, options)
+        if made is None:
+            return 1
+        found[name] = made
+    options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    options.markdown.write_text(page(found))
+    return 1 if any(one["unexplained"] for one in found.values()) else 0
+
+
+def _ran(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """What came of one part; None where mutmut did not come to its end."""
+    folder = options.folder / name
+    stage(PARTS[name], folder, keep=options.keep)
     if options.keep:
-        forget_survivors(options.folder)
+        forget_survivors(folder)
     start = time.monotonic()
     command = ["mutmut", "run", "--max-children", str(options.jobs)]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    variables = environment(options.folder) | {"PATH": path}
-    if subprocess.run(command, cwd=options.folder, env=variables).returncode:
-        return 1
-    ended = mutants(options.folder)
-    found = summary(ended, known())
+    if subprocess.run(command, cwd=folder, env=environment(folder) | {"PATH": path}).returncode:
+        return None
+    found = summary(mutants(folder), {key: one for key, one in known().items() if part_of(key) == name})
     found["machine"] = machine("mutmut", "mypy", "pytest", "onnxruntime", "numpy")
     found["minutes"] = None if options.keep else round((time.monotonic() - start) / 60, 1)
-    options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    options.markdown.write_text(page(found))
     for line in found["unexplained"]:
         print(line)
     for line in found["gone"]:
         print(f"no longer survives, take it out of survivors.toml: {line}")
     totals = found["totals"]
     print(
-        f"{sum(totals.values())} mutants: {totals[TYPES]} refused by mypy, {totals[KILLED]} killed, "
+        f"{name}: {sum(totals.values())} mutants: {totals[TYPES]} refused by mypy, {totals[KILLED]} killed, "
         f"{totals[TIMEOUT]} ran on, {totals[SURVIVED] + totals[UNTESTED]} survive, "
         f"{len(found['unexplained'])} of them without a reason"
     )
-    return 1 if found["unexplained"] else 0
+    return found
+
+
+def part_of(key: str) -> str:
+    """The part that a mutant's file belongs to."""
+    return next(
+        name for name, part in PARTS.items() if key.startswith(tuple(f"{one}/" for one in part.folders))
+    )
 
 
 def summary(ended: list[Mutant], listed: dict[str, Known]) -> dict[str, Any]:

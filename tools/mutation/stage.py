@@ -11,13 +11,48 @@ import os
 import re
 import shutil
 import tomllib
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-MUTATED = ("fuse/algebra", "fuse/operators", "fuse/plan", "bench/proof")
-"""The folders whose code is changed: the arithmetic, the rules, the plan, and what judges them."""
+
+@dataclass(frozen=True)
+class Part:
+    """Code that is changed, and the tests that are given every change.
+
+    Attributes:
+        folders: below ``src/convbn``.
+        tests: as pytest takes them.
+        typed: whether what mypy refuses is not given to the tests.
+    """
+
+    folders: tuple[str, ...]
+    tests: tuple[str, ...]
+    typed: bool = True
+
+
+#: The arithmetic, the rules and the plan; and what judges them.
+PARTS = {
+    "fold": Part(
+        ("fuse/algebra", "fuse/operators", "fuse/plan"),
+        # mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
+        (
+            "tests/fuse",
+            "tests/faults/test_bound.py",
+            "--ignore=tests/fuse/torch",
+            "-k",
+            "not three_hundred_blocks",
+        ),
+    ),
+    "proof": Part(
+        ("bench/proof",),
+        ("tests/bench/proof", "tests/export/test_precision_mending.py", "-m", "not slow"),
+        typed=False,
+    ),
+}
+TYPES = ["mypy", "--output=json", "src/convbn/fuse"]
 
 READERS = re.compile(rb"^(def (?:\w+\(call: (?:OnnxCall|AtenCall)|_aten\().*:)$", re.MULTILINE)
 """What reads ONNX's and PyTorch's calls is held by tests that are not run here, and tables are made once, on import."""
@@ -26,18 +61,13 @@ SETTINGS = """\
 [tool.mutmut]
 source_paths = ["src/"]
 also_copy = ["tools/"]
-only_mutate = [{mutated}]
+only_mutate = {mutated}
 do_not_mutate = ["src/convbn/fuse/operators/calls.py", "src/convbn/fuse/operators/registry.py"]
 # Why something is refused is held by tests/fuse/test_refusals.py; its wording is not a result.
 do_not_mutate_patterns = ['^\\s*return Refusal\\(']
-# mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
-pytest_add_cli_args_test_selection = [
-    "tests/fuse", "tests/faults/test_bound.py", "tests/bench/test_proof_folds.py", "tests/bench/test_proof_parts.py",
-    "tests/bench/test_proof_verdicts.py", "tests/bench/test_saturation.py",
-    "--ignore=tests/fuse/torch", "-k", "not three_hundred_blocks",
-]
+pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:cov", "-p", "mutation.cheapest_first"]
-type_check_command = ["mypy", "--output=json", "src/convbn/fuse", "src/convbn/bench/proof"]
+{types}
 use_git_change_detection = false
 timeout_multiplier = 2.0
 timeout_constant = 30.0
@@ -61,10 +91,11 @@ markers = {markers}
 """
 
 
-def stage(folder: Path, *, keep: bool = False) -> None:
+def stage(part: Part, folder: Path, *, keep: bool = False) -> None:
     """Make the tree in ``folder``, or bring one up to date.
 
     Args:
+        part: what is changed in it.
         folder: what mutmut left there goes, unless it is kept.
         keep: files that are as they were stay untouched, so mutmut takes only functions that changed again.
     """
@@ -87,7 +118,9 @@ def stage(folder: Path, *, keep: bool = False) -> None:
         (folder / "mutants" / name).mkdir(parents=True, exist_ok=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     settings = SETTINGS.format(
-        mutated=", ".join(f'"src/convbn/{name}/*.py"' for name in MUTATED),
+        mutated=[f"src/convbn/{name}/*.py" for name in part.folders],
+        tests=list(part.tests),
+        types=f"type_check_command = {TYPES}" if part.typed else "",
         untyped=project["mypy"]["overrides"][0]["module"],
         markers=project["pytest"]["ini_options"]["markers"],
     )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from convbn.bench.equivalence.pairs.converted import ConvertedPair
-from convbn.bench.equivalence.pairs.folded import FoldedModules, FoldedPair, FoldedPrograms
+from convbn.bench.equivalence.pairs.folded import (
+    ExportedPair,
+    FoldedModules,
+    FoldedPair,
+    FoldedPrograms,
+)
 from convbn.bench.equivalence.pairs.pair import Pair
 from convbn.bench.equivalence.tolerance import Tolerance
 from convbn.bench.models.inputs import is_onnx
 from convbn.bench.proof.prove import FoldPlan
 
 if TYPE_CHECKING:
+    import torch
+
     from convbn.bench.equivalence.reference_run import Model
 
 __all__ = ["pair_of"]
@@ -35,6 +42,8 @@ def pair_of(
     """
     if plan is not None and is_onnx(reference) and is_onnx(candidate):
         return FoldedPair(reference, candidate, plan)
+    if plan is not None and plan.exported is not None and is_onnx(candidate):
+        return ExportedPair(cast("torch.nn.Module", reference), candidate, plan)
     if plan is not None and not is_onnx(reference) and not is_onnx(candidate):
         import torch
 

@@ -21,7 +21,7 @@ from convbn.errors import BadInputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FoldedModules", "FoldedPair", "FoldedPrograms"]
+__all__ = ["ExportedPair", "FoldedModules", "FoldedPair", "FoldedPrograms"]
 
 
 class FoldedPair(Pair):
@@ -31,12 +31,16 @@ class FoldedPair(Pair):
         reference: the model before.
         candidate: the model after.
         plan: what the fold says that it did.
+        tried: whether the reference is known to end no process.
     """
 
-    def __init__(self, reference: Any, candidate: Any, plan: FoldPlan) -> None:
+    #: What sentences call the model whose values the regions are fed with.
+    original = "the original"
+
+    def __init__(self, reference: Any, candidate: Any, plan: FoldPlan, *, tried: bool = False) -> None:
         super().__init__(reference, candidate)
         self._opened = ExitStack()
-        self._before = self._opened.enter_context(Whole(reference, "reference"))
+        self._before = self._opened.enter_context(Whole(reference, "reference", tried=tried))
         self._after: Whole | None = None
         self._prover: LocalProver | None = None
         try:
@@ -65,7 +69,9 @@ class FoldedPair(Pair):
             return verdict, Proof(
                 f"outputs compared end to end; no part could be run by itself ({error.cause})"
             )
-        return joined(verdict, local, len(feeds))
+        if verdict.status == "different":
+            verdict = self._before_saturation(verdict, feeds, judged)
+        return joined(verdict, local, len(feeds), self.original)
 
     def _run_reference(self, feeds: Sequence[Feeds]) -> Execution:
         return _executed(self._before, feeds)
@@ -82,6 +88,38 @@ class FoldedPair(Pair):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._opened.close()
+
+
+class ExportedPair(FoldedPair):
+    """A PyTorch model, and the ONNX model that was exported from it and folded.
+
+    The folds are judged region by region on the values of the exported model before it was folded, the outputs of
+    the folded one against the PyTorch model's: only these tell of the export itself.
+
+    Args:
+        reference: the PyTorch model.
+        candidate: the ONNX model after.
+        plan: what the fold says that it did, with the ONNX model before.
+    """
+
+    original = "the exported original"
+
+    def __init__(
+        self, reference: torch.nn.Module | torch.export.ExportedProgram, candidate: Any, plan: FoldPlan
+    ) -> None:
+        super().__init__(plan.exported, candidate, plan, tried=True)
+        self._reference = reference
+
+    def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
+        """Judge every region, and let nothing pass that the outputs did not show (see :class:`FoldedPair`)."""
+        found, proof = super().proven(verdict, feeds, judged)
+        return (verdict if found.status == "equal" else found), proof
+
+    def _run_reference(self, feeds: Sequence[Feeds]) -> Execution:
+        return Pair._run_reference(self, feeds)
+
+    def _rewritten(self, feeds: Sequence[Feeds]) -> list[Moved]:
+        return []
 
 
 class FoldedModules(Pair):
@@ -118,9 +156,7 @@ class FoldedModules(Pair):
         self.tell("layers in float64", 0, 1)
         local = modules.prove_layers(*self._modules, self._plan, feeds[0], run)
         if local is None:
-            return verdict, Proof(
-                "outputs compared end to end; the module cannot be copied or run in float64"
-            )
+            return verdict, Proof("outputs compared end to end; the module cannot be copied")
         if verdict.outputs and verdict.status != "equal" and not local.wrong:
             exact = modules.settled_in_float64(*self._modules, self._plan, feeds, run)
             if exact is not None:

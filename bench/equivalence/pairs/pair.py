@@ -93,17 +93,19 @@ class Pair:
             feeds: the inputs.
             judged: gives the verdict on other values.
         """
-        if not hides(verdict) or self._runtime is not None:
-            return verdict, None
-        a, b = self._reference, self._compared()
-        if not (is_onnx(a) and is_onnx(b)):
-            return verdict, None
-        try:
-            return self._before_saturation(a, b, verdict, feeds, judged), None
-        except SessionError:
-            return verdict, None
+        return self._before_saturation(verdict, feeds, judged), None
 
-    def _before_saturation(
+    def _before_saturation(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> Verdict:
+        """The verdict, looked for where nothing hides a difference if the outputs themselves may hide one."""
+        a, b = self._reference, self._compared()
+        if not hides(verdict) or self._runtime is not None or not (is_onnx(a) and is_onnx(b)):
+            return verdict
+        try:
+            return self._at_what_hides(a, b, verdict, feeds, judged)
+        except SessionError:
+            return verdict
+
+    def _at_what_hides(
         self,
         a: onnx.ModelProto | str | Path,
         b: onnx.ModelProto | str | Path,

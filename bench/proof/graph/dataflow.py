@@ -198,14 +198,31 @@ class Dataflow:
 
     def report_names(self) -> dict[str, int]:
         """The node by the name that reports give it; what stands in a body is part of the node that has it."""
-        found: dict[str, int] = {}
+        return {name: place for name, (place, _) in self._named().items()}
+
+    def stored_by(self, place: int, names: Collection[str]) -> tuple[str, ...]:
+        """What a node reads; of one with bodies, what those of the named nodes read that stand in them.
+
+        Args:
+            place: of the node.
+            names: as reports give them.
+        """
+        if next(_bodies(self.nodes[place]), None) is None:
+            return self.reads[place]
+        named = self._named()
+        inside = [named[name][1] for name in names if name in named and named[name][0] == place]
+        return tuple(name for node in inside for name in node.input) or self.reads[place]
+
+    def _named(self) -> dict[str, tuple[int, onnx.NodeProto]]:
+        """By the name that reports give a node, its place, or that of the one whose body it stands in, and itself."""
+        found: dict[str, tuple[int, onnx.NodeProto]] = {}
         counts: dict[str, int] = {}
         level = [(node, i) for i, node in enumerate(self.nodes)]
         while level:
             for node, i in level:
                 name = node.name or f"{node.op_type}({node.output[0] if node.output else ''})"
                 counts[name] = counts.get(name, 0) + 1
-                found.setdefault(name if counts[name] == 1 else f"{name} ({counts[name]})", i)
+                found.setdefault(name if counts[name] == 1 else f"{name} ({counts[name]})", (i, node))
             level = [(inner, i) for node, i in level for body in _bodies(node) for inner in body.node]
         return found
 

@@ -57,7 +57,10 @@ def run(options: argparse.Namespace) -> int:
             how = fuse_options(options, verify=not options.no_verify)
             folding = fold(unfused, options=how, input_shapes=source.input_shapes)
         refuse_warnings(options, source.named_in(folding.report))
-        model, report = folding.model, proven(folding, source, console, strict=options.strict)
+        model, report = (
+            folding.model,
+            proven(folding, source, console, captured=unfused, strict=options.strict),
+        )
         console.report(report)
     model, conversion = _converted(model, source, options, console)
     if target.package is not None:

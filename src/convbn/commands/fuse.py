@@ -77,14 +77,15 @@ def _file_to_file(
 def _made(source: SourceModel, target: Format, options: argparse.Namespace, console: Console) -> Report:
     """A module or program, folded in the form that is written."""
     with console.phase("folding"):
+        captured = source.captured(target.made_of)
         folding = fold(
-            source.captured(target.made_of),
+            captured,
             source.example_inputs if target.made_of == "module" else None,
             options=fuse_options(options, verify=not options.no_verify),
-            owned=True,
+            owned=options.no_verify,
         )
     refuse_warnings(options, source.named_in(folding.report))
-    report = proven(folding, source, console, strict=options.strict)
+    report = proven(folding, source, console, captured=captured, strict=options.strict)
     with console.phase("writing"):
         _write(folding.model, report, source, target, options)
     return report

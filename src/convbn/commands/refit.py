@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     with console.phase("folding"):
         folding = fold(unfused, options=fuse_options(options, verify=not options.no_verify))
     refuse_warnings(options, source.named_in(folding.report))
-    report = proven(folding, source, console, strict=options.strict)
+    report = proven(folding, source, console, captured=unfused, strict=options.strict)
     console.report(report)
     fresh, conversion = _in_precision(folding.model, record, source, options, console)
     if engine:

@@ -93,6 +93,9 @@ def prove(
     options = _parsed("fuse", source, "-o", f"{stem}{_MODEL}", *arguments)
     original = open_source(source, load_options(options), light=True, hashed=False)
     plan = _read(given["fold"].path(_FOLD))["plan"]
+    if plan is not None:
+        folds, moved, merges = _tuples(plan)
+        plan = FoldPlan(folds, moved, merges, original.as_onnx() if original.is_torch else None)
     answer = verify(
         original.runnable,
         given["fold"].path(f"{stem}{_MODEL}"),
@@ -100,7 +103,7 @@ def prove(
         input_shapes=original.input_shapes,
         inputs=original.inputs,
         seed=options.seed,
-        plan=None if plan is None else FoldPlan(*_tuples(plan)),
+        plan=plan,
     )
     require_equal(answer, source, "nothing of it was delivered")
     outcome = answer.to_dict()

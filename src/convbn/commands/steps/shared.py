@@ -139,7 +139,13 @@ def refuse_unproven(options: argparse.Namespace) -> None:
 
 
 def proven(
-    folding: Folding, source: SourceModel, console: Console, *, candidate: Any = None, strict: bool = False
+    folding: Folding,
+    source: SourceModel,
+    console: Console,
+    *,
+    candidate: Any = None,
+    captured: Any = None,
+    strict: bool = False,
 ) -> Report:
     """The report of a fold, with the file it came from and, unless told otherwise, the comparison with it.
 
@@ -148,6 +154,7 @@ def proven(
         source: what was folded.
         console: is told what goes on.
         candidate: what is compared with it, if not the folded model itself.
+        captured: the form of it that was folded, if it is another.
         strict: every fold must have been seen.
     """
     from convbn.proof import verified
@@ -163,6 +170,7 @@ def proven(
             example_inputs=source.example_inputs,
             input_shapes=source.input_shapes,
             inputs=source.inputs,
+            exported=captured if source.is_torch and report.kind == "onnx" else None,
             progress=progress,
         )
     if strict:
