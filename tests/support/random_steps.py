@@ -404,6 +404,54 @@ def preactivation(g: Growth) -> None:
     g.add(g.of("Add", "Add", "Sub"), inputs, shape)
 
 
+def regrouped(g: Growth) -> None:
+    """Blocks of an image as channels, or channels as blocks, in either order."""
+    name, (n, c, *space) = g.pick(4)
+    if len(space) != 2:
+        return
+    if c % 4 == 0 and g.of(True, False):
+        shape = (n, c // 4, *(2 * size for size in space))
+        g.add("DepthToSpace", [name], shape, blocksize=2, mode=g.of("DCR", "CRD"))
+    elif c <= 6 and all(size % 2 == 0 for size in space):
+        g.add("SpaceToDepth", [name], (n, 4 * c, *(size // 2 for size in space)), blocksize=2)
+
+
+def scattered(g: Growth) -> None:
+    """Places along the last axis that are put or added into those of another value, or of the same one."""
+    name, shape = g.pick(3)
+    others = [v for v, s in g.values if s == shape]
+    kind, rng = g.of("none", "add", "add", "max", "min"), np.random.default_rng(g.seed())
+    once = np.argsort(rng.random(shape), -1)  # which of several at one place comes last is not said
+    places = once if kind == "none" else rng.integers(0, shape[-1], shape)
+    data, updates = name, g.of(*others)
+    normalised = g.of(True, False)
+    if normalised:
+        data, updates = (same_size_conv(g, name, shape, 1) for _ in range(2))
+    inputs = [data, g.tensor(places), updates]
+    put = g.add("ScatterElements", inputs, shape, axis=len(shape) - 1, reduction=kind)
+    if normalised:
+        normalise(g, put, shape)
+
+
+def recurrent(g: Growth) -> None:
+    """A recurrent layer over the positions, with ``[N, C, L]`` out."""
+    name, (n, c, *space) = g.pick(3)
+    size, kind = math.prod(space), g.of("RNN", "GRU")
+    if size > 12:
+        return
+    if g.of(True, False):
+        name = normalise(g, g.add("Sigmoid", [name], (n, c, *space)), (n, c, *space))
+    rows = g.add("Reshape", [name, g.tensor(np.int64([0, c, size]))], (n, c, size))
+    steps = g.add("Transpose", [rows], (size, n, c), perm=[2, 0, 1])
+    gates = {"RNN": 1, "GRU": 3}[kind]
+    weights = [g.weight(1, gates * c, c, fan=c) for _ in range(2)]
+    if g.of(True, False):
+        weights.append(g.weight(1, 2 * gates * c, fan=1))
+    states = g.add(kind, [steps, *weights], (size, 1, n, c), hidden_size=c)
+    plain = g.add("Reshape", [states, g.tensor(np.int64([size, -1, c]))], (size, n, c))
+    g.add("Transpose", [plain], (n, c, size), perm=[1, 2, 0])
+
+
 def parallel(g: Growth) -> None:
     """``bn(conv(x)) ± bn(conv(x))``, or with x itself or bn(x): the block of a re-parameterisable net."""
     name, shape = g.pick(3)
@@ -460,5 +508,8 @@ STEPS += [
     branch,
     quantised,
     computed,
+    regrouped,
+    scattered,
+    recurrent,
 ]
 STEPS += [preactivation, preactivation, parallel, parallel]
