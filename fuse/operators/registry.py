@@ -34,6 +34,7 @@ from convbn.fuse.operators import (
     quantize,
     recurrent,
     reduction,
+    registered_conv,
     repeat,
     reshape,
     scatter,
@@ -113,6 +114,7 @@ _FILES = (
     reduction,
     *(cast, negation, recurrent, function, sum),
     shape_only,
+    registered_conv,
 )
 _OPERATORS: list[Operator] = [file.OPERATOR for file in _FILES]
 """Where several read the same call, the one that stands first answers first."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from convbn.exporting import build_engine, export_onnx
     from convbn.fuse.frontends.torch.edit.folded import is_folded
     from convbn.fuse.frontends.torch.modules.custom_batchnorms import register_batchnorm
+    from convbn.fuse.frontends.torch.modules.registered_convs import register_conv
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
     from convbn.onnx_pass import fuse_file
@@ -76,6 +77,7 @@ __all__ = [
     "is_folded",
     "load_fused",
     "register_batchnorm",
+    "register_conv",
     "save_fused",
     "verify",
 ]
@@ -99,6 +101,7 @@ _LAZY = {
     "is_folded": ("convbn.fuse.frontends.torch.edit.folded", "is_folded"),
     "load_fused": ("convbn.api", "load_fused"),
     "register_batchnorm": ("convbn.fuse.frontends.torch.modules.custom_batchnorms", "register_batchnorm"),
+    "register_conv": ("convbn.fuse.frontends.torch.modules.registered_convs", "register_conv"),
     "save_fused": ("convbn.api", "save_fused"),
     "verify": ("convbn.proof", "verify"),
 }

@@ -37,6 +37,7 @@ PUBLIC = {
     "is_folded",
     "load_fused",
     "register_batchnorm",
+    "register_conv",
     "save_fused",
     "verify",
 }

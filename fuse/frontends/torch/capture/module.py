@@ -28,6 +28,7 @@ from convbn.fuse.frontends.torch.modules.copies import checked, duplicate
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture, isolated
 from convbn.fuse.frontends.torch.modules.keywords import called, split
+from convbn.fuse.frontends.torch.modules.registered_convs import with_registered
 from convbn.fuse.frontends.torch.tracing.trace import trace, traced_graph
 from convbn.fuse.plan.plan import Kept
 from convbn.fuse.refusal import Reason
@@ -92,6 +93,9 @@ def capture_module(
 def _capture(inner: torch.nn.Module, example_inputs: tuple[Any, ...] | None) -> Capture:
     begun = time.perf_counter()
     taken = _traced(inner) if example_inputs is None else _exported(inner, example_inputs)
+    own = taken.captured
+    mapper = with_registered(own.mapper, taken.instrumented.parts, own.names, innermost)
+    taken = replace(taken, captured=replace(own, mapper=mapper))
     graph_view = build_view(taken.captured)
     operators = graph_view.view.operators()
     unreachable = [*taken.unreachable, *_unreached(taken, graph_view)]

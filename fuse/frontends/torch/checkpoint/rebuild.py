@@ -238,6 +238,8 @@ def _add(module: torch.nn.Module, tensor: AddedTensor) -> None:
     path, _, leaf = tensor.name.rpartition(".")
     owner = _at(module, path)
     empty = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
+    if vars(owner).get(leaf, owner) is None:  # as an attribute like any other
+        del vars(owner)[leaf]
     if tensor.kind == "parameter":
         owner._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
     else:

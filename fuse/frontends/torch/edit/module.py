@@ -135,10 +135,13 @@ def _set(module: torch.nn.Module, site: EditSite, slot: int, constant: Constant)
         return
     values = constant.array()
     sibling = owner._parameters.get("weight")
-    like = owner._buffers["running_mean"] if sibling is None else sibling
+    if sibling is None and "running_mean" not in owner._buffers:  # a registered class has names of its own
+        sibling = next((held for held in owner._parameters.values() if held is not None), None)
+    like = owner._buffers.get("running_mean") if sibling is None else sibling
     if like is None:
         raise ValueError(f"'{path}' has no tensor that says where a new one belongs")
     trains = like.requires_grad if sibling is not None else True
+    vars(owner).pop(name, None)  # None, as an attribute like any other
     owner._parameters[name] = torch.nn.Parameter(to_tensor(values, like), requires_grad=trains)
 
 

@@ -24,6 +24,7 @@ from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.conv_transpose import ConvTranspose
 from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.registered_conv import RegisteredConv
 from convbn.fuse.operators.split import Split
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Reader, Value
@@ -212,6 +213,13 @@ class _ViewBuilder:
                 made.locks[BIAS] = Refusal(Reason.NO_BIAS, f"{made.label} is called without a bias")
             elif isinstance(made.op, Contraction) or made.outputs[0].rank != 2:
                 made.adds = frozenset((BIAS,))
+        if (
+            mapped is not None
+            and isinstance(made.op, RegisteredConv)
+            and mapped.slots[BIAS] is None
+            and mapped.names[BIAS] is None
+        ):
+            made.locks[BIAS] = Refusal(Reason.NO_BIAS, f"{made.label} is called without a bias")
         self._write(node, made)
         self._nodes.append(made)
 
@@ -331,7 +339,7 @@ def _settle_axis(node: Node) -> None:
     node.op = replace(node.op, channel_axis=axis if axis in (0, 1) else None)
 
 
-_NAMED = (BatchNorm, Conv, ConvTranspose, Linear)
+_NAMED = (BatchNorm, Conv, ConvTranspose, Linear, RegisteredConv)
 """Operators that are all there is to a module."""
 
 _WRITTEN = "written to in place through another view of its memory"

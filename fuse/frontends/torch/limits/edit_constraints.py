@@ -32,6 +32,7 @@ from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.operators.gather import Gather
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.normalization import Normalization
+from convbn.fuse.operators.registered_conv import RegisteredConv
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Node, Reader, Value
 from convbn.fuse.view.op import BIAS, WEIGHT
@@ -63,7 +64,7 @@ def _slots(node: Node) -> tuple[int, ...]:
     """The slots of a node in which a rule may put another constant."""
     if isinstance(node.op, BatchNorm):
         return (1, 2, 3, 4)
-    if isinstance(node.op, Conv | ConvTranspose | Linear | Normalization):
+    if isinstance(node.op, Conv | ConvTranspose | Linear | Normalization | RegisteredConv):
         return (WEIGHT, BIAS)
     if isinstance(node.op, Contraction):
         return (node.op.weight_slot, BIAS)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.modules.custom_batchnorms import layout_of, read_as_batchnorm
 from convbn.fuse.frontends.torch.modules.layers import is_one_call, plain_forward
+from convbn.fuse.frontends.torch.modules.registered_convs import conv_layout_of
 from convbn.fuse.frontends.torch.modules.results import nest_of
 
 if TYPE_CHECKING:
@@ -165,6 +166,15 @@ def _add_trials(parts: Mapping[str, torch.nn.Module], *, trust_shapes: bool) -> 
     for path, part in parts.items():
         parameters = part._parameters
         prefix = f"{path}." if path else ""
+        layout = conv_layout_of(part)
+        if layout is not None:
+            held = parameters.get(layout.weight)
+            if held is not None and layout.bias and getattr(part, layout.bias, _MISSING) is None:
+                vars(part).pop(layout.bias, None)  # None may stand there as an attribute like any other
+                zeros = held.detach().new_zeros(held.shape[layout.output_axis])
+                parameters[layout.bias] = torch.nn.Parameter(zeros)
+                added.append(f"{prefix}{layout.bias}")
+            continue
         weight, mean = parameters.get("weight"), part._buffers.get("running_mean")
         if parameters.get("bias", _MISSING) is not None:
             continue
