@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+
+from convbn.commands.doctor import _PACKAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,3 +124,14 @@ def test_interrupt_leaves_nothing(small: Path, tmp_path: Path) -> None:
     assert told.endswith(b"convbn: interrupted\r\n")
     assert b"Traceback" not in told
     assert not (tmp_path / "r.html").exists()
+
+
+def test_doctor_knows_every_package_that_users_can_add() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = {distribution for _, distribution, *_ in _PACKAGES}
+    # Backends, runtimes and packages of other runtimes have lines of their own; requests and onnx-ir come with others.
+    found |= {"openvino", "executorch", "tensorrt", "tensorrt-rtx-cu13", "requests", "onnx-ir"}
+    for name, listed in extras["optional-dependencies"].items():
+        if name not in ("all", "dev", "docs", "fuzz", "peers"):
+            wanted = {re.split(r"[>=<;\[ ]", one)[0] for one in listed} - {"convbn"}
+            assert wanted <= found, name

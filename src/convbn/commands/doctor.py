@@ -37,6 +37,14 @@ _PACKAGES = (
     ("safetensors", "safetensors", False, ".safetensors checkpoints", "pip install 'convbn[torch]'"),
     ("torchvision", "torchvision", False, "--arch torchvision:NAME", "pip install torchvision"),
     ("timm", "timm", False, "--arch timm:NAME", "pip install timm"),
+    ("huggingface_hub", "huggingface_hub", False, "hf-hub:ORG/NAME", "pip install huggingface_hub"),
+    ("PIL", "pillow", False, "images as calibration data", "pip install 'convbn[images]'"),
+    ("fsspec", "fsspec", False, "files at URLs", "pip install 'convbn[remote]'"),
+    ("shtab", "shtab", False, "--print-completion", "pip install 'convbn[completion]'"),
+    ("pynvml", "nvidia-ml-py", False, "clocks and temperature of a GPU", "pip install 'convbn[gpu]'"),
+    ("ray", "ray", False, "convbn run --ray", "pip install 'convbn[ray]'"),
+    ("polygraphy", "polygraphy", False, "convbn.integrations", "pip install 'convbn[integrations]'"),
+    ("olive", "olive-ai", False, "convbn.integrations.olive", "pip install 'convbn[integrations]'"),
 )
 
 
