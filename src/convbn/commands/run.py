@@ -24,7 +24,7 @@ from convbn.errors import FileAccessError, UsageError
 from convbn.export.files.atomic import check_target
 from convbn.export.loading.remote import is_url, shown
 from convbn.pipeline.outcome import Outcome, exit_code
-from convbn.pipeline.perform import known
+from convbn.pipeline.perform import known, perform
 from convbn.pipeline.planning.changes import LastRun
 from convbn.pipeline.planning.expand import Expansion, expand
 from convbn.pipeline.planning.models import Model, models_of
@@ -125,6 +125,10 @@ class _Planned:
             ran = run_steps(
                 steps, runner, on_event=progress, known=lambda step: found.get(step) or self._known(step)
             )
+        for step, outcome in zip(steps, ran.outcomes, strict=True):
+            # The memory of this process: workers have delivered into their own.
+            if outcome.succeeded and step.target is not None and step.target.startswith("memory://"):
+                perform(step, self._store)
         self._keep(ran.outcomes)
         return ran.outcomes, ran.stopped
 
