@@ -19,6 +19,7 @@ __all__ = [
     "passes_through",
     "schema_of",
     "shown_by",
+    "view_unsaid",
     "written_by",
 ]
 
@@ -87,8 +88,20 @@ def passes_through(node: torch.fx.Node) -> torch.fx.Node | None:
     name = operator_name(node)
     if name in _SAME_TENSOR:
         source = arguments(node)["self"]
-    elif name.removesuffix("_") in _DROPOUTS and arguments(node)["train"] is False:
-        source = next(iter(arguments(node).values()))
+    elif name.removesuffix("_") in _DROPOUTS:
+        source = view_unsaid(node)
+    else:
+        return None
+    return source if isinstance(source, type(node)) else None
+
+
+def view_unsaid(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The tensor that a node gives, or a view of it, though its schema says that the result is a new one."""
+    name, given = operator_name(node), arguments(node)
+    if name.removesuffix("_") in _DROPOUTS and (given["train"] is False or given["p"] == 0):
+        source = next(iter(given.values()))
+    elif name == "aten::einsum" and len(given["tensors"]) == 1:
+        source = given["tensors"][0]
     else:
         return None
     return source if isinstance(source, type(node)) else None
@@ -120,6 +133,10 @@ def shown_by(node: torch.fx.Node) -> torch.fx.Node | None:
         if handed_on is not None:
             return handed_on
         given = arguments(node)
+        if (
+            schema.name == "aten::einsum" and len(given["tensors"]) == 1
+        ):  # a view, though its schema says none
+            return next(iter(given["tensors"]))
         # Some give a view or a copy, by the strides at hand: their schemas say that they may.
         aliased = [argument.name for argument in schema.arguments if argument.alias_info is not None]
         source = given[aliased[0]] if aliased and schema.returns else None

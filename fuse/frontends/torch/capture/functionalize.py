@@ -11,18 +11,33 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from convbn.fuse.frontends.torch.calls.schema import operator_name, overload, schema_of, shown_by, written_by
+from convbn.fuse.frontends.torch.calls.schema import (
+    operator_name,
+    overload,
+    passes_through,
+    schema_of,
+    shown_by,
+    view_unsaid,
+    written_by,
+)
 from convbn.fuse.frontends.torch.graph_view.aliasing import Memory
 
 if TYPE_CHECKING:
     import torch.fx
 
-__all__ = ["functional_graph", "writers"]
+__all__ = ["functional_graph", "hides_views", "writers"]
 
 
 def writers(graph: torch.fx.Graph, state: set[torch.fx.Node]) -> list[torch.fx.Node]:
     """The nodes that write to a tensor that is not the program's own state."""
     return [node for node in graph.nodes if any(w not in state for w in written_by(node))]
+
+
+def hides_views(graph: torch.fx.Graph, state: set[torch.fx.Node]) -> bool:
+    """Whether memory that is written is shown by what is said to be new, which ``run_decompositions`` copies."""
+    memory = Memory(graph, shown_by)
+    written = {memory.base(tensor) for node in writers(graph, state) for tensor in written_by(node)}
+    return any(view_unsaid(node) and memory.base(node) in written for node in graph.nodes)
 
 
 def functional_graph(module: torch.fx.GraphModule, state: set[str]) -> torch.fx.GraphModule | None:
@@ -77,7 +92,7 @@ def _whole(node: torch.fx.Node) -> bool:
     if schema is None:
         return False
     in_place = schema.is_mutable and schema.name.endswith("_")
-    return in_place or schema.name in ("aten::alias", "aten::detach")
+    return in_place or passes_through(node) is not None
 
 
 def _functional(node: torch.fx.Node) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.torch.calls.aten import map_aten, written_nodes
-from convbn.fuse.frontends.torch.capture.functionalize import functional_graph, writers
+from convbn.fuse.frontends.torch.capture.functionalize import functional_graph, hides_views, writers
 from convbn.fuse.frontends.torch.capture.regions import has_autocast, without_regions
 from convbn.fuse.frontends.torch.graph_view.build import (
     CapturedGraph,
@@ -83,6 +83,8 @@ def _functional(program: ExportedProgram) -> tuple[ExportedProgram, torch.fx.Gra
         module = functional_graph(start, {node.name for node in own})
         if module is not None:
             return program, module, True
+    if hides_views(start.graph, set(own)):
+        return program, start, False
     try:
         with exclusive_capture():
             lowered = program.run_decompositions({})

@@ -53,6 +53,11 @@ def edit_program(
     return editor.finish()
 
 
+def _given(graph: torch.fx.Graph) -> list[str]:
+    """The names of a program's outputs, in order; empty for what is no tensor of its graph."""
+    return [getattr(given, "name", "") for given in graph.output_node().args[0]]
+
+
 _SUFFIXES = ("input", "weight", "bias", "running_mean", "running_var")
 
 
@@ -77,6 +82,9 @@ class _Editor:
         self._sums: dict[torch.fx.Node, torch.fx.Node] = {}
         self._wanted: dict[torch.fx.Node, str] = {}
         self._specs = dict(zip(self._graph.find_nodes(op="placeholder"), self._inputs, strict=True))
+        for stated, given in zip(_given(program.graph), _given(self._graph), strict=True):
+            # An output that showed another one's memory is what was written there last.
+            self._rename(stated, given)
 
     def set_constant(self, edit: SetConstant) -> None:
         name, slot, values, adds = edit.node.handle.name, edit.slot, edit.values, edit.node.adds
