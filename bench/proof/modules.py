@@ -1,9 +1,10 @@
 """The proof of a fold of a PyTorch module, in float64: each layer that took a BatchNorm in, and the whole module.
 
 A layer is given what its counterpart in the original was given, and must give what the BatchNorm gave (or, where the
-BatchNorm stood in front, what the counterpart gave). A module that casts by itself, and so does not run in float64,
-gives both in its own type. The whole module is compared in float64 where its own type is too coarse: what the outputs
-then move by where the stored weights are moved by their rounding is what they may be off by.
+BatchNorm stood in front, what the counterpart gave). Casts and autocast of the module itself keep float64; one that
+does not run in it all the same gives both in its own type. The whole module is compared in float64 where its own type
+is too coarse: what the outputs then move by where the stored weights are moved by their rounding is what they may be
+off by.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from convbn.common.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["other_mode", "prove_layers", "settled_in_float64"]
 
@@ -60,11 +62,14 @@ def prove_layers(
     Returns:
         None where the module cannot be copied.
     """
-    for copied, given in ((_in_float64, _wide(feeds)), (copy.deepcopy, feeds)):
+    for copied, given, kept in (
+        (_in_float64, _wide(feeds), _kept_wide),
+        (copy.deepcopy, feeds, nullcontext),
+    ):
         watch = _Watch(candidate, plan)
         with suppress(Exception):  # whatever a module's own code raises in another type
             original = copied(reference)
-            with watch.on(original):
+            with watch.on(original), kept():
                 run(original, given)
             shown = (Shown(name, watch.seen.get(number)) for number, (name, _) in enumerate(plan.folds))
             return LocalProof(tuple(watch.outcomes), tuple(shown), len(watch.outcomes))
@@ -224,11 +229,12 @@ class _Watch:
         how = str(wanted.dtype).removeprefix("torch.")
         # In its own type sums are rounded as well.
         root = 1.0 if wanted.dtype == torch.float64 else math.sqrt(weight.numel() / min(weight.shape))
-        unit = float(torch.finfo(weight.dtype).eps)
+        # Under autocast weights are rounded to the type that is computed in.
+        unit = max(float(torch.finfo(kind).eps) for kind in (weight.dtype, wanted.dtype))
         with torch.no_grad():
             exact, spoilt, *moved = (
                 array_of(made(given.double()))
-                for made in (_in_float64(part), _spoilt(part), *_moved(part, {""}))
+                for made in (_in_float64(part), _spoilt(part), *_moved(part, {""}, unit))
             )
         bound = _with_bias(noise_bound(exact, moved, root, unit), part, unit)
         gap = gap_of(array_of(wanted.double()), exact, bound)
@@ -260,13 +266,39 @@ def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
     return wide
 
 
-def _moved(module: torch.nn.Module, layers: set[str]) -> Iterator[torch.nn.Module]:
+def _kept_wide() -> TorchDispatchMode:
+    """Casts of float64 to a coarser float give float64. (Autocast leaves float64 as it is.)"""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    casts = (torch.ops.aten.to, torch.ops.aten._to_copy)
+
+    def wide(argument: Any) -> Any:
+        is_coarser = isinstance(argument, torch.dtype) and argument.is_floating_point
+        return torch.float64 if is_coarser else argument
+
+    class KeptWide(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func.overloadpacket in casts and args[0].dtype == torch.float64:
+                args = tuple(map(wide, args))
+                kwargs = {name: wide(argument) for name, argument in kwargs.items()}
+            return func(*args, **kwargs)
+
+    return KeptWide()  # type: ignore[no-untyped-call]
+
+
+def _moved(module: torch.nn.Module, layers: set[str], least: float = 0.0) -> Iterator[torch.nn.Module]:
     """The same with the numbers of some layers moved by their rounding: at random, and all of them upwards.
+
+    By ``least`` where their own type is finer.
 
     Where weights cancel, few of them may do so at random as well; upwards they do not.
     """
     units = {
-        name: [_unit(p) for p in part.parameters(recurse=False)]
+        name: [max(_unit(p), least) for p in part.parameters(recurse=False)]
         for name, part in module.named_modules()
         if name in layers
     }
