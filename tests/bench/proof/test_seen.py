@@ -145,10 +145,17 @@ class Twice(Layer):
 
 
 class Casting(Layer):
-    """What casts by itself does not run in float64."""
+    """It casts by itself, which float64 survives."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.called(x.half().float()) - 1e4) + x.mean()
+
+
+class Narrow(Layer):
+    """It makes a tensor of float32 by itself, and so does not run in float64."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.called(x @ torch.eye(8)) - 1e4) + x.mean()
 
 
 class Choosing(Layer):
@@ -160,7 +167,11 @@ class Choosing(Layer):
 
 @pytest.mark.parametrize(
     ("module", "expected"),
-    [(Twice, {"norm": "float64", "norm (call 2)": "float64"}), (Casting, {"norm": "float32"})],
+    [
+        (Twice, {"norm": "float64", "norm (call 2)": "float64"}),
+        (Casting, {"norm": "float64"}),
+        (Narrow, {"norm": "float32"}),
+    ],
 )
 def test_layers_are_judged_call_by_call_in_the_type_that_they_run_in(
     module: type[Layer], expected: dict[str, str]
