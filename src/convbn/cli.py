@@ -10,7 +10,6 @@ import argparse
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -29,9 +28,8 @@ _EXITS = """exit codes: 0 ok, 1 a check or gate failed, 2 usage, 3 bad input,
 _ARCH_HELP = "of a checkpoint: torchvision:NAME, timm:NAME, hf-hub:ORG/NAME or package.module:callable"
 
 
-@cache
 def parser() -> argparse.ArgumentParser:
-    """The argument parser, built once and without importing anything heavy."""
+    """The argument parser, built without importing anything heavy."""
     from convbn import __version__
     from convbn.commands.options.engine import add_engine_arguments
     from convbn.commands.options.examples import EXAMPLES
