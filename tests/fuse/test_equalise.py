@@ -195,7 +195,7 @@ def test_a_bias_does_not_go_on_under_padding() -> None:
 def test_random_graphs_compute_the_same() -> None:
     moved = 0
 
-    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(built=graphs("float64"), seed=st.integers(0, 9))
     def holds(built: onnx.ModelProto, seed: int) -> None:
         nonlocal moved

@@ -33,6 +33,11 @@ class Growth:
     def of(self, *choices: Any) -> Any:
         return self.draw(st.sampled_from(choices))
 
+    @property
+    def wide(self) -> bool:
+        """Whether the floats are of a type that ONNX has all operators for, which bfloat16 is not."""
+        return np.dtype(self.dtype).kind == "f"
+
     def seed(self) -> int:
         return int(self.draw(st.integers(0, 10_000)))
 
@@ -118,12 +123,12 @@ def product(g: Growth) -> None:
     name, shape = g.pick(3)
     outputs, rank = g.of(2, shape[1]), len(shape)
     made, way = (shape[0], outputs, *shape[2:]), g.of("letters", "left", "right")
-    if way == "letters" or (way == "left" and rank > 3):
+    if g.wide and (way == "letters" or (way == "left" and rank > 3)):
         letters = "nchwd"[:rank]
         equation = f"oc,{letters}->{letters.replace('c', 'o')}"
         weight = g.weight(outputs, shape[1], fan=shape[1])
         g.add("Einsum", [weight, name], made, equation=equation)
-    elif way == "left":
+    elif way == "left" and rank == 3:
         g.add("MatMul", [g.weight(outputs, shape[1], fan=shape[1]), name], made)
     else:
         last = (shape[0], *shape[2:], shape[1])
@@ -437,7 +442,7 @@ def recurrent(g: Growth) -> None:
     """A recurrent layer over the positions, with ``[N, C, L]`` out."""
     name, (n, c, *space) = g.pick(3)
     size, kind = math.prod(space), g.of("RNN", "GRU")
-    if size > 12:
+    if size > 12 or not g.wide:
         return
     if g.of(True, False):
         name = normalise(g, g.add("Sigmoid", [name], (n, c, *space)), (n, c, *space))
