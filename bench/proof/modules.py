@@ -1,10 +1,10 @@
 """The proof of a fold of a PyTorch module, in float64: each layer that took a BatchNorm in, and the whole module.
 
 A layer is given what its counterpart in the original was given, and must give what the BatchNorm gave (or, where the
-BatchNorm stood in front, what the counterpart gave). Casts and autocast of the module itself keep float64; one that
-does not run in it all the same gives both in its own type. The whole module is compared in float64 where its own type
-is too coarse: what the outputs then move by where the stored weights are moved by their rounding is what they may be
-off by.
+BatchNorm stood in front, what the counterpart gave). Casts, new tensors and autocast of the module itself keep float64;
+one that does not run in it all the same gives both in its own type. The whole module is compared in float64 where its
+own type is too coarse: what the outputs then move by where the stored weights are moved by their rounding is what they
+may be off by.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def shown_by_spoiling(
     for done, number in enumerate(turns):
         progress("folds in the outputs", done, len(turns))
         name, into = plan.folds[number]
-        layer = parts.get(into[0])
+        layer = next((parts[one] for one in into if one in parts), None)
         if layer is None:
             continue
         with suppress(Exception), _put_off(layer) as has_weights:  # what a run raises shows nothing
@@ -267,9 +267,10 @@ def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _kept_wide() -> TorchDispatchMode:
-    """Casts of float64 to a coarser float give float64. (Autocast leaves float64 as it is.)"""
+    """Casts of float64 and new tensors of a coarser float are float64. (Autocast leaves float64 as it is.)"""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
     casts = (torch.ops.aten.to, torch.ops.aten._to_copy)
 
@@ -285,7 +286,10 @@ def _kept_wide() -> TorchDispatchMode:
             if func.overloadpacket in casts and args[0].dtype == torch.float64:
                 args = tuple(map(wide, args))
                 kwargs = {name: wide(argument) for name, argument in kwargs.items()}
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            read = any(isinstance(a, torch.Tensor) for a in tree_leaves((args, kwargs)))
+            new = not read and isinstance(made, torch.Tensor) and made.is_floating_point()
+            return made.double() if new else made
 
     return KeptWide()  # type: ignore[no-untyped-call]
 

@@ -192,7 +192,7 @@ class FoldedPrograms(Pair):
 
         nothing = LocalProof((), tuple(Shown(name, None) for name, _ in self._plan.folds), 0)
         module = self._program.module()
-        layers = {into[0] for _, into in self._plan.folds if into}
+        layers = {one for _, into in self._plan.folds for one in into}
         if verdict.status != "equal" or layers.isdisjoint(name for name, _ in module.named_modules()):
             return verdict, None
         return joined(verdict, shown_by_spoiling(module, self._plan, nothing, notices, self.tell), len(feeds))

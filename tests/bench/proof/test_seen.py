@@ -145,17 +145,17 @@ class Twice(Layer):
 
 
 class Casting(Layer):
-    """It casts by itself, which float64 survives."""
+    """It casts and makes tensors by itself, which float64 survives."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.called(x.half().float()) - 1e4) + x.mean()
+        return torch.relu(self.called(x.half().float() @ torch.eye(8)) - 1e4) + x.mean()
 
 
 class Narrow(Layer):
-    """It makes a tensor of float32 by itself, and so does not run in float64."""
+    """It reads an array of float32, and so does not run in float64."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.called(x @ torch.eye(8)) - 1e4) + x.mean()
+        return torch.relu(self.called(x @ torch.from_numpy(np.eye(8, dtype=np.float32))) - 1e4) + x.mean()
 
 
 class Choosing(Layer):

@@ -129,14 +129,10 @@ def shown_by(node: torch.fx.Node) -> torch.fx.Node | None:
     if schema is None:  # one of a list of views
         source = node.args[0] if node.target is operator.getitem else None
     else:
-        handed_on = passes_through(node)
+        handed_on = passes_through(node) or view_unsaid(node)
         if handed_on is not None:
             return handed_on
         given = arguments(node)
-        if (
-            schema.name == "aten::einsum" and len(given["tensors"]) == 1
-        ):  # a view, though its schema says none
-            return next(iter(given["tensors"]))
         # Some give a view or a copy, by the strides at hand: their schemas say that they may.
         aliased = [argument.name for argument in schema.arguments if argument.alias_info is not None]
         source = given[aliased[0]] if aliased and schema.returns else None

@@ -55,7 +55,8 @@ def edit_program(
 
 def _given(graph: torch.fx.Graph) -> list[str]:
     """The names of a program's outputs, in order; empty for what is no tensor of its graph."""
-    return [getattr(given, "name", "") for given in graph.output_node().args[0]]
+    outputs: Any = graph.output_node().args[0]
+    return [getattr(given, "name", "") for given in outputs]
 
 
 _SUFFIXES = ("input", "weight", "bias", "running_mean", "running_var")
