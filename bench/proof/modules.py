@@ -20,18 +20,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convbn.bench.equivalence.difference import Verdict
-from convbn.bench.models.arguments import alike, array_of
+from convbn.bench.models.arguments import array_of
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.claims import Claim
-from convbn.bench.proof.gaps import Bound, beyond, gap_of, noise_bound, spoil_of
+from convbn.bench.proof.gaps import Bound, beyond, gap_of, noise_bound
 from convbn.bench.proof.local import Outcome
+from convbn.bench.proof.module_copies import (
+    in_float64,
+    kept_wide,
+    moved_by_rounding,
+    put_off,
+    spoilt_copy,
+    wide_feeds,
+)
 from convbn.bench.proof.prove import IN_OUTPUTS, FoldPlan, LocalProof, Shown
-from convbn.common.dtypes import is_float
 from convbn.common.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["other_mode", "prove_layers", "settled_in_float64"]
 
@@ -63,7 +69,7 @@ def prove_layers(
         None where the module cannot be copied.
     """
     for copied, given, kept in (
-        (_in_float64, _wide(feeds), _kept_wide),
+        (in_float64, wide_feeds(feeds), kept_wide),
         (copy.deepcopy, feeds, nullcontext),
     ):
         watch = _Watch(candidate, plan)
@@ -94,9 +100,9 @@ def settled_in_float64(
     """
     worst = 0.0
     try:
-        before, after = _in_float64(reference), _in_float64(candidate)
-        moved = list(_moved(candidate, {layer for _, into in plan.folds for layer in into}))
-        for sample in map(_wide, feeds):
+        before, after = in_float64(reference), in_float64(candidate)
+        moved = list(moved_by_rounding(candidate, {layer for _, into in plan.folds for layer in into}))
+        for sample in map(wide_feeds, feeds):
             a, b, *others = (run(module, sample) for module in (before, after, *moved))
             for x, y, *noisy in zip(a, b, *others, strict=True):
                 gap = gap_of(x, y, noise_bound(y, noisy, 1.0, 2.0**-23))
@@ -143,7 +149,7 @@ def shown_by_spoiling(
         layer = next((parts[one] for one in into if one in parts), None)
         if layer is None:
             continue
-        with suppress(Exception), _put_off(layer) as has_weights:  # what a run raises shows nothing
+        with suppress(Exception), put_off(layer) as has_weights:  # what a run raises shows nothing
             if has_weights and notices(spoilt):
                 shown[number] = Shown(name, IN_OUTPUTS)
     return replace(local, shown=tuple(shown))
@@ -232,16 +238,16 @@ class _Watch:
         # Under autocast weights are rounded to the type that is computed in.
         unit = max(float(torch.finfo(kind).eps) for kind in (weight.dtype, wanted.dtype))
         with torch.no_grad():
-            exact, spoilt, *moved = (
+            exact, off, *moved = (
                 array_of(made(given.double()))
-                for made in (_in_float64(part), _spoilt(part), *_moved(part, {""}, unit))
+                for made in (in_float64(part), spoilt_copy(part), *moved_by_rounding(part, {""}, unit))
             )
         bound = _with_bias(noise_bound(exact, moved, root, unit), part, unit)
         gap = gap_of(array_of(wanted.double()), exact, bound)
         self.outcomes.append(Outcome(Claim(name, name, True), gap.ok, gap.error, gap.bound, how, gap.sight))
         numbers = self._folds[batchnorm, layer]
         number = numbers.pop(0) if len(numbers) > 1 else numbers[0]
-        if gap.ok and beyond(exact, spoilt, bound):
+        if gap.ok and beyond(exact, off, bound):
             self.seen[number] = how
 
 
@@ -256,117 +262,3 @@ def _with_bias(bound: Bound, layer: torch.nn.Module, unit: float) -> Bound:
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     """Which numbers in memory a tensor shows, and how: a transposed one is another one."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _in_float64(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy of its own in float64 that nothing trains."""
-    wide = copy.deepcopy(module).double()
-    for part in wide.modules():
-        part.training = False
-    return wide
-
-
-def _kept_wide() -> TorchDispatchMode:
-    """Casts of float64 and new tensors of a coarser float are float64. (Autocast leaves float64 as it is.)"""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    casts = (torch.ops.aten.to, torch.ops.aten._to_copy)
-
-    def wide(argument: Any) -> Any:
-        is_coarser = isinstance(argument, torch.dtype) and argument.is_floating_point
-        return torch.float64 if is_coarser else argument
-
-    class KeptWide(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if func.overloadpacket in casts and args[0].dtype == torch.float64:
-                args = tuple(map(wide, args))
-                kwargs = {name: wide(argument) for name, argument in kwargs.items()}
-            made = func(*args, **kwargs)
-            read = any(isinstance(a, torch.Tensor) for a in tree_leaves((args, kwargs)))
-            new = not read and isinstance(made, torch.Tensor) and made.is_floating_point()
-            return made.double() if new else made
-
-    return KeptWide()  # type: ignore[no-untyped-call]
-
-
-def _moved(module: torch.nn.Module, layers: set[str], least: float = 0.0) -> Iterator[torch.nn.Module]:
-    """The same with the numbers of some layers moved by their rounding: at random, and all of them upwards.
-
-    By ``least`` where their own type is finer.
-
-    Where weights cancel, few of them may do so at random as well; upwards they do not.
-    """
-    units = {
-        name: [max(_unit(p), least) for p in part.parameters(recurse=False)]
-        for name, part in module.named_modules()
-        if name in layers
-    }
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    for random in (True, False):
-        wide = _in_float64(module)
-        with torch.no_grad():
-            for name, part in wide.named_modules():
-                for parameter, unit in zip(part.parameters(recurse=False), units.get(name, ()), strict=False):
-                    signs = torch.sign(parameter)
-                    if random:
-                        signs = (
-                            torch.randint(0, 2, parameter.shape, generator=generator).to(parameter) * 2 - 1
-                        )
-                    parameter.mul_(1 + unit * signs)
-        yield wide
-
-
-def _spoilt(layer: torch.nn.Module) -> torch.nn.Module:
-    """The layer in float64 with its weight off by 1 %, or what its own type can tell."""
-    wide = _in_float64(layer)
-    _spoil(wide, spoil_of(array_of(next(layer.parameters()).flatten()[:1]).dtype))
-    return wide
-
-
-def _spoil(layer: torch.nn.Module, error: float | None = None) -> bool:
-    """Put the weights of a layer off; whether it has any."""
-    import torch
-
-    own = [p for p in layer.parameters(recurse=False) if p.is_floating_point()]
-    weights = [p for p in own if p.ndim > 1] or own[:1]  # a normalisation has a vector
-    with torch.no_grad():
-        for weight in weights:
-            weight.mul_(1 + (error or spoil_of(array_of(weight.flatten()[:1]).dtype)))
-    return bool(weights)
-
-
-@contextmanager
-def _put_off(layer: torch.nn.Module) -> Iterator[bool]:
-    """Put the weights of a layer off while the block runs; gives whether it has any."""
-    import torch
-
-    held = [(p, p.detach().clone()) for p in layer.parameters(recurse=False) if p.ndim > 1]
-    try:
-        yield _spoil(layer)
-    finally:
-        with torch.no_grad():
-            for parameter, before in held:
-                parameter.copy_(before)
-
-
-def _unit(parameter: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.finfo(parameter.dtype).eps) if parameter.is_floating_point() else 0.0
-
-
-def _wide(feeds: Feeds) -> Feeds:
-    wide: dict[str, Array] = {}
-    for name, array in feeds.items():
-        kind = (
-            np.complex128 if array.dtype.kind == "c" else np.float64 if is_float(array.dtype) else array.dtype
-        )
-        wide[name] = array.astype(kind)
-    return alike(feeds, wide)

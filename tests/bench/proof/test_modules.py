@@ -7,17 +7,16 @@ import torch
 from torch import nn
 
 from convbn.bench.proof.gaps import Bound
-from convbn.bench.proof.modules import (
-    _in_float64,
-    _moved,
-    _put_off,
+from convbn.bench.proof.module_copies import (
     _spoil,
-    _spoilt,
     _unit,
-    _wide,
-    _with_bias,
-    other_mode,
+    in_float64,
+    moved_by_rounding,
+    put_off,
+    spoilt_copy,
+    wide_feeds,
 )
+from convbn.bench.proof.modules import _with_bias, other_mode
 
 
 def network() -> nn.Sequential:
@@ -34,7 +33,7 @@ def ratios(moved: nn.Module, name: str) -> np.ndarray:
 
 
 def test_the_numbers_of_the_named_layers_move_by_their_rounding_and_no_others() -> None:
-    random, up = _moved(network(), {"0"})
+    random, up = moved_by_rounding(network(), {"0"})
     for moved in (random, up):
         assert all(parameter.dtype == torch.float64 for parameter in moved.parameters())
         assert not ratios(moved, "2.weight").any()
@@ -44,7 +43,7 @@ def test_the_numbers_of_the_named_layers_move_by_their_rounding_and_no_others() 
     assert set(signs) == {1.0, -1.0}
     assert 30 < (signs > 0).sum() < 90
     assert set(ratios(random, "0.bias")) == {1.0, -1.0}
-    np.testing.assert_array_equal(signs, ratios(next(iter(_moved(network(), {"0"}))), "0.weight"))
+    np.testing.assert_array_equal(signs, ratios(next(iter(moved_by_rounding(network(), {"0"}))), "0.weight"))
     generator = torch.Generator().manual_seed(0)
     first = torch.randint(0, 2, (40, 3, 1, 1), generator=generator).numpy().flatten() * 2 - 1
     np.testing.assert_array_equal(signs, first)
@@ -55,7 +54,7 @@ def test_the_numbers_of_the_named_layers_move_by_their_rounding_and_no_others() 
 
 
 def test_a_layer_is_moved_by_the_name_that_it_has_in_itself() -> None:
-    (_, up) = _moved(nn.Linear(3, 2), {""})
+    (_, up) = moved_by_rounding(nn.Linear(3, 2), {""})
     assert isinstance(up, nn.Linear)
 
 
@@ -67,7 +66,7 @@ def test_units_are_those_of_floats() -> None:
 
 def test_the_weight_is_put_off_and_the_bias_is_not() -> None:
     for layer, error in ((nn.Conv2d(3, 4, 1), 0.01), (nn.Conv2d(3, 4, 1).half(), 16 * 2.0**-10)):
-        wrong = _spoilt(layer)
+        wrong = spoilt_copy(layer)
         np.testing.assert_allclose(
             wrong.weight.detach().numpy(), layer.weight.detach().double().numpy() * (1 + error), rtol=1e-12
         )
@@ -91,7 +90,7 @@ def test_the_weight_is_put_off_and_the_bias_is_not() -> None:
 def test_weights_are_as_before_when_the_block_is_left() -> None:
     layer = nn.Linear(3, 2)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    with _put_off(layer) as has_weights:
+    with put_off(layer) as has_weights:
         assert has_weights
         assert not torch.equal(layer.weight, weight)
         assert torch.equal(layer.bias, bias)
@@ -101,7 +100,7 @@ def test_weights_are_as_before_when_the_block_is_left() -> None:
 def test_a_copy_in_float64_is_its_own_and_trains_nothing() -> None:
     module = network()
     module[1].train()
-    wide = _in_float64(module)
+    wide = in_float64(module)
     assert not any(part.training for part in wide.modules())
     assert module[1].training
     assert module[0].weight.dtype == torch.float32
@@ -114,7 +113,12 @@ def test_inputs_are_widened_by_their_kind() -> None:
         "i": np.zeros(1, np.int32),
         "b": np.zeros(1, np.bool_),
     }
-    assert [array.dtype.name for array in _wide(given).values()] == ["float64", "complex128", "int32", "bool"]
+    assert [array.dtype.name for array in wide_feeds(given).values()] == [
+        "float64",
+        "complex128",
+        "int32",
+        "bool",
+    ]
 
 
 def test_a_bound_holds_what_is_lost_where_a_bias_cancels() -> None:

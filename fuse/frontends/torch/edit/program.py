@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from convbn.fuse.frontends.torch.calls.aten import map_aten
 from convbn.fuse.frontends.torch.calls.schema import arguments
 from convbn.fuse.frontends.torch.calls.tensors import to_tensor
-from convbn.fuse.frontends.torch.edit.writing import call_of, copied, fresh, put_argument
+from convbn.fuse.frontends.torch.edit.writing import call_of, copied, fresh, put_argument, rename
 from convbn.fuse.operators.calls import Mapped
 from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.view.dataflow import Constant, Value
@@ -53,12 +53,6 @@ def edit_program(
     return editor.finish()
 
 
-def _given(graph: torch.fx.Graph) -> list[str]:
-    """The names of a program's outputs, in order; empty for what is no tensor of its graph."""
-    outputs: Any = graph.output_node().args[0]
-    return [getattr(given, "name", "") for given in outputs]
-
-
 _SUFFIXES = ("input", "weight", "bias", "running_mean", "running_var")
 
 
@@ -83,9 +77,12 @@ class _Editor:
         self._sums: dict[torch.fx.Node, torch.fx.Node] = {}
         self._wanted: dict[torch.fx.Node, str] = {}
         self._specs = dict(zip(self._graph.find_nodes(op="placeholder"), self._inputs, strict=True))
-        for stated, given in zip(_given(program.graph), _given(self._graph), strict=True):
-            # An output that showed another one's memory is what was written there last.
-            self._rename(stated, given)
+        outputs: list[Any] = [graph.output_node().args[0] for graph in (program.graph, self._graph)]
+        for stated, given in zip(*outputs, strict=True):
+            if (
+                stated is not None
+            ):  # an output that showed another one's memory is what was written there last
+                rename(self._signature, self._calls, getattr(stated, "name", ""), getattr(given, "name", ""))
 
     def set_constant(self, edit: SetConstant) -> None:
         name, slot, values, adds = edit.node.handle.name, edit.slot, edit.values, edit.node.adds
@@ -128,7 +125,7 @@ class _Editor:
             total = self._graph.call_function(torch.ops.aten.add.Tensor, (node, bias))
         total.meta.update(node.meta)
         node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
-        self._rename(node.name, total.name)
+        rename(self._signature, self._calls, node.name, total.name)
         self._sums[node] = total
 
     def exchange(self, edit: Replace) -> None:
@@ -148,7 +145,7 @@ class _Editor:
         node.kwargs = {}
         for user in list(node.users) if several else ():
             user.replace_all_uses_with(node)
-            self._rename(user.name, node.name)
+            rename(self._signature, self._calls, user.name, node.name)
             self._graph.erase_node(user)
             self._gone.add(user)
 
@@ -179,7 +176,7 @@ class _Editor:
         outputs = [user for user in node.users if user.args[1] == 0] if several else [node]
         for output in outputs:
             output.replace_all_uses_with(source)
-            self._rename(output.name, source.name)
+            rename(self._signature, self._calls, output.name, source.name)
         self._stale.update(read for read in node.all_input_nodes if read is not source)
         for gone in (*node.users, node):
             self._graph.erase_node(gone)
@@ -310,16 +307,6 @@ class _Editor:
             held = self._held(spec.target)
             held[wanted] = held.pop(spec.target)
             spec.target = wanted
-
-    def _rename(self, old: str, new: str) -> None:
-        """Let the signatures name the value that took an output's place."""
-        named: list[Any] = [spec.arg for spec in self._signature.output_specs]
-        for call in self._calls:
-            if call.signature is not None:
-                named.extend((*call.signature.inputs, *call.signature.outputs))
-        for argument in named:
-            if getattr(argument, "name", None) == old:
-                argument.name = new
 
     def _remove_dead(self) -> None:
         """Drop what only computed constants that nobody reads any more."""

@@ -1,9 +1,9 @@
-"""Operators of the view as ATen calls, for nodes that become another operator."""
+"""Operators of the view as ATen calls, and what else a program holds of a node that becomes another one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from convbn.fuse.view.op import Op
 if TYPE_CHECKING:
     import torch.fx
     from torch.export.exported_program import ModuleCallEntry
+    from torch.export.graph_signature import ExportGraphSignature
 
-__all__ = ["call_of", "copied", "fresh", "put_argument"]
+__all__ = ["call_of", "copied", "fresh", "put_argument", "rename"]
 
 
 def call_of(op: Op, operands: list[torch.fx.Node | None], *, like: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -96,3 +97,14 @@ def fresh(name: str, taken: Collection[str]) -> str:
     while free in taken:
         free, number = f"{name}_{number}", number + 1
     return free
+
+
+def rename(signature: ExportGraphSignature, calls: Iterable[Any], old: str, new: str) -> None:
+    """Let the signatures of a program and of its module calls name the value that took another one's place."""
+    named: list[Any] = [spec.arg for spec in signature.output_specs]
+    for call in calls:
+        if call.signature is not None:
+            named.extend((*call.signature.inputs, *call.signature.outputs))
+    for argument in named:
+        if getattr(argument, "name", None) == old:
+            argument.name = new
