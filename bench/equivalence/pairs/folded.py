@@ -139,8 +139,8 @@ class FoldedModules(Pair):
         self._modules, self._plan = (checked(reference), checked(candidate)), plan
 
     def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
-        """Judge every layer that took a BatchNorm in (see :mod:`convbn.bench.proof.modules`)."""
-        from convbn.bench.proof import modules
+        """Judge every layer that took a BatchNorm in (see :mod:`convbn.bench.proof.torch.modules`)."""
+        from convbn.bench.proof.torch import modules
 
         name = modules.other_mode(*self._modules)
         if name is not None:
@@ -185,7 +185,7 @@ class FoldedPrograms(Pair):
 
     def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
         """Look in the outputs for a deliberate error in every layer that took a BatchNorm in."""
-        from convbn.bench.proof.modules import shown_by_spoiling
+        from convbn.bench.proof.torch.modules import shown_by_spoiling
 
         def notices(module: torch.nn.Module) -> bool:
             return judged(execute(module, "copy", feeds).outputs).status == "different"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from convbn.bench.proof.gaps import Bound
-from convbn.bench.proof.module_copies import (
+from convbn.bench.proof.torch.copies import (
     _spoil,
     _unit,
     in_float64,
@@ -16,7 +16,7 @@ from convbn.bench.proof.module_copies import (
     spoilt_copy,
     wide_feeds,
 )
-from convbn.bench.proof.modules import _with_bias, other_mode
+from convbn.bench.proof.torch.modules import _with_bias, other_mode
 
 
 def network() -> nn.Sequential:

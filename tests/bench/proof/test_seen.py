@@ -203,7 +203,7 @@ def test_a_layer_of_two_batchnorms_is_none_that_is_judged_by_itself() -> None:
             self.other = copy.deepcopy(self.norm)
 
     plan = FoldPlan((("norm", ("conv",)), ("other", ("conv",))))
-    from convbn.bench.proof.modules import prove_layers
+    from convbn.bench.proof.torch.modules import prove_layers
 
     module = Two()
     module.forward = lambda x: module.called(x)  # type: ignore[method-assign]  # is what runs

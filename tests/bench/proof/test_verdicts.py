@@ -23,9 +23,9 @@ from convbn.bench.proof.claims import align
 from convbn.bench.proof.gaps import layer_bound
 from convbn.bench.proof.graph.dataflow import Dataflow
 from convbn.bench.proof.graph.execution import in_float64
-from convbn.bench.proof.modules import settled_in_float64
 from convbn.bench.proof.prove import FoldPlan
 from convbn.bench.proof.regions import LinearLayer, linear_layer
+from convbn.bench.proof.torch.modules import settled_in_float64
 
 
 def stored(name: str, array: Any, *, raw: bool = True) -> onnx.TensorProto:

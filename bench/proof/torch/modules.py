@@ -25,7 +25,8 @@ from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.claims import Claim
 from convbn.bench.proof.gaps import Bound, beyond, gap_of, noise_bound
 from convbn.bench.proof.local import Outcome
-from convbn.bench.proof.module_copies import (
+from convbn.bench.proof.prove import IN_OUTPUTS, FoldPlan, LocalProof, Shown
+from convbn.bench.proof.torch.copies import (
     in_float64,
     kept_wide,
     moved_by_rounding,
@@ -33,7 +34,6 @@ from convbn.bench.proof.module_copies import (
     spoilt_copy,
     wide_feeds,
 )
-from convbn.bench.proof.prove import IN_OUTPUTS, FoldPlan, LocalProof, Shown
 from convbn.common.progress import Progress, silent
 
 if TYPE_CHECKING:

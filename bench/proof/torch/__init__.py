@@ -1,0 +1,1 @@
+"""The proof of folds of PyTorch modules, layer by layer."""
