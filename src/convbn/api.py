@@ -204,9 +204,7 @@ def inspect(
 ) -> Report:
     """What :func:`fuse` would do: its report, with nothing verified and nothing kept.
 
-    Args:
-        model, example_inputs, arch, trust: as for :func:`fuse`.
-        options: which rules would be used.
+    Arguments are those of :func:`fuse`; ``options`` says which rules would be used.
     """
     from convbn.export.loading.open import source_of
     from convbn.export.loading.source_model import LoadOptions
