@@ -6,19 +6,12 @@ from collections.abc import Callable
 
 import onnx
 import pytest
+from support.activations import bell, gelu, gelu_tanh, hard_swish, mish, quick_gelu, silu
 from support.graphs import Writer, model, random, relative_error, run
 from support.kernels import executed_by_onnxruntime as kernels
 
 from convbn.fuse.fold import fold
 from convbn.fuse.refusal import Reason
-
-
-def bell(w: Writer, x: str) -> str:
-    return w("Add", w("Erf", w("Div", x, 2**0.5)), 1.0)
-
-
-def gelu(w: Writer, x: str) -> str:
-    return w("Mul", w("Mul", x, bell(w, x)), 0.5)
 
 
 def gelu_half_first(w: Writer, x: str) -> str:
@@ -31,27 +24,6 @@ def gelu_half_on_the_bell(w: Writer, x: str) -> str:
 
 def gelu_halved(w: Writer, x: str) -> str:
     return w("Div", w("Mul", x, bell(w, x)), 2.0)
-
-
-def gelu_tanh(w: Writer, x: str) -> str:
-    inner = w("Mul", w("Add", x, w("Mul", w("Pow", x, 3.0), 0.044715)), 0.7978845608)
-    return w("Mul", w("Mul", x, 0.5), w("Add", w("Tanh", inner), 1.0))
-
-
-def quick_gelu(w: Writer, x: str) -> str:
-    return w("Mul", x, w("Sigmoid", w("Mul", x, 1.702)))
-
-
-def silu(w: Writer, x: str) -> str:
-    return w("Mul", x, w("Sigmoid", x))
-
-
-def mish(w: Writer, x: str) -> str:
-    return w("Mul", x, w("Tanh", w("Softplus", x)))
-
-
-def hard_swish(w: Writer, x: str) -> str:
-    return w("Div", w("Mul", x, w("Clip", w("Add", x, 3.0), 0.0, 6.0)), 6.0)
 
 
 ACTIVATIONS = [

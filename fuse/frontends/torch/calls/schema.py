@@ -89,7 +89,7 @@ def passes_through(node: torch.fx.Node) -> torch.fx.Node | None:
     if name in _SAME_TENSOR:
         source = arguments(node)["self"]
     elif name.removesuffix("_") in _DROPOUTS:
-        source = view_unsaid(node)
+        return view_unsaid(node)
     else:
         return None
     return source if isinstance(source, type(node)) else None
@@ -97,13 +97,15 @@ def passes_through(node: torch.fx.Node) -> torch.fx.Node | None:
 
 def view_unsaid(node: torch.fx.Node) -> torch.fx.Node | None:
     """The tensor that a node gives, or a view of it, though its schema says that the result is a new one."""
-    name, given = operator_name(node), arguments(node)
-    if name.removesuffix("_") in _DROPOUTS and (given["train"] is False or given["p"] == 0):
-        source = next(iter(given.values()))
-    elif name == "aten::einsum" and len(given["tensors"]) == 1:
-        source = given["tensors"][0]
-    else:
+    name = operator_name(node)
+    is_dropout = name.removesuffix("_") in _DROPOUTS
+    if not is_dropout and name != "aten::einsum":
         return None
+    given = arguments(node)
+    if is_dropout:
+        source = next(iter(given.values())) if given["train"] is False or given["p"] == 0 else None
+    else:
+        source = given["tensors"][0] if len(given["tensors"]) == 1 else None
     return source if isinstance(source, type(node)) else None
 
 
