@@ -22,7 +22,7 @@ from convbn.bench.models.errors import ReferenceFailedError, SessionError
 from convbn.bench.models.feeds import inputs_differ, model_feeds, scaled
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.prove import FoldPlan
-from convbn.bench.proof.verdict import Proof
+from convbn.bench.proof.verdict import Proof, unseen
 from convbn.bench.results.environment import library_versions
 from convbn.common.encoding import JsonReady
 from convbn.common.progress import Progress, silent
@@ -235,7 +235,7 @@ def compare(
             verdict, proof = pair.proven(verdict, feeds, judging)
             if proof is None and plan is not None and plan.folds:
                 number = plural(len(feeds), "input")
-                proof = Proof(f"outputs compared end to end on {number}; no fold was judged by itself")
+                proof = unseen(plan, f"outputs compared end to end on {number}; no fold was judged by itself")
     return Equality(
         verdict.status,
         verdict.reason,

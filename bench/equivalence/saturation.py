@@ -1,8 +1,8 @@
-"""Outputs behind a function that saturates, or that chooses, are judged at what that function reads.
+"""Outputs behind a function that saturates, chooses or rounds are judged at what that function reads.
 
 A sigmoid is computed to some ε of 1, its largest value, wherever it stands: a map of 1e-6 everywhere then holds nothing
-but rounding. Which of two values that are the same but for their rounding is the larger, rounding decides. What such
-functions read still tells two models apart; behind them both do the same.
+but rounding. Which of two values that are the same but for their rounding is the larger, or to which integer one goes,
+rounding decides. What such functions read still tells two models apart; behind them both do the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from convbn.bench.equivalence.difference import Verdict
+from convbn.bench.models.inputs import Array
 from convbn.bench.proof.graph.dataflow import Dataflow
 from convbn.common.dtypes import dtype_of
 
@@ -21,6 +24,10 @@ __all__ = ["Saturated", "hides", "saturated_outputs"]
 
 _SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Clip"})
 _CHOOSING = frozenset({"ArgMax", "ArgMin", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+#: Where every fold is shown by itself; elsewhere what these read may hide a wrong model beside a large number.
+_ROUNDING = frozenset({"Ceil", "Equal", "Floor", "QuantizeLinear", "Round", "Sign", "TopK"})
+#: BOOL, and the integers of ONNX up to 64 bits: a cast to one of them rounds.
+_WHOLE = frozenset({2, 3, 4, 5, 6, 7, 9, 12, 13})
 #: What may stand behind it; a candidate in another precision casts its outputs.
 _PASSING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 #: ε of 1 that a saturating function may be off by; the bound of an output is √ε.
@@ -29,7 +36,7 @@ _FEW = 16
 
 @dataclass(frozen=True)
 class Saturated:
-    """An output, and what the saturating function before it reads in both models.
+    """An output, and a value that the function before it reads in both models.
 
     Attributes:
         output: its name in the reference.
@@ -43,29 +50,33 @@ class Saturated:
     candidate: str
 
 
-def saturated_outputs(reference: Dataflow, candidate: Dataflow) -> list[Saturated]:
-    """The outputs that both models compute alike from a saturating function on.
+def saturated_outputs(reference: Dataflow, candidate: Dataflow, *, rounding: bool = False) -> list[Saturated]:
+    """The outputs that both models compute alike from such a function on, once for every value that it reads.
 
     Args:
         reference: one model.
         candidate: the other, with as many outputs.
+        rounding: whether functions that only round are such functions, too.
     """
     found = []
     for a, b in zip(reference.outputs, candidate.outputs, strict=False):
-        before, after = _chain(reference, a), _chain(candidate, b)
+        before, after = _chain(reference, a, rounding), _chain(candidate, b, rounding)
         if before and [_does(node) for node in before] == [_does(node) for node in after]:
-            found.append(Saturated(a, before[-1].op_type, before[-1].input[0], after[-1].input[0]))
+            op = before[-1].op_type
+            reads = _reads(reference, candidate, before[-1], after[-1])
+            found += [Saturated(a, op, one, other) for one, other in reads]
     return found
 
 
-def _chain(flow: Dataflow, name: str) -> list[onnx.NodeProto]:
-    """The nodes from an output up to the saturating function, without casts; none if there is no such function."""
+def _chain(flow: Dataflow, name: str, rounding: bool) -> list[onnx.NodeProto]:
+    """The nodes from an output up to the function, without casts of floats; none if there is no such function."""
     nodes: list[onnx.NodeProto] = []
     while name in flow.producer:
         node = flow.nodes[flow.producer[name]]
-        if node.op_type != "Cast":
+        ends = not node.domain and (node.op_type in _SATURATING | _CHOOSING or (rounding and _rounds(node)))
+        if ends or node.op_type != "Cast":
             nodes.append(node)
-        if node.op_type in _SATURATING | _CHOOSING and not node.domain:
+        if ends:
             return nodes
         if node.op_type not in _PASSING or node.domain:
             break
@@ -73,10 +84,47 @@ def _chain(flow: Dataflow, name: str) -> list[onnx.NodeProto]:
     return []
 
 
+def _rounds(node: onnx.NodeProto) -> bool:
+    whole = any(attribute.name == "to" and attribute.i in _WHOLE for attribute in node.attribute)
+    return node.op_type in _ROUNDING or (node.op_type == "Cast" and whole)
+
+
 def _does(node: onnx.NodeProto) -> tuple[str, list[bytes], list[str]]:
-    """What a node does, and what it reads beside its data."""
+    """What a node does, and what it reads beside its data, if that is not looked at by itself."""
     attributes = sorted(entry.SerializeToString(deterministic=True) for entry in node.attribute)
-    return node.op_type, attributes, list(node.input[1:])
+    looked_at = node.op_type in _CHOOSING | _ROUNDING
+    return node.op_type, attributes, [] if looked_at else list(node.input[1:])
+
+
+def _reads(a: Dataflow, b: Dataflow, one: onnx.NodeProto, other: onnx.NodeProto) -> list[tuple[str, str]]:
+    """The values that both functions read; none where they do not read the same stored numbers beside them."""
+    if one.op_type in _SATURATING:
+        return [(one.input[0], other.input[0])]
+    pairs = []
+    for u, v in zip(one.input, other.input, strict=False):
+        x, y = _stored(a, u), _stored(b, v)
+        if x is None and y is None:
+            pairs.append((u, v))
+        elif x is None or y is None or not _equal(x, y):
+            return []
+    return pairs if len(one.input) == len(other.input) else []
+
+
+def _stored(flow: Dataflow, name: str) -> Array | None:
+    """The numbers of an initializer or of a Constant."""
+    from onnx import numpy_helper
+
+    if name in flow.constants:
+        return flow.array(name)
+    node = flow.nodes[flow.producer[name]] if name in flow.producer else None
+    if node is None or node.op_type != "Constant" or not node.attribute[0].HasField("t"):
+        return None
+    return numpy_helper.to_array(node.attribute[0].t)
+
+
+def _equal(x: Array, y: Array) -> bool:
+    """Whether stored numbers are the same, in the coarser of their types."""
+    return np.array_equal(x.astype(y.dtype), y) or np.array_equal(x, y.astype(x.dtype))
 
 
 def hides(verdict: Verdict) -> bool:

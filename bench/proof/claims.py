@@ -66,7 +66,7 @@ def changed_values(
     places = original.report_names()
     before = original.strict_ancestors()
     after: list[int] = [0] * len(before)
-    for i in range(len(before) - 1, -1, -1):
+    for i in reversed(range(len(before))):
         for name in original.nodes[i].output:
             for reader, _ in original.readers.get(name, ()):
                 after[i] |= after[reader] | 1 << reader
@@ -231,7 +231,7 @@ def _same(
 
 
 def _attributes(node: onnx.NodeProto) -> list[bytes]:
-    return sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return sorted(attribute.SerializeToString() for attribute in node.attribute)
 
 
 class _Constants:

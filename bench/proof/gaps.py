@@ -26,6 +26,7 @@ __all__ = [
     "layer_bound",
     "noise_bound",
     "relative_gap",
+    "rounding_bound",
     "spoil_of",
     "unit_of",
 ]
@@ -36,6 +37,8 @@ _MARGIN, _NOISE_MARGIN = 4.0, 8.0
 #: Values of a channel below which its noise may be small by chance; then it is no less than that of half of them.
 _FEW = 64
 _FLOAT32 = 2.0**-23
+#: Of what a bias is off by, what is left in float64 where the mean of so many equal numbers is taken from them.
+_EVEN = 2.0**-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +75,27 @@ def layer_bound(layer: LinearLayer, data: Array, unit: float, *, sums: bool) -> 
         unit: ε of the type that it is computed in.
         sums: whether the sums are rounded as well as the stored numbers.
     """
-    largest = float(np.abs(_plain(data)).max(initial=0.0))
+    # A quiet channel beside a loud one of another group is no less exact for that.
+    of_group = _peaks(data, 1).reshape(layer.groups, -1).max(axis=1)
+    largest = np.repeat(of_group, len(layer.norms) // layer.groups)
     stored = epsilon(layer.dtype) / 2
     rounded = unit if sums else 0.0
     weights = _MARGIN * (stored + rounded * math.sqrt(layer.terms)) * layer.norms * largest
     bias = 2 * (stored + rounded) * np.abs(layer.bias)
-    return Bound(weights + bias, 2 * weights + (bias if sums else 0.0), layer.axis)
+    return Bound(weights + bias, 2 * weights + (1.0 if sums else _EVEN) * bias, layer.axis)
+
+
+def rounding_bound(layer: LinearLayer, reach: Array) -> Bound:
+    """The most that the rounding of a layer's numbers can do, as where all its weights are the same and err one way.
+
+    Args:
+        layer: the layer.
+        reach: ``Σ |W_ck| |x_k|``, wherever the layer gives a value.
+    """
+    stored = epsilon(layer.dtype)  # twice what rounding does
+    weights = stored * _peaks(reach, layer.axis)
+    bias = stored * np.abs(layer.bias)
+    return Bound(weights + bias, 2 * weights + _EVEN * bias, layer.axis)
 
 
 def noise_bound(b: Array, moved: Sequence[Array], root_of_terms: float, unit: float) -> Bound:
@@ -96,16 +114,14 @@ def noise_bound(b: Array, moved: Sequence[Array], root_of_terms: float, unit: fl
     mean, rest = np.max(means, axis=0), np.max(rests, axis=0)
     if b.size < _FEW * len(mean):
         mean, rest = np.maximum(mean, np.median(mean)), np.maximum(rest, np.median(rest))
-    floor = 4 * unit * _by_channel(np.abs(_plain(b)), 1).max(axis=1, initial=0.0)
+    floor = 4 * unit * _peaks(b, 1)
     scale = _NOISE_MARGIN * root_of_terms
     return Bound(scale * (mean + rest) + floor, scale * rest + floor, 1)
 
 
 def floor_bound(b: Array, unit: float) -> Bound:
     """A few units in the last place."""
-    floor = (
-        unit * _by_channel(np.abs(_plain(b)), 1).max(axis=1, initial=0.0) if _continuous(b) else np.zeros(())
-    )
+    floor = unit * _peaks(b, 1) if _continuous(b) else np.zeros(())
     return Bound(floor, floor, 1)
 
 
@@ -123,14 +139,14 @@ def gap_of(a: Array, b: Array, bound: Bound, layer: LinearLayer | None = None) -
     if not _continuous(a):
         share, most = float(np.mean(a != b)) if a.size else 0.0, float(np.max(bound.mean, initial=0.0))
         return Gap(share <= most, share, most, 0.0)
-    if not np.array_equal(_finite(a), _finite(b)):
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return Gap(False, math.inf, 0.0, 0.0)
     if not a.size:
         return Gap(True, 0.0, 0.0, 0.0)
     mean, rest = _split(a, b, bound.axis)
     rows = _by_channel(_plain(b), bound.axis)
-    level = np.abs(rows).max(axis=1, initial=0.0)
-    scaled = np.abs(rows - (0.0 if layer is None else layer.bias[:, None])).max(axis=1, initial=0.0)
+    level = np.abs(rows).max(axis=1)
+    scaled = np.abs(rows - (0.0 if layer is None else layer.bias[:, None])).max(axis=1)
     tiny = np.finfo(np.float64).tiny
     means = np.broadcast_to(np.maximum(bound.mean, tiny), mean.shape)
     rests = np.broadcast_to(np.maximum(bound.rest, tiny), mean.shape)
@@ -138,10 +154,10 @@ def gap_of(a: Array, b: Array, bound: Bound, layer: LinearLayer | None = None) -
         of_mean = mean / means >= rest / rests
         gaps, bounds = np.where(of_mean, mean, rest), np.where(of_mean, means, rests)
         worst = int(np.argmax(gaps / bounds))
+        # Of one value a channel the mean is all there is.
+        spoil = spoil_of(a.dtype if layer is None else layer.dtype)
+        sight = float((spoil * scaled / (rests if rows.shape[1] > 1 else means)).max())
     unit = float(level[worst]) or 1.0
-    # Of one value a channel the mean is all there is.
-    spoil = spoil_of(a.dtype if layer is None else layer.dtype)
-    sight = float((spoil * scaled / (rests if rows.shape[1] > 1 else means)).max())
     ok = bool((mean <= means).all() and (rest <= rests).all())
     return Gap(ok, float(gaps[worst]) / unit, float(bounds[worst]) / unit, sight)
 
@@ -153,10 +169,10 @@ def beyond(base: Array, spoilt: Array, bound: Bound) -> bool:
 
 def relative_gap(a: Array, b: Array) -> float:
     """max |a − b| / max |a|; infinite where they cannot be compared."""
-    if a.shape != b.shape or not np.array_equal(_finite(a), _finite(b)):
+    if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return math.inf
     gap = float(np.abs(_plain(a) - _plain(b)).max(initial=0.0))
-    return gap if gap == 0.0 else gap / (float(np.abs(_plain(a)).max(initial=0.0)) or gap)
+    return gap if gap == 0.0 else gap / (float(np.abs(_plain(a)).max()) or gap)
 
 
 def spoil_of(dtype: np.dtype[np.generic]) -> float:
@@ -182,11 +198,6 @@ def _continuous(array: Array) -> bool:
     return array.dtype.kind == "c" or is_float(array.dtype)
 
 
-def _finite(array: Array) -> Array:
-    finite: Array = np.isfinite(array if array.dtype.kind in "fc" else array.astype(np.float64))
-    return finite
-
-
 def _plain(array: Array) -> Array:
     wide = array if array.dtype.kind == "c" else array.astype(np.float64)
     plain: Array = np.where(np.isfinite(wide), wide, 0)
@@ -198,6 +209,12 @@ def _split(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
     rows = _by_channel(_plain(a) - _plain(b), axis)
     mean = rows.mean(axis=1) if rows.shape[1] else np.zeros(len(rows))
     return np.abs(mean), np.abs(rows - mean[:, None]).max(axis=1, initial=0.0)
+
+
+def _peaks(array: Array, axis: int) -> Array:
+    """The largest size in each channel."""
+    peaks: Array = np.abs(_by_channel(_plain(array), axis)).max(axis=1, initial=0.0)
+    return peaks
 
 
 def _by_channel(array: Array, axis: int) -> Array:

@@ -3,8 +3,8 @@
 A region starts at values that both models share and ends at values that they must share again. Whatever stands before
 or behind it, a stream of 1e5, a saturated sigmoid, a mask, has no part in it. What may differ:
 
-* in float64 only the rounding of the numbers that the fold stored, ``4 u ‖W_c‖ max|x| + 2 u |b_c|`` for a layer
-  (:mod:`convbn.bench.proof.gaps`);
+* in float64 only the rounding of the numbers that the fold stored, ``4 u ‖W_c‖ max|x| + 2 u |b_c|`` for a layer, or the
+  most that it can do, ``2 u Σ|W_c||x| + 2 u |b_c|`` (:mod:`convbn.bench.proof.gaps`);
 * in float32 the sums as well, ``4 ε √K ‖W_c‖ max|x| + 2 ε |b_c|`` with K products a sum;
 * in a region of several nodes 8 times, in float32 8 √K times, what the region's outputs move by where its numbers
   are moved by that rounding.
@@ -29,13 +29,14 @@ from convbn.bench.proof.gaps import (
     layer_bound,
     noise_bound,
     relative_gap,
+    rounding_bound,
     spoil_of,
     unit_of,
 )
 from convbn.bench.proof.graph.dataflow import COMPUTED, Dataflow, Part
 from convbn.bench.proof.graph.execution import in_float64
 from convbn.bench.proof.graph.whole import Whole
-from convbn.bench.proof.regions import Region
+from convbn.bench.proof.regions import Region, terms_of
 from convbn.common.dtypes import is_float
 from convbn.common.progress import Progress, silent
 
@@ -208,7 +209,7 @@ class _Judge:
         held = self._in_original(claims) if wide else self._values([claim.original for claim in claims])
         made = []
         for region in regions:
-            terms = 1 if wide else max(_terms(self._folded, region), 1)
+            terms = 1 if wide else max(terms_of(self._folded, region), 1)
             numbers = [fold for fold, _ in self._folds.get(region, ())]
             for claim in region.claims:
                 if held is None or claim.original not in held:
@@ -229,18 +230,21 @@ class _Judge:
         """One region in float64; nothing where the evaluator cannot be trusted with it."""
         if region.layer is None:
             return self.compound([region], wide=True)
-        part = self._folded.part(_wanted([region]), self._alignment.same, embedded=True)
+        layer = region.layer
+        part = self._folded.part(_wanted([region]), self._alignment.same, region.loose, embedded=True)
         feeds = self._feeds(part)
         runs = in_float64(part.model, [feeds])
         held = self._in_original(region.claims)
         if runs is None or held is None:
             return []
-        layer = region.layer
         made = []
         for claim in region.claims:
             if claim.original in held:
-                bound = layer_bound(layer, feeds[layer.data], epsilon(layer.dtype), sums=False)
-                gap = gap_of(held[claim.original], _computed(runs[0], claim), bound, layer)
+                a, b = held[claim.original], _computed(runs[0], claim)
+                gap = gap_of(a, b, layer_bound(layer, feeds[layer.data], 0.0, sums=False), layer)
+                reach = None if gap.ok else in_float64(part.model, [_sizes(self._folded, region, feeds)])
+                if reach is not None:
+                    gap = gap_of(a, b, rounding_bound(layer, _computed(reach[0], claim)), layer)
                 made.append(_outcome(claim, gap, "float64"))
         return made
 
@@ -314,20 +318,15 @@ def _wanted(regions: Sequence[Region]) -> list[str]:
     return list(dict.fromkeys(claim.folded for region in regions for claim in region.claims))
 
 
+def _sizes(folded: Dataflow, region: Region, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The sizes of what a layer reads, and no bias."""
+    biases = [name for i in region.nodes for name in folded.nodes[i].input[2:]]
+    return {name: np.zeros_like(a) if name in biases else np.abs(a) for name, a in feeds.items()}
+
+
 def _computed(given: Mapping[str, Array], claim: Claim) -> Array:
     found = given.get(claim.folded + COMPUTED)
     return given[claim.folded] if found is None else found
-
-
-def _terms(folded: Dataflow, region: Region) -> int:
-    """Products in the longest sum of a region, about: the numbers of a weight over its output channels."""
-    terms = 0
-    for i in region.nodes:
-        for name in folded.nodes[i].input[1:2]:
-            if name in folded.constants and len(folded.constants[name].dims) > 1:
-                dims = folded.constants[name].dims
-                terms = max(terms, math.prod(dims) // max(1, min(dims)))
-    return terms
 
 
 def _stored_unit(folded: Dataflow, region: Region, a: Array) -> float:

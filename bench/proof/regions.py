@@ -13,7 +13,7 @@ from convbn.bench.proof.claims import Alignment, Claim
 from convbn.bench.proof.graph.dataflow import Dataflow
 from convbn.common.dtypes import is_float
 
-__all__ = ["LinearLayer", "Region", "linear_layer", "regions_of"]
+__all__ = ["LinearLayer", "Region", "linear_layer", "regions_of", "terms_of"]
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -29,6 +29,7 @@ class LinearLayer:
         terms: how many products a sum has.
         axis: of the channels in y.
         dtype: of the weights.
+        groups: of channels, each of which reads its own share of those of x.
     """
 
     data: str
@@ -37,6 +38,7 @@ class LinearLayer:
     terms: int
     axis: int
     dtype: np.dtype[np.generic]
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +135,10 @@ def linear_layer(flow: Dataflow, place: int) -> LinearLayer | None:
     wide = weight if weight.dtype in (np.float32, np.float64) else weight.astype(np.float32)
     attributes = {entry.name: entry for entry in node.attribute}
     axis, scale = 1, 1.0
+    groups = attributes["group"].i if "group" in attributes else 1
     if node.op_type == "Conv":
         rows = wide.reshape(len(wide), -1)
     elif node.op_type == "ConvTranspose":
-        groups = attributes["group"].i if "group" in attributes else 1
         by_group = wide.reshape(groups, len(wide) // groups, wide.shape[1], -1)
         rows = by_group.transpose(0, 2, 1, 3).reshape(groups * wide.shape[1], -1)
     elif wide.ndim != 2:
@@ -154,4 +156,15 @@ def linear_layer(flow: Dataflow, place: int) -> LinearLayer | None:
         bias = bias + factor * given.reshape(-1)
     # In float64, where the squares of float32 numbers neither vanish nor overflow.
     norms = abs(scale) * np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return LinearLayer(node.input[0], norms, bias, rows.shape[1], axis, weight.dtype)
+    return LinearLayer(node.input[0], norms, bias, rows.shape[1], axis, weight.dtype, groups)
+
+
+def terms_of(folded: Dataflow, region: Region) -> int:
+    """Products in the longest sum of a region, about: the numbers of a weight over its output channels."""
+    terms = 0
+    for i in region.nodes:
+        for name in folded.nodes[i].input[1:2]:
+            if name in folded.constants and len(folded.constants[name].dims) > 1:
+                dims = folded.constants[name].dims
+                terms = max(terms, math.prod(dims) // max(1, min(dims)))
+    return terms

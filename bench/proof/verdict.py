@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from convbn.bench.equivalence.difference import Verdict
 from convbn.bench.proof.local import Outcome
-from convbn.bench.proof.prove import IN_OUTPUTS, LocalProof, Shown
+from convbn.bench.proof.prove import IN_OUTPUTS, FoldPlan, LocalProof, Shown
 from convbn.common.encoding import JsonReady
 from convbn.common.text import plural
 
-__all__ = ["Finding", "Proof", "joined"]
+__all__ = ["Finding", "Proof", "joined", "unseen"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class Proof(JsonReady):
     def not_shown(self) -> tuple[str, ...]:
         """The folds that no comparison could see."""
         return tuple(fold.name for fold in self.folds if fold.how is None)
+
+
+def unseen(plan: FoldPlan, sentence: str) -> Proof:
+    """What stands in a report where no fold could be judged by itself: none of them is shown.
+
+    Args:
+        plan: the folds.
+        sentence: what was done in place of that.
+    """
+    return Proof(sentence, folds=tuple(Shown(name, None) for name, _ in plan.folds))
 
 
 def joined(

@@ -14,9 +14,9 @@ Written by `make mutation`; the numbers and every survivor are in [mutation.json
 
 [mutmut](https://mutmut.readthedocs.io) {mutmut} changes the arithmetic (`fuse/algebra`), the rules
 (`fuse/operators`), the plan (`fuse/plan`) and the proof (`bench/proof`), one expression at a time: an operator, a
-number, a comparison, an argument, a branch. Of the fold, what `mypy --strict` refuses could not land, and every other
-change is given to the tests of `fuse/`; every change of the proof is given to those in `tests/bench/proof`. The texts
-of refusals are left alone: a wording is not a result.
+number, a comparison, an argument, a branch. What `mypy --strict` refuses could not land. Every other change of the fold
+is given to the tests of `fuse/`, every other change of the proof to those in `tests/bench/proof`. The texts of refusals
+are left alone: a wording is not a result.
 
 **{total:,} changes: {types:,} refused by mypy, {killed:,} seen by a test, {timeout:,} ran on until stopped;
 {alive:,} survive, {explained}.**

@@ -24,19 +24,20 @@ class Part:
 
     Attributes:
         folders: below ``src/convbn``.
+        typed: what mypy is given; what it refuses is not given to the tests.
         tests: as pytest takes them.
-        typed: whether what mypy refuses is not given to the tests.
     """
 
     folders: tuple[str, ...]
+    typed: str
     tests: tuple[str, ...]
-    typed: bool = True
 
 
 #: The arithmetic, the rules and the plan; and what judges them.
 PARTS = {
     "fold": Part(
         ("fuse/algebra", "fuse/operators", "fuse/plan"),
+        "src/convbn/fuse",
         # mutmut's wrappers triple the depth of the stack: a stream of three hundred blocks would not fit.
         (
             "tests/fuse",
@@ -48,11 +49,18 @@ PARTS = {
     ),
     "proof": Part(
         ("bench/proof",),
-        ("tests/bench/proof", "tests/export/test_precision_mending.py", "-m", "not slow"),
-        typed=False,
+        "src/convbn/bench/proof",
+        # Three of the seven wrong algebras: a change that survives them is given to every test.
+        (
+            "tests/bench/proof",
+            "tests/export/test_precision_mending.py",
+            "-m",
+            "not slow",
+            "-k",
+            "not (mean] or lost] or doubled] or rolled])",
+        ),
     ),
 }
-TYPES = ["mypy", "--output=json", "src/convbn/fuse"]
 
 READERS = re.compile(rb"^(def (?:\w+\(call: (?:OnnxCall|AtenCall)|_aten\().*:)$", re.MULTILINE)
 """What reads ONNX's and PyTorch's calls is held by tests that are not run here, and tables are made once, on import."""
@@ -67,7 +75,7 @@ do_not_mutate = ["src/convbn/fuse/operators/calls.py", "src/convbn/fuse/operator
 do_not_mutate_patterns = ['^\\s*return Refusal\\(']
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:cov", "-p", "mutation.cheapest_first"]
-{types}
+type_check_command = {types}
 use_git_change_detection = false
 timeout_multiplier = 2.0
 timeout_constant = 30.0
@@ -120,7 +128,7 @@ def stage(part: Part, folder: Path, *, keep: bool = False) -> None:
     settings = SETTINGS.format(
         mutated=[f"src/convbn/{name}/*.py" for name in part.folders],
         tests=list(part.tests),
-        types=f"type_check_command = {TYPES}" if part.typed else "",
+        types=["mypy", "--output=json", part.typed],
         untyped=project["mypy"]["overrides"][0]["module"],
         markers=project["pytest"]["ini_options"]["markers"],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coverage_report.architectures import ARCHITECTURES
 from coverage_report.tables import table
 
 from proof_report.export import FORMS
@@ -38,6 +39,10 @@ def page(found: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     by_place = {(row["name"], row["form"]): row for row in rows}
     others = [f"{row['name']} ({row['form']}): {row['failed']}" for row in rows if row["failed"] is not None]
+    left = [architecture.name for architecture in ARCHITECTURES if architecture.name not in names]
+    said = f" Not judged: {'; '.join(others)}." if others else ""
+    if left:
+        said += f" Not measured on this code: {', '.join(left)}."
     text = HEAD.format(
         right=sum(row["status"] == "equal" for row in judged),
         folds=len(judged),
@@ -45,7 +50,7 @@ def page(found: Mapping[str, Any]) -> str:
         single=sum(row["folds"] for row in judged),
         caught=sum(row["spoilt_status"] != "equal" for row in wrong),
         spoilt=len(wrong),
-        others=f" Not judged: {'; '.join(others)}." if others else "",
+        others=said,
     )
     body = [[name, *(_cell(by_place[name, form]) for form in FORMS)] for name in names]
     return f"{text}\n{table(['network', *FORMS], body, left=1)}\n"

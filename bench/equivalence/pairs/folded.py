@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convbn.bench.equivalence.difference import Moved, Verdict
 from convbn.bench.equivalence.pairs.pair import Judge, Pair
@@ -15,11 +15,13 @@ from convbn.bench.models.errors import SessionError
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.graph.whole import Whole
 from convbn.bench.proof.prove import FoldPlan, LocalProof, LocalProver, Shown
-from convbn.bench.proof.verdict import Proof, joined
+from convbn.bench.proof.verdict import Proof, joined, unseen
 from convbn.errors import BadInputError
 
 if TYPE_CHECKING:
     import torch
+
+    from convbn.bench.proof.torch.modules import Run
 
 __all__ = ["ExportedPair", "FoldedModules", "FoldedPair", "FoldedPrograms"]
 
@@ -34,11 +36,13 @@ class FoldedPair(Pair):
         tried: whether the reference is known to end no process.
     """
 
+    rounding = True
     #: What sentences call the model whose values the regions are fed with.
     original = "the original"
 
     def __init__(self, reference: Any, candidate: Any, plan: FoldPlan, *, tried: bool = False) -> None:
         super().__init__(reference, candidate)
+        self._plan = plan
         self._opened = ExitStack()
         self._before = self._opened.enter_context(Whole(reference, "reference", tried=tried))
         self._after: Whole | None = None
@@ -66,9 +70,8 @@ class FoldedPair(Pair):
         try:
             local = self._prover.prove(feeds[0], self.tell)
         except SessionError as error:
-            return verdict, Proof(
-                f"outputs compared end to end; no part could be run by itself ({error.cause})"
-            )
+            said = f"outputs compared end to end; no part could be run by itself ({error.cause})"
+            return verdict, unseen(self._plan, said)
         if verdict.status == "different":
             verdict = self._before_saturation(verdict, feeds, judged)
         return joined(verdict, local, len(feeds), self.original)
@@ -147,20 +150,13 @@ class FoldedModules(Pair):
             said = f"module {name!r} is in training mode in only one of the two"
             return Verdict("different", said, verdict.outputs), None
 
-        def run(module: torch.nn.Module, feeds: Feeds) -> list[Array]:
-            return execute(module, "copy", [feeds]).outputs[0]
-
-        def notices(module: torch.nn.Module) -> bool:
-            return judged([run(module, sample) for sample in feeds]).status == "different"
-
         self.tell("layers in float64", 0, 1)
-        local = modules.prove_layers(*self._modules, self._plan, feeds[0], run)
+        local = modules.prove_layers(*self._modules, self._plan, feeds[0], _run)
         if local is None:
-            return verdict, Proof("outputs compared end to end; the module cannot be copied")
-        if verdict.outputs and verdict.status != "equal" and not local.wrong:
-            exact = modules.settled_in_float64(*self._modules, self._plan, feeds, run)
-            if exact is not None:
-                verdict = replace(exact, outputs=verdict.outputs)
+            return verdict, unseen(self._plan, "outputs compared end to end; the module cannot be copied")
+        notices = _telling(feeds, judged, _run)
+        if not local.wrong:
+            verdict, notices = _settled(self._modules, self._plan, verdict, feeds, _run, notices)
         local = modules.shown_by_spoiling(self._modules[1], self._plan, local, notices, self.tell)
         return joined(verdict, local, len(feeds))
 
@@ -181,21 +177,61 @@ class FoldedPrograms(Pair):
         plan: FoldPlan,
     ) -> None:
         super().__init__(reference, candidate)
-        self._program, self._plan = candidate, plan
+        self._programs, self._plan = (reference, candidate), plan
 
     def proven(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> tuple[Verdict, Proof | None]:
         """Look in the outputs for a deliberate error in every layer that took a BatchNorm in."""
-        from convbn.bench.proof.torch.modules import shown_by_spoiling
+        from convbn.bench.proof.torch.modules import layer_named, shown_by_spoiling
+        from convbn.fuse.frontends.torch.modules.isolation import in_order
 
-        def notices(module: torch.nn.Module) -> bool:
-            return judged(execute(module, "copy", feeds).outputs).status == "different"
+        def run(module: torch.nn.Module, sample: Feeds) -> list[Array]:
+            return _run(in_order(self._programs[0], module), sample)
 
-        nothing = LocalProof((), tuple(Shown(name, None) for name, _ in self._plan.folds), 0)
-        module = self._program.module()
-        layers = {one for _, into in self._plan.folds for one in into}
-        if verdict.status != "equal" or layers.isdisjoint(name for name, _ in module.named_modules()):
+        before, after = (program.module() for program in self._programs)
+        layers = (layer_named(after, one) for _, into in self._plan.folds for one in into)
+        if all(layer is None for layer in layers):
             return verdict, None
-        return joined(verdict, shown_by_spoiling(module, self._plan, nothing, notices, self.tell), len(feeds))
+        notices = _telling(feeds, judged, run)
+        verdict, notices = _settled((before, after), self._plan, verdict, feeds, run, notices)
+        if verdict.status != "equal":
+            return verdict, None
+        nothing = LocalProof((), tuple(Shown(name, None) for name, _ in self._plan.folds), 0)
+        return joined(verdict, shown_by_spoiling(after, self._plan, nothing, notices, self.tell), len(feeds))
+
+
+Notices: TypeAlias = "Callable[[torch.nn.Module], bool]"
+
+
+def _run(module: torch.nn.Module, feeds: Feeds) -> list[Array]:
+    return execute(module, "copy", [feeds]).outputs[0]
+
+
+def _telling(feeds: Sequence[Feeds], judged: Judge, run: Run) -> Notices:
+    """What tells by the outputs whether a module is another one than the original."""
+    return lambda module: judged([run(module, sample) for sample in feeds]).status == "different"
+
+
+def _settled(
+    pair: tuple[torch.nn.Module, torch.nn.Module],
+    plan: FoldPlan,
+    verdict: Verdict,
+    feeds: Sequence[Feeds],
+    run: Run,
+    notices: Notices,
+) -> tuple[Verdict, Notices]:
+    """The verdict of float64 where the outputs' own type cannot tell, and what then tells another module."""
+    from convbn.bench.proof.torch.modules import settled_in_float64
+
+    if verdict.status == "equal" or not verdict.outputs:
+        return verdict, notices
+    exact = settled_in_float64(*pair, plan, feeds, run)
+    if exact is None:
+        return verdict, notices
+    # By the outputs in their own type every module would be another one.
+    return (
+        replace(exact, outputs=verdict.outputs),
+        lambda module: settled_in_float64(pair[0], module, plan, feeds, run) is None,
+    )
 
 
 def _executed(model: Whole, feeds: Sequence[Feeds]) -> Execution:

@@ -43,6 +43,8 @@ class Pair:
 
     #: ε of the type that the candidate computes in, where that is another than the reference's.
     unit: float | None = None
+    #: Whether an output is also looked for before a function that only rounds: where every fold is shown by itself.
+    rounding = False
 
     def __init__(self, reference: Model, candidate: Model, runtime: str | None = None) -> None:
         self._reference, self._candidate, self._runtime = reference, candidate, runtime
@@ -98,7 +100,8 @@ class Pair:
     def _before_saturation(self, verdict: Verdict, feeds: Sequence[Feeds], judged: Judge) -> Verdict:
         """The verdict, looked for where nothing hides a difference if the outputs themselves may hide one."""
         a, b = self._reference, self._compared()
-        if not hides(verdict) or self._runtime is not None or not (is_onnx(a) and is_onnx(b)):
+        may_hide = hides(verdict) or (self.rounding and bool(verdict.outputs))
+        if not may_hide or self._runtime is not None or not (is_onnx(a) and is_onnx(b)):
             return verdict
         try:
             return self._at_what_hides(a, b, verdict, feeds, judged)
@@ -117,11 +120,14 @@ class Pair:
         with ExitStack() as opened:
             before = opened.enter_context(Whole(a, "reference", tried=True))
             after = opened.enter_context(Whole(b, "candidate", tried=True))
-            found = saturated_outputs(before.flow, after.flow)
-            reads = {s.output: s.reference for s in found}
-            theirs = {before.outputs.index(s.output): s.candidate for s in found}
-            names = [reads.get(name, name) for name in before.outputs]
-            others = [theirs.get(i, name) for i, name in enumerate(after.outputs)]
+            found = saturated_outputs(before.flow, after.flow, rounding=self.rounding)
+            plain = [
+                pair
+                for pair in zip(before.outputs, after.outputs, strict=True)
+                if all(s.output != pair[0] for s in found)
+            ]
+            names = [s.reference for s in found] + [name for name, _ in plain]
+            others = [s.candidate for s in found] + [name for _, name in plain]
             moved = moved_by_rounding(feeds[0], self.unit)
             seen = judged(
                 [_values(after, self._fed(sample), others) for sample in feeds],
@@ -131,7 +137,7 @@ class Pair:
             )
         if seen.status != "equal":
             return verdict
-        shown = ", ".join(f"what the {s.op} before output {s.output!r} reads" for s in found)
+        shown = ", ".join(dict.fromkeys(f"what the {s.op} before output {s.output!r} reads" for s in found))
         return Verdict("equal", f"judged at {shown}: {seen.reason}", verdict.outputs)
 
     def _compared(self) -> Model:

@@ -119,7 +119,7 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
                     bodies.append(attribute.g)
                 if attribute.HasField("t") and attribute.t.data_type in _FLOATS:
                     exact = _wide(numpy_helper.to_array(attribute.t))
-                    attribute.t.CopyFrom(numpy_helper.from_array(exact, attribute.t.name))
+                    attribute.t.CopyFrom(numpy_helper.from_array(exact))
                 if attribute.name in ("to", "dtype") and attribute.i in _FLOATS:
                     attribute.i = _DOUBLE
     return wide
@@ -139,7 +139,7 @@ def _evaluator(model: onnx.ModelProto | bytes, folder: Path | None = None) -> An
         op_domain = ""
 
         def _run(self, x: Array, *parameters: Array, **attributes: Any) -> tuple[Array]:
-            gamma, beta, mean, variance = (p.reshape(-1, *[1] * (x.ndim - 2)) for p in parameters[:4])
+            gamma, beta, mean, variance = (p.reshape(-1, *[1] * (x.ndim - 2)) for p in parameters)
             epsilon = attributes.get("epsilon")
             deviation = np.sqrt(variance + (1e-5 if epsilon is None else epsilon))
             return ((gamma * ((x - mean) / deviation) + beta).astype(x.dtype),)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from convbn.common.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["other_mode", "prove_layers", "settled_in_float64"]
+__all__ = ["Run", "layer_named", "other_mode", "prove_layers", "settled_in_float64", "shown_by_spoiling"]
 
 Run = Callable[["torch.nn.Module", Feeds], list[Array]]
 
@@ -103,7 +104,8 @@ def settled_in_float64(
         before, after = in_float64(reference), in_float64(candidate)
         moved = list(moved_by_rounding(candidate, {layer for _, into in plan.folds for layer in into}))
         for sample in map(wide_feeds, feeds):
-            a, b, *others = (run(module, sample) for module in (before, after, *moved))
+            with kept_wide():
+                a, b, *others = (run(module, sample) for module in (before, after, *moved))
             for x, y, *noisy in zip(a, b, *others, strict=True):
                 gap = gap_of(x, y, noise_bound(y, noisy, 1.0, 2.0**-23))
                 if not gap.ok or gap.bound > _BLIND:
@@ -115,6 +117,29 @@ def settled_in_float64(
         f"in float64, where the whole module is as far apart as its stored weights are rounded ({worst:.1g})"
     )
     return Verdict("equal", reason)
+
+
+def layer_named(module: torch.nn.Module, name: str) -> torch.nn.Module | None:
+    """The layer of that path; where a program calls one by its tensors alone, a module that holds these.
+
+    Args:
+        module: the whole, or that of an exported program.
+        name: a path, or the name of a node in the program's graph.
+    """
+    import torch
+
+    part = dict(module.named_modules()).get(name)
+    if part is not None or not isinstance(module, torch.fx.GraphModule):
+        return part
+    node = next((node for node in module.graph.nodes if node.name == name), None)
+    read = [one for one in (node.all_input_nodes if node is not None else ()) if one.op == "get_attr"]
+    if not read:
+        return None
+    layer = torch.nn.Module()
+    for place, one in enumerate(read):
+        tensor = attrgetter(str(one.target))(module)
+        layer.register_parameter(str(place), torch.nn.Parameter(tensor.detach(), requires_grad=False))
+    return layer
 
 
 def shown_by_spoiling(
@@ -141,12 +166,11 @@ def shown_by_spoiling(
         spoilt = copy.deepcopy(candidate)
     except Exception:  # whatever a module's own code raises
         return local
-    parts = dict(spoilt.named_modules())
     turns = unseen[:_TURNS]
     for done, number in enumerate(turns):
         progress("folds in the outputs", done, len(turns))
         name, into = plan.folds[number]
-        layer = next((parts[one] for one in into if one in parts), None)
+        layer = next(filter(None, (layer_named(spoilt, one) for one in into)), None)
         if layer is None:
             continue
         with suppress(Exception), put_off(layer) as has_weights:  # what a run raises shows nothing
@@ -219,17 +243,18 @@ class _Watch:
         return hook
 
     def _judge(self, batchnorm: str, layer: str) -> None:
+        import torch
+
         norm, linear = self._calls.pop(batchnorm), self._calls.pop(layer)
         if norm.times > 1 or linear.times > 1 or layer not in self._parts:
             return
-        if norm.given_place == linear.gave_place:
+        # The same memory may hold other numbers by then: of an operator in place, or of a tensor that came after.
+        if norm.given_place == linear.gave_place and torch.equal(norm.given, linear.gave):
             given, wanted, name = linear.given, norm.gave, batchnorm
-        elif linear.given_place == norm.gave_place:
+        elif linear.given_place == norm.gave_place and torch.equal(linear.given, norm.gave):
             given, wanted, name = norm.given, linear.gave, layer
         else:
             return
-        import torch
-
         part = self._parts[layer]
         weight = next(part.parameters())
         how = str(wanted.dtype).removeprefix("torch.")

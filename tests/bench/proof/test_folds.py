@@ -69,6 +69,14 @@ def offset() -> onnx.ModelProto:
     return layer([node("Add", "b", "k", "y")], {"k": np.full(1, 1e6, np.float32)})
 
 
+def whole() -> onnx.ModelProto:
+    """The convolution takes the million in, and sums in its steps of 1/16."""
+    tail = [node("Add", "b", "k", "s"), node("Cast", "s", "y", to=TensorProto.INT64)]
+    built = layer(tail, {"k": np.full(1, 1e6, np.float32)})
+    built.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    return built
+
+
 def moved_through() -> onnx.ModelProto:
     """Conv -> Relu -> BatchNorm -> Conv, whose map goes onward."""
     nodes = [
@@ -82,7 +90,7 @@ def moved_through() -> onnx.ModelProto:
     return model(nodes, {"x": [1, 3, 10, 10]}, ["y"], held)
 
 
-HIDING = (saturated, beside_a_stream, masked, dead, offset, moved_through)
+HIDING = (saturated, beside_a_stream, masked, dead, offset, whole, moved_through)
 
 
 @pytest.fixture
@@ -119,6 +127,46 @@ def test_a_wrong_fold_is_seen_whatever_hides_it(
     algebra(WRONG[name])
     with pytest.raises(CheckFailedError, match=r"not equal|not shown"):
         convbn.fuse(build())
+
+
+def by_channel(factors: list[float]) -> onnx.ModelProto:
+    """Channels of a depthwise convolution, each as loud as its factor."""
+    nodes = [
+        node("Mul", "x", "k", "l"),
+        helper.make_node("Conv", ["l", "w"], ["c"], name="conv", group=len(factors)),
+        batchnorm("c", "y"),
+    ]
+    count = len(factors)
+    held = {"k": np.float32(factors).reshape(1, -1, 1, 1), "w": random(count, 1, 3, 3)}
+    return model(nodes, {"x": [1, count, 10, 10]}, ["y"], {**held, **batchnorm_parameters(count)})
+
+
+def test_a_quiet_channel_is_seen_beside_a_loud_one(algebra: Callable[[Algebra], None]) -> None:
+    built = by_channel([1.0, 1e7, 1e7])
+    assert convbn.fuse(built).report.verify["status"] == "equal"
+    algebra(WRONG["one scale doubled"])
+    with pytest.raises(CheckFailedError, match="is computed otherwise"):
+        convbn.fuse(built)
+
+
+def test_a_channel_without_a_signal_refuses_nothing() -> None:
+    proof = convbn.fuse(by_channel([1.0, 0.0, 1.0])).report.verify["proof"]
+    assert proof["wrong"] == []
+    assert [fold["how"] for fold in proof["folds"]] == ["float64"]
+
+
+def test_weights_that_all_round_the_same_way_refuse_nothing(algebra: Callable[[Algebra], None]) -> None:
+    """A sum as a layer: what its one number is off by adds up, six hundred times."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "y")]
+    held = {"w": np.full((6, 64, 3, 3), 0.1, np.float32), **batchnorm_parameters(6)}
+    built = model(nodes, {"x": [1, 64, 8, 8]}, ["y"], held)
+    inputs = {"x": 1 + 0.01 * np.abs(random(1, 64, 8, 8))}
+    report = convbn.fuse(built, inputs=inputs).report
+    assert report.batchnorm.after == 0
+    assert report.verify["proof"]["wrong"] == []
+    algebra(lambda g, b, m, v, s, t: (s * (1 + 1e-6), t))
+    with pytest.raises(CheckFailedError, match="is computed otherwise"):
+        convbn.fuse(built, inputs=inputs)
 
 
 def test_a_fold_that_nothing_can_see_is_named_and_refused() -> None:

@@ -18,6 +18,7 @@ from convbn.bench.proof.gaps import (
     layer_bound,
     noise_bound,
     relative_gap,
+    rounding_bound,
     spoil_of,
     unit_of,
 )
@@ -74,6 +75,18 @@ def test_channels_stand_on_the_axis_of_the_bound() -> None:
     found = gap_of(line + 1, line, bound(1, 0))
     assert (found.ok, found.error, found.bound) == (True, 0.5, 0.5)
     assert gap_of(np.float64(3.0).reshape(()), np.float64(2.0).reshape(()), bound(1, 0)).ok
+
+
+def test_what_comes_as_close_by_both_is_named_by_its_mean() -> None:
+    b = np.array([[[0.25, -0.5]]])
+    a = b + np.array([[[3.0, 1.0]]]) / 64
+    assert gap_of(a, b, bound(4 / 64, 2 / 64)) == Gap(True, 2 / 32, 4 / 32, pytest.approx(0.01 * 0.5 * 32))
+
+
+@pytest.mark.filterwarnings("error")
+def test_beside_a_bound_of_nothing_every_difference_is_too_large() -> None:
+    b = np.full((1, 1, 2), 1e300)
+    assert not gap_of(2 * b, b, bound(0, 0)).ok
 
 
 def test_a_channel_of_zeros_is_measured_in_ones() -> None:
@@ -155,7 +168,31 @@ def test_a_value_without_numbers_is_bounded_by_nothing() -> None:
         np.testing.assert_array_equal(made.mean, [0, 0])
         np.testing.assert_array_equal(made.rest, [0, 0])
     layer = LinearLayer("x", np.ones(2), np.array([1.0, 2.0]), 1, 1, np.dtype(np.float32))
-    np.testing.assert_array_equal(layer_bound(layer, empty, 1.0, sums=False).rest, [0, 0])
+    np.testing.assert_allclose(layer_bound(layer, empty, 1.0, sums=False).rest, 2.0**-43 * layer.bias)
+
+
+def test_a_group_is_bounded_by_what_it_reads_itself() -> None:
+    x = np.zeros((1, 4, 2))
+    x[0, :2, 0], x[0, 3, 1] = [-3.0, 2.0], 5e4
+    layer = LinearLayer("x", np.array([1.0, 2.0]), np.zeros(2), 1, 1, np.dtype(np.float32), 2)
+    made = layer_bound(layer, x, 0.0, sums=False)
+    np.testing.assert_allclose(made.mean, 4 * 2.0**-24 * np.array([1 * 3, 2 * 5e4]))
+    np.testing.assert_allclose(made.rest, 2 * made.mean)
+    whole = LinearLayer("x", np.array([1.0, 2.0]), np.zeros(2), 1, 1, np.dtype(np.float32))
+    np.testing.assert_allclose(
+        layer_bound(whole, x, 0.0, sums=False).mean, 4 * 2.0**-24 * 5e4 * np.array([1, 2])
+    )
+
+
+def test_rounding_does_at_most_half_a_unit_of_every_product() -> None:
+    """Twice that is let through; the bias moves the mean alone."""
+    layer = LinearLayer("x", np.ones(2), np.array([1e6, -2.0]), 9, 1, np.dtype(np.float32))
+    reach = np.array([[[1.0, 4.0], [0.5, 0.25]]])
+    made = rounding_bound(layer, reach)
+    np.testing.assert_allclose(made.mean, 2.0**-23 * np.array([4 + 1e6, 0.5 + 2]))
+    np.testing.assert_allclose(made.rest, 2.0**-23 * np.array([8, 1]), rtol=0.2)
+    assert made.rest[0] > 2.0**-23 * 8  # by what the mean of so many equal numbers is off
+    assert made.axis == 1
 
 
 def test_a_floor_is_so_many_units_of_the_largest_value_of_a_channel() -> None:
@@ -181,6 +218,8 @@ def test_a_relative_gap_is_of_the_first_of_both() -> None:
     assert relative_gap(np.zeros(2), np.zeros(2)) == 0.0
     assert relative_gap(np.zeros(0), np.zeros(0)) == 0.0
     assert relative_gap(np.array([3 + 4j]), np.array([3 + 3j])) == pytest.approx(0.2)
+    assert relative_gap(np.uint8([10]), np.uint8([250])) == 24.0  # they do not wrap around
+    assert relative_gap(np.array([np.nan, 0.5]), np.array([np.nan, 0.25])) == 0.5
 
 
 @pytest.mark.parametrize(

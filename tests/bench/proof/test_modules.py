@@ -95,6 +95,10 @@ def test_weights_are_as_before_when_the_block_is_left() -> None:
         assert not torch.equal(layer.weight, weight)
         assert torch.equal(layer.bias, bias)
     assert torch.equal(layer.weight, weight)
+    norm = nn.LayerNorm(5)  # has vectors alone
+    with put_off(norm):
+        assert not torch.equal(norm.weight, torch.ones(5))
+    assert torch.equal(norm.weight, torch.ones(5))
 
 
 def test_a_copy_in_float64_is_its_own_and_trains_nothing() -> None:

@@ -261,6 +261,7 @@ def test_what_is_compared_as_a_whole_alone_says_so() -> None:
     answer = compare(module, exported, example_inputs=(EXAMPLE - 1e4,), plan=FoldPlan((("norm", ("conv",)),)))
     assert answer.proof is not None
     assert answer.proof.sentence == "outputs compared end to end on 2 inputs; no fold was judged by itself"
+    assert answer.proof.not_shown == ("norm",)
 
 
 def test_a_module_that_comes_back_in_training_mode_is_different() -> None:

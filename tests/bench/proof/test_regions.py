@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 
 from convbn.bench.proof.claims import Claim, align
 from convbn.bench.proof.graph.dataflow import Dataflow
-from convbn.bench.proof.local import _chunks, _stored_unit, _terms
-from convbn.bench.proof.regions import LinearLayer, Region, linear_layer, regions_of
+from convbn.bench.proof.local import _chunks, _stored_unit
+from convbn.bench.proof.regions import LinearLayer, Region, linear_layer, regions_of, terms_of
 
 
 def node(op: str, reads: str, gives: str, **attributes: Any) -> onnx.NodeProto:
@@ -144,11 +144,11 @@ def test_terms_are_those_of_the_longest_sum() -> None:
         ],
         {"w": ones(4, 2, 3, 1), "v": ones(12, 5), "k": ones(1000)},
     )
-    assert _terms(both, region_of(0)) == 24 // 1
-    assert _terms(both, region_of(1)) == 12
-    assert _terms(both, region_of(0, 1)) == 24
-    assert _terms(both, region_of(2)) == 0  # a vector has no sums
-    assert _terms(both, region_of(3)) == 0  # a weight that is computed is not known
+    assert terms_of(both, region_of(0)) == 24 // 1
+    assert terms_of(both, region_of(1)) == 12
+    assert terms_of(both, region_of(0, 1)) == 24
+    assert terms_of(both, region_of(2)) == 0  # a vector has no sums
+    assert terms_of(both, region_of(3)) == 0  # a weight that is computed is not known
 
 
 def test_the_unit_is_that_of_the_coarsest_number() -> None:

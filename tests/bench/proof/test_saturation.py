@@ -68,6 +68,60 @@ def test_both_have_to_do_the_same_behind_it() -> None:
     assert not saturated_outputs(Dataflow(mask(last="Relu")), Dataflow(mask(last="Relu")))
 
 
+def larger(level: float = 0.0, factor: float = 1.0, *, node: bool = False) -> onnx.ModelProto:
+    """Whether a convolution gives more than another one, plus a stored level."""
+    stored = numpy_helper.from_array(np.float32([level]), "k")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Conv", ["x", "v"], ["d"], name="other"),
+        *([helper.make_node("Constant", [], ["k"], value=stored)] if node else []),
+        helper.make_node("Sub", ["c", "d"], ["s"]),
+        helper.make_node("Greater", ["s", "k"], ["m"]),
+        helper.make_node("Less", ["c", "d"], ["y"]),
+    ]
+    held = {"w": random(4, 3, 1, 1), "v": np.float32(factor) * random(4, 3, 1, 1, seed=1)}
+    built = model(
+        nodes, {"x": [1, 3, 8, 8]}, ["m", "y"], held if node else {**held, "k": np.float32([level])}
+    )
+    for output in built.graph.output:
+        output.type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    return built
+
+
+@pytest.mark.parametrize("node", [False, True])
+def test_a_choice_is_judged_at_all_that_it_reads(node: bool) -> None:
+    """The level is stored under the same name; ``d`` is what the second input of Less is called in both."""
+    assert convbn.verify(larger(node=node), larger(node=node)).equal
+    assert convbn.verify(larger(node=node), larger(0.5, node=node)).status == "different"
+    assert convbn.verify(larger(node=node), larger(factor=1.5, node=node)).status == "different"
+    found = saturated_outputs(Dataflow(larger()), Dataflow(larger(node=True)))
+    assert [(s.output, s.op, s.reference) for s in found] == [
+        ("m", "Greater", "s"),
+        ("y", "Less", "c"),
+        ("y", "Less", "d"),
+    ]
+
+
+def test_what_only_rounds_hides_nothing_where_no_fold_is_shown_by_itself() -> None:
+    def whole(scale: float) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+            helper.make_node("Add", ["c", "k"], ["s"], name="add"),
+            helper.make_node("Cast", ["s"], ["i"], name="cast", to=onnx.TensorProto.INT64),
+            helper.make_node("Flatten", ["i"], ["y"], name="flat"),
+        ]
+        held = {"w": np.float32(scale) * random(4, 3, 1, 1), "k": np.full(1, 1e6, np.float32)}
+        built = model(nodes, {"x": [1, 3, 8, 8]}, ["y"], held)
+        built.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+        return built
+
+    assert convbn.verify(whole(1.0), whole(2.0)).status == "different"
+    one, other = Dataflow(whole(1.0)), Dataflow(whole(2.0))
+    assert saturated_outputs(one, other) == []
+    found = saturated_outputs(one, other, rounding=True)
+    assert [(s.output, s.op, s.reference) for s in found] == [("y", "Cast", "s")]
+
+
 def test_the_noise_of_fp16_is_that_of_its_weights_too() -> None:
     given = mask()
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in given.graph.initializer}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["exclusive_capture", "isolated", "random_state_kept"]
+__all__ = ["exclusive_capture", "in_order", "isolated", "random_state_kept"]
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def isolated(model: torch.nn.Module | ExportedProgram) -> torch.nn.Module:
     """
     import torch
 
-    module = model if isinstance(model, torch.nn.Module) else _positional(model)
+    module = model if isinstance(model, torch.nn.Module) else in_order(model, model.module())
     memo = {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
     try:
         return duplicate(module, share=True, memo=memo)
@@ -98,11 +98,10 @@ def isolated(model: torch.nn.Module | ExportedProgram) -> torch.nn.Module:
         return module
 
 
-def _positional(program: ExportedProgram) -> torch.nn.Module:
-    """The program's module; what it takes by keyword it takes after its positional inputs, in their order."""
+def in_order(program: ExportedProgram, module: torch.nn.Module) -> torch.nn.Module:
+    """A program's module; what it takes by keyword it takes after its positional inputs, in their order."""
     import torch
 
-    module = program.module()
     places, keywords = program.example_inputs or ((), {})
     if not keywords:
         return module
