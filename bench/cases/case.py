@@ -11,13 +11,15 @@ from convbn.bench.models.feeds import model_feeds
 from convbn.bench.models.inputs import Feeds, InputSpec, make_inputs
 from convbn.bench.results.result import ModelFile
 from convbn.bench.runtimes.base import Variant
-from convbn.errors import ConvBNError, UsageError
+from convbn.errors import BadInputError, ConvBNError, UsageError
 from convbn.export.dtypes import host_type
 from convbn.export.engines.run.load import EngineFile
 from convbn.export.engines.sidecar import read_sidecar
 from convbn.export.files.atomic import sha256_file
 from convbn.export.files.sidecar import sidecar_path
 from convbn.export.onnx_io.locations import stored_bytes
+from convbn.export.onnx_io.provenance import precision_record
+from convbn.export.onnx_io.read import open_model
 
 __all__ = ["Case", "batch_of", "case_feeds", "model_file"]
 
@@ -99,7 +101,7 @@ def batch_of(feeds: Feeds) -> int | None:
 
 
 def model_file(variant: Variant) -> ModelFile:
-    """Path, SHA-256 and size of a variant; the size of its weights where it lies only in memory.
+    """Path, SHA-256 and size of a variant, and what its layers lose in int8; the size of its weights without a file.
 
     Raises:
         FileAccessError: its file cannot be read.
@@ -107,8 +109,26 @@ def model_file(variant: Variant) -> ModelFile:
     if isinstance(variant.onnx, str | Path):
         path = Path(variant.onnx)
         sha256 = variant.sha256 or sha256_file(path)
-        return ModelFile(variant.name, str(path), sha256, stored_bytes(path))
-    return ModelFile(variant.name, variant.path, variant.sha256, _weight_bytes(variant))
+        return ModelFile(variant.name, str(path), sha256, stored_bytes(path), _sensitivity(variant))
+    size = _weight_bytes(variant)
+    return ModelFile(variant.name, variant.path, variant.sha256, size, _sensitivity(variant))
+
+
+def _sensitivity(variant: Variant) -> Sequence[Mapping[str, Any]] | None:
+    """From the record in an ONNX model; None where there is none that can be read."""
+    if variant.onnx is None:
+        return None
+    try:
+        model = variant.onnx
+        if isinstance(model, str | Path):
+            opened = open_model(model, external_data=False, hashed=False)
+            opened.files.close()
+            model = opened.model
+        record = precision_record(model)
+    except BadInputError:
+        return None
+    losses = None if record is None else record.get("sensitivity")
+    return losses and [{key: loss[key] for key in ("node", "operator", "error")} for loss in losses]
 
 
 def _weight_bytes(variant: Variant) -> int | None:

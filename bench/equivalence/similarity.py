@@ -108,7 +108,7 @@ def agreement(
     weights: list[list[int]] = [[] for _ in names]
     floats = [False] * len(names)
     runs = (
-        values(reference, names, calibration),
+        values(reference, None, calibration),
         values(candidate, names, calibration, phase="comparing", progress=progress),
     )
     for ours, theirs in zip(*runs, strict=True):

@@ -11,6 +11,7 @@ from convbn.bench.report.facts import environment_lines, option_lines, title_of
 from convbn.bench.report.sections.banner import banner
 from convbn.bench.report.sections.folds import batchnorms
 from convbn.bench.report.sections.models import equality, latencies, models
+from convbn.bench.report.sections.sensitivity import sensitivity
 from convbn.bench.report.sections.verdicts import cards, gates, results
 from convbn.common.document.model import (
     MARKDOWN,
@@ -53,6 +54,7 @@ def document(result: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]] = 
         latencies(result),
         batchnorms(result),
         equality(result),
+        sensitivity(result),
         *models(result),
         *_ground(result),
     ]

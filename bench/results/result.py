@@ -37,13 +37,16 @@ RowVerdict: TypeAlias = Literal["baseline"] | Verdict
 class ModelFile(JsonReady):
     """One side: its name, and path, SHA-256 and size in bytes if it came from a file.
 
-    A model that lies only in memory has no path; ``bytes`` is then what its weights take.
+    A model that lies only in memory has no path; ``bytes`` is then what its weights take. ``sensitivity`` is what each
+    layer of an int8 model loses by being quantised alone, if the record in it says so
+    (:class:`convbn.export.precision.int8.sensitivity.LayerLoss`).
     """
 
     name: str
     path: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    sensitivity: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,25 @@
-"""Where an ONNX file comes from, written into it; and the opset it is written in."""
+"""Where an ONNX file comes from, written into it and read back; and the opset it is written in."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convbn.common.text import one_line
-from convbn.errors import NotSupportedError
+from convbn.errors import BadInputError, NotSupportedError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["add_provenance", "in_opset"]
+__all__ = ["add_provenance", "in_opset", "precision_record"]
+
+#: Of a record what is read back: entries, and those of each item of its lists, by their types.
+_ENTRIES: Mapping[str, type] = {"precision": str, "method": str}
+_LISTS: Mapping[str, Mapping[str, Any]] = {
+    "kept": {"node": str},
+    "sensitivity": {"node": str, "operator": str, "error": (int, float, type(None))},
+}
 
 
 def add_provenance(model: onnx.ModelProto, facts: Mapping[str, str]) -> None:
@@ -25,6 +33,35 @@ def add_provenance(model: onnx.ModelProto, facts: Mapping[str, str]) -> None:
     for key, value in sorted(facts.items()):
         entry = stored.get(f"convbn.{key}") or model.metadata_props.add(key=f"convbn.{key}")
         entry.value = value
+
+
+def precision_record(model: onnx.ModelProto, source: str | None = None) -> dict[str, Any] | None:
+    """How a model came to its precision, as :func:`add_provenance` was told; None where it does not say.
+
+    Args:
+        model: of which only the metadata is looked at.
+        source: its file, for errors.
+
+    Raises:
+        BadInputError: what it says is no such record.
+    """
+    found = next((entry.value for entry in model.metadata_props if entry.key == "convbn.precision"), None)
+    if found is None:
+        return None
+    try:
+        record = json.loads(found, parse_constant=lambda name: None)
+        known = all(isinstance(record[key], kind) for key, kind in _ENTRIES.items()) and all(
+            isinstance(item[key], kind)
+            for name, entries in _LISTS.items()
+            for item in record.get(name, ())
+            for key, kind in entries.items()
+        )
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        known = False
+    if not known:
+        cause, hint = "is no record of a conversion", "remove that entry, or export the model again"
+        raise BadInputError(f"its metadata convbn.precision {cause}", source=source, hint=hint)
+    return dict(record)
 
 
 def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 import convbn
@@ -21,10 +22,13 @@ from convbn.bench.measure.options import ProtocolOptions
 from convbn.bench.measure.protocol import measure
 from convbn.bench.results.comparisons import SELF_FUSED
 from convbn.bench.runtimes.base import Variant
+from convbn.common.schema import problem
 from convbn.errors import BadInputError, ConvBNError, FileAccessError, NotSupportedError, UsageError
 from convbn.export.engines.run.load import EngineFile
 from convbn.export.loading.source_model import SourceModel
+from convbn.export.onnx_io.provenance import add_provenance
 
+SCHEMA = Path(__file__).parents[2] / "bench" / "bench-result.schema.json"
 QUICK = ProtocolOptions(
     budget_seconds=0.3, warmup_seconds=0.05, block_seconds=0.002, min_blocks=5, memory=False
 )
@@ -180,6 +184,43 @@ def test_sizes_count_weights_that_lie_beside_the_file_and_hashes_are_of_the_file
     assert model_file(Variant("a", module=module)).bytes == 440
     with pytest.raises(FileAccessError):
         model_file(Variant("a", onnx=tmp_path / "gone.onnx"))
+
+
+def test_a_side_brings_along_what_its_layers_lose(tmp_path: Path) -> None:
+    losses = [{"node": "conv", "operator": "Conv", "error": 0.02}]
+    built, path = small(2), tmp_path / "int8.onnx"
+    record = {"precision": "int8", "method": "mse", "sensitivity": [losses[0] | {"further": 1}]}
+    add_provenance(built, {"precision": json.dumps(record)})
+    onnx.save(built, path)
+    assert model_file(Variant("a", onnx=path)).sensitivity == losses
+    assert model_file(Variant("a", onnx=built)).sensitivity == losses
+    result = measure(Study([[NamedModel("net", lambda: SourceModel(built))]], runtimes=OFF), QUICK).to_dict()
+    assert problem(result, SCHEMA) is None
+    assert result["cases"][0]["sides"][0]["sensitivity"] == losses
+    # What is no record is none of ours, and no reason to fail.
+    for text in ("{", "[]", '{"precision": "int8", "method": "mse", "sensitivity": [{"node": 1}]}'):
+        add_provenance(built, {"precision": text})
+        assert model_file(Variant("a", onnx=built)).sensitivity is None
+
+
+@pytest.mark.parametrize("kind", ["input", "stored"])
+def test_float16_beside_the_arithmetic_is_no_precision(kind: str) -> None:
+    """What a file stores or is given in float16 and computes in float32 is converted like any other."""
+    built = small(2)
+    graph, half = built.graph, onnx.TensorProto.FLOAT16
+    if kind == "input":
+        graph.input[0].type.tensor_type.elem_type = half
+        graph.node[0].input[0] = "wide"
+        graph.node.insert(0, helper.make_node("Cast", ["x"], ["wide"], to=1))
+    else:
+        weight = next(tensor for tensor in graph.initializer if tensor.name == "w")
+        array = numpy_helper.to_array(weight).astype(np.float16)
+        weight.CopyFrom(numpy_helper.from_array(array, "stored"))
+        graph.node.insert(0, helper.make_node("Cast", ["stored"], ["w"], to=1))
+    (case,) = cases(SourceModel(built), Grid(precisions=("fp16",)))
+    for side in case.variants[:2]:
+        kernels = {t.data_type for t in side.onnx.graph.initializer if len(t.dims) == 4}  # type: ignore[union-attr]  # a model
+        assert kernels == {half}
 
 
 def test_the_batch_is_that_of_all_inputs_or_none() -> None:

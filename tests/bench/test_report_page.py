@@ -14,7 +14,7 @@ from support import bench_results
 from support.bench_results import HOSTILE
 from support.chromium import Page, find_chromium, open_browser
 
-from convbn.bench.report import html
+from convbn.bench.report import html, markdown, terminal
 from convbn.bench.results.read import read_result
 
 TABLE = Path(__file__).parents[2] / "docs" / "bench" / "table.json"
@@ -151,6 +151,32 @@ def test_agreement_is_shown_where_digits_were_given_up() -> None:
     assert "0.999980" in page
     assert "98.5 %" in page
     assert page.count(">same top-1<") == 1
+
+
+def test_what_int8_costs_is_drawn_layer_by_layer() -> None:
+    result = bench_results.one()
+    heading = "What int8 costs, layer by layer"
+    assert heading not in html.render(result) + markdown.render(result) + terminal.render(result)
+    sides = result["cases"][0]["sides"]
+    for side in sides:  # a side that was folded bears the same record
+        side["sensitivity"] = bench_results.losses()
+    page = html.render(result).replace("\u00a0", " ")
+    assert page.count(heading) == 1
+    bars = re.findall(
+        r'<svg class="shares" role="img" aria-label="([^"]*)"[^>]*><rect class="f0" width="([^"]*)"', page
+    )
+    drawn = dict(bars)
+    assert drawn["head (Gemm): infinite"] == "100.00%"
+    assert drawn["layer0.conv (Conv): 0.08"] == "100.00%"
+    assert drawn["layer1.conv (Conv): 0.04"] == "50.00%"
+    assert "All 3 layers" in page
+    for text in (markdown.render(result), terminal.render(result)):
+        assert "layer1.conv (Conv) 0.04" in text
+    sides[1]["sensitivity"] = bench_results.losses(90)
+    page = html.render(result)
+    assert "<figcaption>resnet18, original</figcaption>" in page
+    assert "<figcaption>resnet18, folded</figcaption>" in page
+    assert "layer88.conv" in page
 
 
 def test_a_gpu_that_was_throttled_is_named() -> None:

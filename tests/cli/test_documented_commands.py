@@ -18,9 +18,12 @@ from PIL import Image
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 from support.networks import torchvision_models
 
+from convbn.export.formats import FORMATS, format_of
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CELL = re.compile(r"^\|.*\| `(convbn [^`]+)` \|$", re.MULTILINE)
 COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ )*convbn ")
 #: Commands that nothing here can run, and why.
 ELSEWHERE = {
@@ -28,15 +31,17 @@ ELSEWHERE = {
     "s3://": "a bucket is out of reach",
     " ray://": "no cluster",
     "--ray auto": "no cluster",
+    ".ctx.onnx": "no execution provider compiles here",
 }
 #: The overview of docs/cli.md: IN, OUT and VERB stand for something.
 FORM = re.compile(r"\b(A B|IN|OUT|VERB|RESULT|DIR|BEFORE|PAGE|PLAN)\b|…|\.\.\.")
 
 
 def commands(page: Path) -> list[str]:
-    """The commands in the page's fenced blocks, continued lines joined and comments gone."""
+    """The commands in the page's fenced blocks and last columns, continued lines joined and comments gone."""
+    text = page.read_text(encoding="utf-8")
     found = []
-    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for block in (*BLOCK.findall(text), *CELL.findall(text)):
         for line in block.replace("\\\n", " ").splitlines():
             command = line.split("  # ")[0].split(" # ")[0].strip().removeprefix("$ ")
             if COMMAND.match(command) and not FORM.search(command):
@@ -47,6 +52,12 @@ def commands(page: Path) -> list[str]:
 def test_commands_are_found() -> None:
     assert sum(len(commands(page)) for page in PAGES) > 20
     assert "convbn inspect model.onnx" in commands(ROOT / "README.md")
+
+
+def test_each_kind_of_output_has_a_command_in_the_readme() -> None:
+    calls = [shlex.split(call) for call in CELL.findall((ROOT / "README.md").read_text(encoding="utf-8"))]
+    exported = {format_of(words[words.index("-o") + 1]).name for words in calls if "export" in words}
+    assert exported == {row.name for row in FORMATS if "export" in row.verbs}
 
 
 def network(batch: int | str, size: int, seed: int = 0) -> onnx.ModelProto:

@@ -96,6 +96,23 @@ def test_biases_make_up_for_rounding() -> None:
     assert error(corrected.model) < 0.9 * error(plain.model)
 
 
+def test_layers_that_share_a_bias_are_corrected_apart_under_fresh_names() -> None:
+    built = classifier(outlier=30.0)
+    nodes = {node.name: node for node in built.graph.node}
+    nodes["two"].input.append("b1")
+    # The name that a copy of the bias would get is a value's already.
+    nodes["act2"].output[0] = nodes["pool"].input[0] = "b1_corrected"
+    result = int8(built, equalise=False, method="minmax")
+    assert {"one", "two"} <= set(result.record["corrected_biases"])
+    onnx.checker.check_model(result.model, full_check=True)
+    stored = [tensor.name for tensor in result.model.graph.initializer]
+    assert len(set(stored)) == len(stored)
+    biases = {node.name: node.input[2] for node in result.model.graph.node if node.op_type == "Conv"}
+    assert biases["one"] != biases["two"]
+    assert "b1_corrected" not in biases.values()
+    run(result.model, {"x": SAMPLES[0]})
+
+
 def test_of_a_residual_sum_the_other_branch_is_quantised() -> None:
     built = classifier(residual=True)
     assert "sum" not in int8(built).record["quantised"]
@@ -135,8 +152,12 @@ def too_loud() -> onnx.ModelProto:
 def test_changed_classes_are_refused_and_said() -> None:
     options = PrecisionOptions(method="minmax", correct_biases=False)
     wanted = Conversion("int8", options, calibration=SAMPLES, tolerance=10.0)
-    record = converted(too_loud(), wanted).record
+    told: list[tuple[str, float, float]] = []
+    record = converted(too_loud(), wanted, progress=lambda *step: told.append(step)).record
     assert record["agreement"]["samples"] == 6
+    assert [(done, all_) for phase, done, all_ in told if phase == "comparing"][-6:] == [
+        (i, 6) for i in range(6)
+    ]
     share = record["agreement"]["outputs"][0]["top1_agreement"]
     assert share < 0.9
     assert "gives another class for" in record["agreement"]["warning"]

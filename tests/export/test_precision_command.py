@@ -17,6 +17,8 @@ import convbn
 from convbn.cli import main
 from convbn.converting import Conversion, converted
 from convbn.errors import CheckFailedError
+from convbn.export.engines.build.profiles import contradicting_names
+from convbn.export.shapes import Profile, ShapeRange
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,12 +234,39 @@ def test_a_misspelt_node_is_told_its_neighbour(folder: Path, capsys: pytest.Capt
     assert "no node 'gem' to keep in float32; is 'gemm' meant?" in capsys.readouterr().err
 
 
-def test_a_size_below_0_is_open(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "inspect in.onnx",
+        "fuse in.onnx -o o.onnx",
+        "export in.onnx -o o.onnx --precision fp16 --calibration data.npy",
+        "export in.onnx -o o.onnx --precision int8 --calibration data.npy",
+        "export in.onnx -o o.engine --shapes x=1x3x8x8:2x3x8x8:4x3x8x8",
+        "export in.onnx -o o.ort",
+        "verify in.onnx in.onnx --inputs data.npy",
+        "bench in.onnx --batch 3 --budget 0.1 --json r.json",
+    ],
+)
+def test_a_size_below_0_is_open(folder: Path, arguments: str) -> None:
+    if ".engine" in arguments:
+        pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     built = onnx.load("in.onnx")
     built.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     built.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
     onnx.save(built, "in.onnx")
-    assert export("-o", "o.onnx", "--precision", "int8", "--calibration", "data.npy") == 0
+    assert main(arguments.split()) == 0
+
+
+def test_equal_names_count_across_inputs_and_profiles() -> None:
+    built = model([helper.make_node("Add", ["a", "b"], ["y"])], {"a": ["n", "m"], "b": ["n", "m"]}, ["y"], {})
+
+    def sizes(*a: int) -> ShapeRange:
+        return ShapeRange((a[0], 3), (a[1], 3), (a[2], 3))
+
+    same: Profile = {"a": sizes(1, 2, 4), "b": sizes(1, 2, 4)}
+    other: Profile = {"a": sizes(1, 2, 4), "b": sizes(2, 2, 4)}
+    assert contradicting_names(built, [same]) == set()
+    assert contradicting_names(built, [same, other]) == {"n"}
 
 
 @pytest.mark.parametrize("shapes", ["x=1x3x8x8:2x3x16x12:4x3x32x32", "x:2x3x16x12", "2x3x16x12"])

@@ -153,6 +153,30 @@ def test_fp16_is_cast_as_the_target_was_and_int8_refused(
     assert "its scales belong to the old weights' values; convbn export new.onnx" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"precision": "fp16"}',
+        '{"precision": 16, "method": "cast"}',
+        '{"precision": "fp16", "method": "cast", "kept": [1]}',
+        '{"precision": "fp16", "method": "cast", "kept": null}',
+    ],
+)
+def test_what_is_no_record_of_a_conversion_is_named(
+    folder: Path, record: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = onnx.load("folded.onnx")
+    target.metadata_props.add(key="convbn.precision", value=record)
+    onnx.save(target, "folded.onnx")
+    assert refit() == 3
+    told = capsys.readouterr().err
+    assert "folded.onnx: its metadata convbn.precision is no record of a conversion" in told
+    assert listing() == ["folded.onnx", "new.onnx", "old.onnx"]
+
+
 def test_files_are_not_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["refit", "folded.onnx", "--from", "new.onnx", "-o", "new.onnx"]) == 5
     assert "new.onnx: already exists" in capsys.readouterr().err

@@ -16,6 +16,7 @@ __all__ = [
     "gate",
     "gates",
     "hostile",
+    "losses",
     "many",
     "one",
     "ratio",
@@ -284,6 +285,7 @@ def hostile(result: dict[str, Any], name: str) -> dict[str, Any]:
         for side in case["sides"]:
             side["name"] = names[side["name"]]
             side["path"] = name
+            side["sensitivity"] = [{"node": name, "operator": name, "error": 0.5}] * 50
         for spec in case["inputs"]:
             spec["name"] = name
         for entry in case["rows"]:
@@ -299,6 +301,14 @@ def hostile(result: dict[str, Any], name: str) -> dict[str, Any]:
     bad["environment"]["gpus"] = [{name: name}]
     bad["extra"] = [{"label": name, "value": name}]
     return bad
+
+
+def losses(layers: int = 3) -> list[dict[str, Any]]:
+    """What the layers of an int8 model lose, one of them without a bound."""
+    found = [
+        {"node": f"layer{i}.conv", "operator": "Conv", "error": 0.08 / (i + 1)} for i in range(layers - 1)
+    ]
+    return [{"node": "head", "operator": "Gemm", "error": None}, *found]
 
 
 def gate(status: str, name: str | None = None) -> dict[str, Any]:

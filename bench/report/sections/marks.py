@@ -1,4 +1,4 @@
-"""SVG primitives of the report: axes, intervals, boxes, shares, sparklines.
+"""SVG primitives of the report: axes, intervals, boxes, shares, bars, sparklines.
 
 Horizontal places are percentages of the drawing's width, so one drawing serves a phone, a screen and
 paper, and its text keeps its size. Labels and numbers stand beside it as HTML.
@@ -14,7 +14,7 @@ from typing import Any
 
 from convbn.common.text import clean, ratio_text, seconds_text
 
-__all__ = ["Axis", "axis_labels", "box", "interval", "ratio_axis", "shares", "sparkline", "time_axis"]
+__all__ = ["Axis", "axis_labels", "bar", "box", "interval", "ratio_axis", "shares", "sparkline", "time_axis"]
 
 _MOST_TICKS = 80
 _LABELS = 5
@@ -166,6 +166,11 @@ def shares(parts: Sequence[tuple[str, int, str]], label: str) -> str:
         x += width
     told = ", ".join(f"{count} {clean(name)}" for name, count, _ in parts)
     return _svg(f"{clean(label)}: {told}", "shares", "".join(body), height=18)
+
+
+def bar(share: float, label: str) -> str:
+    """One bar, as long as its share of the width."""
+    return _svg(label, "shares", f'<rect class="f0" width="{100 * share:.2f}%" height="18"/>', height=18)
 
 
 def sparkline(points: Sequence[tuple[float, float, float] | None], label: str) -> str:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from convbn.common.text import one_line
-from convbn.errors import ConvBNError
-from convbn.export.onnx_io.read import save_model
 from convbn.export.precision.casting import narrowed
-from convbn.export.precision.errors import CalibrationError
 from convbn.export.precision.float16.underflow import made_from, read_singularly
 from convbn.export.precision.graphs import FLOAT, names_of
+from convbn.export.precision.int8.activations.probe import values
 
 if TYPE_CHECKING:
     import onnx
@@ -69,32 +64,15 @@ def activations_out_of_range(
     Raises:
         CalibrationError: onnxruntime cannot run the model on these inputs.
     """
-    import onnxruntime
-
     probed, probes = _with_probes(model, types)
     largest, loss, lost = (dict.fromkeys(probes, 0.0) for _ in range(3))
     guarded = read_singularly(model)
-    options = onnxruntime.SessionOptions()
-    # Left on, they might take the cast there and back for nothing.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    wanted = [name for three in probes.values() for name in three]
-    with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
-        path = Path(folder) / "probed.onnx"
-        save_model(probed, path)
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for sample in calibration.samples():
-                values = [float(value) for value in session.run(wanted, dict(sample))]
-                for index, name in enumerate(probes):
-                    largest[name] = _worse(largest[name], values[3 * index])
-                    loss[name] = _worse(loss[name], values[3 * index + 1])
-                    lost[name] = _worse(lost[name], values[3 * index + 2])
-        except ConvBNError:  # of a sample that cannot be read
-            raise
-        except Exception as error:  # onnxruntime's errors share no base class below Exception
-            cause = f"onnxruntime cannot run the model on the calibration data ({one_line(error, 200)})"
-            raise CalibrationError(cause, source=calibration.origin) from error
+    for measured in values(probed, None, calibration):
+        numbers = list(map(float, measured))
+        for index, name in enumerate(probes):
+            largest[name] = _worse(largest[name], numbers[3 * index])
+            loss[name] = _worse(loss[name], numbers[3 * index + 1])
+            lost[name] = _worse(lost[name], numbers[3 * index + 2])
     sentences = {name: _sentence(f"tensor {name!r}", largest[name], loss[name]) for name in probes}
     found = made_from(
         model, {name: _vanishing(name, lost[name]) for name in probes if name in guarded and lost[name]}

@@ -70,12 +70,12 @@ def _kept_record(options: argparse.Namespace, *, engine: bool) -> tuple[Mapping[
 
         require_trust(options.input, options.trust_engine)
         return read_sidecar(options.input)["conversion"], None
+    from convbn.export.onnx_io.provenance import precision_record
     from convbn.export.onnx_io.read import load_model
     from convbn.export.precision.graphs import opset_of
 
     target = load_model(options.input)
-    found = next((entry.value for entry in target.metadata_props if entry.key == "convbn.precision"), None)
-    record: Mapping[str, Any] | None = None if found is None else json.loads(found)
+    record = precision_record(target, options.input)
     is_onnx = not options.new.startswith("hf-hub:") and sniff(options.new) is ArtifactKind.ONNX
     return record, None if is_onnx or record is not None else opset_of(target)
 
@@ -99,8 +99,8 @@ def _in_precision(
     from convbn.converting import Conversion, converted
     from convbn.export.precision.options import PrecisionOptions
 
-    kept = tuple(node["node"] for node in record["kept"])
-    how = PrecisionOptions(keep_io_types=record["keep_io_types"], keep_fp32=kept)
+    kept = tuple(node["node"] for node in record.get("kept", ()))
+    how = PrecisionOptions(keep_io_types=bool(record.get("keep_io_types", True)), keep_fp32=kept)
     wanted = Conversion(record["precision"], how, verify=not options.no_verify, seed=options.seed)
     with console.phase(f"converting to {record['precision']}") as progress:
         result = converted(model, wanted, source, progress)

@@ -164,6 +164,7 @@ def build(
         unfused: the ONNX file before the fold, if there is one; its Scale layers are counted.
     """
     from convbn.commands.options.engine import engine_options
+    from convbn.export.onnx_io.provenance import precision_record
     from convbn.export.onnx_io.read import load_model
     from convbn.export.shapes import parse_profiles
     from convbn.exporting import build_engine
@@ -173,8 +174,7 @@ def build(
     options = _parsed("export", str(source), "-o", str(folder / name), "--no-fuse", *arguments)
     conversion = None
     if converted is not None:
-        facts = {one.key: one.value for one in load_model(source, external_data=False).metadata_props}
-        conversion = json.loads(facts["convbn.precision"])
+        conversion = precision_record(load_model(source, external_data=False))
     report = _read(given["fold"].path(_FOLD)) | {"verify": _read(given["prove"].path(_PROOF))}
     keys = ("input", "batchnorm", "nodes", "folded", "kept", "merged", "verify")
     artifact = build_engine(

@@ -25,7 +25,7 @@ def outputs_of(model: onnx.ModelProto, calibration: Calibration) -> list[list[Ar
     Raises:
         CalibrationError: onnxruntime cannot run the model on these inputs.
     """
-    return list(values(model, [value.name for value in model.graph.output], calibration))
+    return list(values(model, None, calibration))
 
 
 def rms_error(reference: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float:

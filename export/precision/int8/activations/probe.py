@@ -19,10 +19,10 @@ from convbn.export.precision.int8.samples import Array
 if TYPE_CHECKING:
     from convbn.export.precision.int8.samples import Calibration
 
-__all__ = ["values", "with_outputs"]
+__all__ = ["values"]
 
 
-def with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
+def _with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
     """A copy whose outputs are these values; inputs and outputs of the model may be among them."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -36,7 +36,7 @@ def with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelPro
 
 def values(
     model: onnx.ModelProto,
-    wanted: Sequence[str],
+    wanted: Sequence[str] | None,
     calibration: Calibration,
     *,
     phase: str = "",
@@ -46,7 +46,7 @@ def values(
 
     Args:
         model: left as it is.
-        wanted: names of values of its main graph.
+        wanted: names of values of its main graph; None for its outputs.
         calibration: the samples.
         phase: what `progress` is told.
         progress: called before each sample.
@@ -62,7 +62,7 @@ def values(
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory(prefix="convbn-") as folder:
         path = Path(folder) / "probed.onnx"
-        save_model(with_outputs(model, wanted), path)
+        save_model(model if wanted is None else _with_outputs(model, wanted), path)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             for number, sample in enumerate(calibration.samples()):

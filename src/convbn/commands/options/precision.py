@@ -228,6 +228,10 @@ def _say_int8(record: Any, console: Console) -> None:
             f"equalised: {len(moved['scaled'])} groups of channels scaled, biases of {len(moved['absorbed'])} layers "
             f"passed on; outputs changed by {moved['error']:.1e} of their size"
         )
+        if moved.get("clips"):
+            console.say(
+                f"  {len(moved['clips'])} Clips became a Relu and a Min with a limit for each channel"
+            )
     if record.get("corrected_biases"):
         console.say(f"biases corrected: {len(record['corrected_biases'])}")
     losses = record.get("sensitivity")
