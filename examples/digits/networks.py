@@ -12,7 +12,7 @@ from torch import nn
 class InvertedResidual(nn.Module):
     """Expand, depthwise, project (Sandler et al., 2018), with a shortcut where the shapes allow one.
 
-    The activation is ReLU: ReLU6 has a step at 6 that no scale passes, and Nagel et al. (2019) replace it likewise.
+    The activation is ReLU, as Nagel et al. (2019) have it in the place of ReLU6.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:

@@ -31,7 +31,7 @@ def add_provenance(model: onnx.ModelProto, facts: Mapping[str, str]) -> None:
     """
     stored = {entry.key: entry for entry in model.metadata_props}
     for key, value in sorted(facts.items()):
-        entry = stored.get(f"convbn.{key}") or model.metadata_props.add(key=f"convbn.{key}")
+        entry = stored.get(_key(key)) or model.metadata_props.add(key=_key(key))
         entry.value = value
 
 
@@ -45,7 +45,8 @@ def precision_record(model: onnx.ModelProto, source: str | None = None) -> dict[
     Raises:
         BadInputError: what it says is no such record.
     """
-    found = next((entry.value for entry in model.metadata_props if entry.key == "convbn.precision"), None)
+    key = _key("precision")
+    found = next((entry.value for entry in model.metadata_props if entry.key == key), None)
     if found is None:
         return None
     try:
@@ -60,8 +61,12 @@ def precision_record(model: onnx.ModelProto, source: str | None = None) -> dict[
         known = False
     if not known:
         cause, hint = "is no record of a conversion", "remove that entry, or export the model again"
-        raise BadInputError(f"its metadata convbn.precision {cause}", source=source, hint=hint)
+        raise BadInputError(f"its metadata {key} {cause}", source=source, hint=hint)
     return dict(record)
+
+
+def _key(fact: str) -> str:
+    return f"convbn.{fact}"
 
 
 def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -124,7 +124,7 @@ def _from_0_to_a_limit(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]
     if len(tensors) < 2 or any(tensor.data_type != FLOAT or tensor.dims for tensor in tensors):
         return False
     low, high = (float(numpy_helper.to_array(tensor)) for tensor in tensors)
-    return low == 0 < high < np.finfo(np.float32).max
+    return low == 0 < high < float(np.finfo(np.float32).max)
 
 
 def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:

@@ -24,8 +24,8 @@ __all__ = ["equalised"]
 #: √ε of float32: half of its digits, as for a fold.
 _BOUND = 3.45e-4
 _CHECKED_SAMPLES = 4
-#: What is left of the noise where a Clip becomes a Relu and a Min, at most: the Min is a kernel of its own.
-_WORTH_A_KERNEL = 0.5
+#: What is left of the noise where a Clip becomes a Relu and a Min, a kernel of its own: so it gains a bit at least.
+_WORTH_A_KERNEL = 0.25
 
 
 def equalised(model: onnx.ModelProto, calibration: Calibration) -> tuple[onnx.ModelProto, dict[str, Any]]:
