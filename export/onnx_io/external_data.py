@@ -93,6 +93,11 @@ class DataFiles(Closing):
         self._known: dict[str, _Identity] = {}
         self._open: dict[str, BufferedReader] = {}
 
+    @property
+    def beside(self) -> int:
+        """Bytes of the files other than the model's own that it was held against."""
+        return sum(known.size for name, known in self._known.items() if name != self.own_location)
+
     def check(self, model: onnx.ModelProto) -> int:
         """Hold every external tensor of a model against the files, reading none of their bytes.
 

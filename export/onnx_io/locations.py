@@ -39,10 +39,7 @@ def stored_bytes(path: str | os.PathLike[str]) -> int:
     """
     with file_access(path):
         size = os.stat(path).st_size
-        try:
-            beside = _locations(path) if sniff(path) is ArtifactKind.ONNX else []
-        except BadInputError:
-            beside = []  # no model, which its reader will say
+        beside = external_locations(path) if sniff(path) is ArtifactKind.ONNX else []
         files = (Path(path).parent / name for name in beside if "\0" not in name)
         return size + sum(file.stat().st_size for file in files if file.is_file())
 

@@ -57,6 +57,11 @@ class OpenModel:
     outside: Sequence[onnx.TensorProto]
 
     @property
+    def stored(self) -> int:
+        """Bytes of the model file and of the files beside it that hold its weights."""
+        return self.size + self.files.beside
+
+    @property
     def external(self) -> bool:
         """Whether the file keeps weights in other files."""
         return bool(self.outside)

@@ -6,7 +6,7 @@ Shapes come from the file and may lie; sizes are checked before anything is allo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convbn.common.text import shape_text
@@ -38,9 +38,10 @@ _LIMIT = 1 << 63
 
 
 def iterate_messages(model: onnx.ModelProto) -> Iterator[Any]:
-    """A model and every message in it, level by level; a tensor is given as a whole.
+    """A model and every message in it that may hold others, level by level; a tensor is given as a whole.
 
-    The walk is a loop with a queue of its own, so that nested subgraphs cannot exhaust Python's stack.
+    The walk is a loop with a queue of its own, so that nested subgraphs cannot exhaust Python's stack. Dimensions,
+    notes and versions, which are most of a model's messages, are looked at on the way.
 
     Raises:
         BadInputError: a name is not UTF-8. protobuf hands such a text out as ``bytes``, on which whatever
@@ -48,25 +49,40 @@ def iterate_messages(model: onnx.ModelProto) -> Iterator[Any]:
     """
     from onnx import TensorProto
 
-    kinds: dict[Any, tuple[int, bool]] = {}
+    kinds: dict[Any, tuple[int, bool, Sequence[str] | None]] = {}
     waiting: deque[Any] = deque([model])
     while waiting:
         message = waiting.popleft()
         yield message
         if type(message) is TensorProto:  # whose weights would be copied to be looked at
             _require_text((message.name,))
-            waiting.extend(message.external_data)
+            for entry in message.external_data:
+                _require_text((entry.key, entry.value))
             continue
         for field, value in message.ListFields():
             known = kinds.get(field)
             if known is None:
-                kind = 0 if field.name == "doc_string" else field.type
-                known = kinds[field] = kind, hasattr(value, "append")
-            kind, repeated = known
-            if kind == _MESSAGE:
-                waiting.extend(value if repeated else (value,))
-            elif kind == _TEXT:
+                known = kinds[field] = _kind(field, value)
+            kind, repeated, texts = known
+            if kind == _TEXT:
                 _require_text(value if repeated else (value,))
+            elif texts is not None:
+                for last in value if repeated else (value,):
+                    for name in texts:
+                        if type(getattr(last, name)) is not str:
+                            _require_text((getattr(last, name),))
+            elif kind == _MESSAGE:
+                waiting.extend(value if repeated else (value,))
+
+
+def _kind(field: Any, value: Any) -> tuple[int, bool, Sequence[str] | None]:
+    """The type of a field, whether it is repeated, and the texts of its messages if they hold no others."""
+    repeated, texts = hasattr(value, "append"), None
+    if field.type == _MESSAGE:
+        below, sample = field.message_type.fields, value[0] if repeated else value
+        if not any(one.type == _MESSAGE or hasattr(getattr(sample, one.name), "append") for one in below):
+            texts = [one.name for one in below if one.type == _TEXT and one.name != "doc_string"]
+    return (0 if field.name == "doc_string" else field.type), repeated, texts
 
 
 def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

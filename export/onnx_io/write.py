@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from convbn.export.onnx_io.external_data import StoredWeights
 
-__all__ = ["EXTERNAL_DATA", "ExternalData", "save_model", "staged_model"]
+__all__ = ["EXTERNAL_DATA", "ExternalData", "Staged", "save_model", "staged_model"]
 
 ExternalData: TypeAlias = Literal["auto", "always", "never"]
 EXTERNAL_DATA: tuple[str, ...] = get_args(ExternalData)
@@ -68,6 +68,19 @@ def save_model(
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A complete model under a temporary name.
+
+    Attributes:
+        path: in the target's folder.
+        size: bytes of the model and of its data file.
+    """
+
+    path: Path
+    size: int
+
+
 @contextmanager
 def staged_model(
     model: onnx.ModelProto,
@@ -77,7 +90,7 @@ def staged_model(
     external_data: ExternalData = "auto",
     weights: StoredWeights | None = None,
     was_external: bool = False,
-) -> Iterator[Path]:
+) -> Iterator[Staged]:
     """Write an ONNX model beside its target, and move it there at the end of the block.
 
     Args:
@@ -91,8 +104,7 @@ def staged_model(
         was_external: whether the model had data files.
 
     Yields:
-        The path of the complete model under a temporary name in the target's folder. If the block raises,
-        neither it nor a new data file stays.
+        The complete model. If the block raises, neither it nor a new data file stays.
 
     Raises:
         FileAccessError: see :func:`save_model`.
@@ -113,7 +125,7 @@ def staged_model(
                 raise BadInputError(cause, source=path, hint=hint)
     apart = external_data == "always" or (external_data == "auto" and was_external)
     with ExitStack() as undo:
-        parts = None
+        parts, beside = None, 0
         if not apart:
             stored = {} if weights is None else _stored(model, weights)
             parts = encode_model(model, weights=stored)
@@ -125,13 +137,13 @@ def staged_model(
                     )
                 parts = None
         if parts is None:
-            references = _write_data(model, target, path, weights, undo)
+            references, beside = _write_data(model, target, path, weights, undo)
             parts = encode_model(model, references=references)
             if total_bytes(parts) > PROTOBUF_LIMIT:
                 raise BadInputError("is too large for ONNX even without its large initializers", source=path)
         with StagedFile(target, path) as staged:
             staged.write(lambda file: file.writelines(pieces_of(parts)))
-            yield staged.path
+            yield Staged(staged.path, total_bytes(parts) + beside)
             staged.move(target, overwrite=overwrite)
         undo.pop_all()
 
@@ -183,11 +195,11 @@ def _write_data(
     shown: str | os.PathLike[str],
     weights: StoredWeights | None,
     undo: ExitStack,
-) -> dict[int, Reference]:
-    """Write the data file of a model; the references to it, by index of the initializer."""
+) -> tuple[dict[int, Reference], int]:
+    """Write the data file of a model; the references to it, by index of the initializer, and its bytes."""
     moved = list(_moved(model, weights))
     if not moved:
-        return {}
+        return {}, 0
     offsets: dict[object, int] = {}
     order: list[Weight] = []
     end = 0
@@ -219,7 +231,7 @@ def _write_data(
             refer(item.tensor, reference)
         else:
             references[item.index] = reference
-    return references
+    return references, end
 
 
 def _remove_unless_read(path: Path, target: Path) -> None:

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convbn.common.progress import Progress
     from convbn.export.onnx_io.read import OpenModel
-    from convbn.export.onnx_io.write import ExternalData
+    from convbn.export.onnx_io.write import ExternalData, Staged
     from convbn.fuse.fold import Folding
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Report
@@ -73,7 +72,6 @@ def fuse_file(
         FileAccessError: a file cannot be read or written.
     """
     from convbn.export.files.atomic import check_target
-    from convbn.export.onnx_io.locations import stored_bytes
     from convbn.export.onnx_io.read import open_model
     from convbn.fuse.options import FuseOptions
     from convbn.fuse.report import Before
@@ -82,16 +80,16 @@ def fuse_file(
     options = options or FuseOptions()
     check_target(target, overwrite=overwrite)
     opened = open_model(source)
-    path, size = os.fspath(source), stored_bytes(source)
+    path = os.fspath(source)
     with opened.files:
         folding = fold_opened(opened, options, input_shapes=input_shapes)
         report = replace(folding.report, path=path, sha256=opened.sha256)
         with staged_fold(opened, folding, Written(target, overwrite, external_data)) as staged:
             if options.verify:
                 report = verified(
-                    report, path, staged, input_shapes=input_shapes, inputs=inputs, progress=progress
+                    report, path, staged.path, input_shapes=input_shapes, inputs=inputs, progress=progress
                 )
-    return replace(report, size=Before(size, stored_bytes(target)))
+    return replace(report, size=Before(opened.stored, staged.size))
 
 
 def fold_opened(
@@ -107,12 +105,12 @@ def fold_opened(
 
 
 @contextmanager
-def staged_fold(opened: OpenModel, folding: Folding, target: Written) -> Iterator[Path]:
+def staged_fold(opened: OpenModel, folding: Folding, target: Written) -> Iterator[Staged]:
     """Write what :func:`fold_opened` gave, computing each folded weight when its turn comes.
 
     Yields:
-        The path of the complete model; it gets the target's name when the block ends, and does not stay if
-        the block raises.
+        The complete model; it gets the target's name when the block ends, and does not stay if the block
+        raises.
     """
     from convbn.export.onnx_io.external_data import StoredWeights
     from convbn.export.onnx_io.write import staged_model

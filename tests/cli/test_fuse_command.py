@@ -76,6 +76,18 @@ def test_the_size_is_that_of_the_file_before_and_with_its_weights(
     }
 
 
+def test_a_file_is_parsed_once(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size and what lies beside it are known by then; to look again costs as much as the whole fold."""
+    from convbn.cli import main
+    from convbn.export.onnx_io import read
+
+    parsed: list[object] = []
+    parse = read._parsed
+    monkeypatch.setattr(read, "_parsed", lambda *given: parsed.append(given) or parse(*given))
+    assert main(["fuse", str(small), "-o", str(tmp_path / "out.onnx"), "--no-verify", "--quiet"]) == 0
+    assert len(parsed) == 1
+
+
 def test_inspect_says_the_same_and_writes_nothing(convbn: Any, small: Path, fuse_schema: Any) -> None:
     before = sorted(path.name for path in small.parent.iterdir())
     result = convbn("inspect", small, "--json", "-")

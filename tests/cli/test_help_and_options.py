@@ -56,6 +56,17 @@ def test_help_ends_with_two_examples_that_parse(verb: str, capsys: Any, monkeypa
         parser().parse_args(words[1:])
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_parser_of_one_verb_helps_as_the_whole_one_does(verb: str, capsys: Any) -> None:
+    texts = []
+    for made in (parser(), parser(verb)):
+        with pytest.raises(SystemExit):
+            made.parse_args([verb, "--help"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert f"usage: convbn {verb}" in texts[0]
+
+
 def test_every_option_is_named_and_defaults_are_given(capsys: Any, monkeypatch: Any) -> None:
     verbs = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for verb, one in verbs.items():  # type: ignore[union-attr]

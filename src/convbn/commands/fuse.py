@@ -43,13 +43,15 @@ def run(options: argparse.Namespace) -> int:
             options.input, load_options(options), light=True, hashed=options.json is not None
         )
     target = format_of(options.output, _formats(source))
-    size = stored_bytes(options.input) if os.path.isfile(options.input) else None  # OUT may take its place
     if source.opened is not None:
         report = _file_to_file(source, source.opened, options, console)
     else:
+        size = (
+            stored_bytes(options.input) if os.path.isfile(options.input) else None
+        )  # OUT may take its place
         report = _made(source, target, options, console)
-    if size is not None:
-        report = replace(report, size=Before(size, stored_bytes(options.output)))
+        if size is not None:
+            report = replace(report, size=Before(size, stored_bytes(options.output)))
     console.report(report)
     console.written(options.output)
     write_json(options.json, report)
@@ -71,7 +73,8 @@ def _file_to_file(
         with ExitStack() as writing:
             with console.phase("writing"):
                 staged = writing.enter_context(staged_fold(opened, folding, target))
-            return proven(folding, source, console, candidate=staged, strict=options.strict)
+            report = proven(folding, source, console, candidate=staged.path, strict=options.strict)
+    return replace(report, size=Before(opened.stored, staged.size))
 
 
 def _made(source: SourceModel, target: Format, options: argparse.Namespace, console: Console) -> Report:

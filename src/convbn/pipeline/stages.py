@@ -217,7 +217,7 @@ def measure(
 def _parsed(*arguments: str) -> argparse.Namespace:
     from convbn.cli import parser
 
-    return parser().parse_args(arguments)
+    return parser(arguments[0]).parse_args(arguments)
 
 
 def _proof_summary(verify: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_history_verbs", "add_report_arguments"]
+__all__ = [
+    "add_compare_arguments",
+    "add_history_arguments",
+    "add_report_arguments",
+    "add_stored_report_arguments",
+]
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,17 +41,23 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_history_verbs(
-    report: argparse.ArgumentParser, compare: argparse.ArgumentParser, history: argparse.ArgumentParser
-) -> None:
-    """The verbs that read stored results."""
-    report.add_argument("result", metavar="RESULT", help="JSON file of convbn bench --json")
-    add_report_arguments(report)
-    compare.add_argument("before", metavar="BEFORE", help="JSON file of convbn bench --json")
-    compare.add_argument("after", metavar="AFTER", help="another one, with the same models")
-    compare.add_argument("--any-machine", action="store_true", help="also if the machines differ")
-    compare.add_argument("--markdown", metavar="FILE", help="write the comparison as Markdown; - for stdout")
-    compare.add_argument("--force", action="store_true", help="replace existing files")
-    history.add_argument("folder", metavar="DIR", help="folder with JSON files of convbn bench --json")
-    history.add_argument("-o", "--output", metavar="PAGE", required=True, help="HTML file to write")
-    history.add_argument("--force", action="store_true", help="replace an existing file")
+def add_stored_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the verb that makes reports of a stored result."""
+    parser.add_argument("result", metavar="RESULT", help="JSON file of convbn bench --json")
+    add_report_arguments(parser)
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the verb that compares two stored results."""
+    parser.add_argument("before", metavar="BEFORE", help="JSON file of convbn bench --json")
+    parser.add_argument("after", metavar="AFTER", help="another one, with the same models")
+    parser.add_argument("--any-machine", action="store_true", help="also if the machines differ")
+    parser.add_argument("--markdown", metavar="FILE", help="write the comparison as Markdown; - for stdout")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+
+
+def add_history_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the verb that shows all stored results of a folder."""
+    parser.add_argument("folder", metavar="DIR", help="folder with JSON files of convbn bench --json")
+    parser.add_argument("-o", "--output", metavar="PAGE", required=True, help="HTML file to write")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")

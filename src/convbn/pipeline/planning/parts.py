@@ -181,7 +181,7 @@ def _check_words(plan: Plan, part: Part, rules: Sequence[str]) -> None:
     errors = StringIO()
     try:
         with redirect_stderr(errors):
-            parser().parse_args([*verb, *precision, *part.conversion, *part.arguments])
+            parser(verb[0]).parse_args([*verb, *precision, *part.conversion, *part.arguments])
     except SystemExit as error:
         said = errors.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise PlanError(f"{part.name}: {said}", source=plan.path) from error
