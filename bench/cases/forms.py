@@ -129,14 +129,15 @@ def random_calibration(
 
 def _converted_module(variant: Variant, precision: str) -> Any:
     """A cast copy; None for int8, which eager PyTorch has no kernels for, and for exported programs."""
-    import copy
-
     import torch
+
+    from convbn.fuse.frontends.torch.modules.copies import duplicate
 
     dtype = PRECISIONS[precision].dtype
     if dtype is None or isinstance(variant.module, torch.export.ExportedProgram):
         return None
-    return copy.deepcopy(variant.module).to(getattr(torch, dtype))  # type: ignore[union-attr]  # a module
+    module: Any = variant.module
+    return duplicate(module, share=False).to(getattr(torch, dtype))
 
 
 def _cast(value: Any, precision: str) -> Any:

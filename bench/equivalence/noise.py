@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,7 +107,9 @@ def weights_moved(model: Model, unit: float, seed: int) -> Model | None:
 
     if not isinstance(model, torch.nn.Module):
         return None
-    moved = copy.deepcopy(model)
+    from convbn.fuse.frontends.torch.modules.copies import duplicate
+
+    moved = duplicate(model, share=False)
     with torch.no_grad():
         for parameter in moved.parameters():
             if parameter.is_floating_point() and parameter.ndim > 1:

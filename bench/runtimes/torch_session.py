@@ -6,7 +6,6 @@ matrix products while a model is timed; its outputs are compared with TF32 off a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -17,7 +16,8 @@ from convbn.bench.runtimes.base import Levels, Prepared, Runtime, Session, Sessi
 from convbn.common.dtypes import dtype_of
 from convbn.common.exclusive import exclusive
 from convbn.common.text import one_line
-from convbn.fuse.frontends.torch.modules.isolation import isolated, random_state_kept
+from convbn.fuse.frontends.torch.modules.copies import duplicate
+from convbn.fuse.frontends.torch.modules.isolation import isolated, own_numerics, random_state_kept
 from convbn.fuse.frontends.torch.modules.keywords import called
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class TorchSession(Session):
             exact = nullcontext() if self._device == "cpu" else _cuda_settings(tf32=False, benchmark=False)
             # While another thread captures, PyTorch's switches are not those that a comparison needs.
             watched = nullcontext() if self._variant == "compile" else self._autocast_watched()
-            with exclusive(), random_state_kept(), torch.inference_mode(), exact, watched:
+            with exclusive(), random_state_kept(), own_numerics(), torch.inference_mode(), exact, watched:
                 result = called(self._forward, inputs)
         except Exception as error:  # a user's module may raise anything
             raise self._typed(error) from error
@@ -311,12 +311,12 @@ def _placed(
     module = isolated(model)
     tensors = [*module.parameters(), *module.buffers()]
     if "channels_last" in levels:
-        moved: Any = copy.deepcopy(module)
+        moved: Any = duplicate(module, share=False)
         laid_out: torch.nn.Module = moved.to(device=device, memory_format=torch.channels_last)
         return laid_out
     if all(tensor.device.type == device.type for tensor in tensors):
         return module
-    return copy.deepcopy(module).to(device)
+    return duplicate(module, share=False).to(device)
 
 
 def _tensor(array: Array) -> torch.Tensor:

@@ -67,7 +67,8 @@ def as_eval(model: torch.nn.Module | ExportedProgram) -> Iterator[Any]:
         return
     module = isolated(model)
     flags = [(child, child.training) for child in module.modules()]
-    module.eval()
+    with contextlib.suppress(NotImplementedError):  # what torch.export gave keeps the mode of its export
+        module.eval()
     try:
         yield module
     finally:

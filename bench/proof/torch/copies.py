@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from convbn.bench.models.arguments import alike, array_of
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.proof.gaps import spoil_of
 from convbn.common.dtypes import is_float
+from convbn.fuse.frontends.torch.modules.copies import duplicate
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ __all__ = ["in_float64", "kept_wide", "moved_by_rounding", "put_off", "spoilt_co
 
 def in_float64(module: torch.nn.Module) -> torch.nn.Module:
     """A copy of its own in float64 that nothing trains."""
-    wide = copy.deepcopy(module).double()
+    wide = duplicate(module, share=False).double()
     for part in wide.modules():
         part.training = False
     return wide

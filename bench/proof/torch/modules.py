@@ -9,12 +9,12 @@ may be off by.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from convbn.bench.proof.torch.copies import (
     wide_feeds,
 )
 from convbn.common.progress import Progress, silent
+from convbn.fuse.frontends.torch.modules.copies import duplicate
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +47,15 @@ Run = Callable[["torch.nn.Module", Feeds], list[Array]]
 
 
 def other_mode(reference: torch.nn.Module, candidate: torch.nn.Module) -> str | None:
-    """The first module that is in training mode in only one of the two; None if there is none."""
-    modes = {name: part.training for name, part in reference.named_modules()}
+    """The first module that is in training mode in only one of the two; None if there is none.
+
+    Modules without a class, which hold the tensors of a graph module, run nothing.
+    """
+    import torch
+
+    modes = {
+        name: part.training for name, part in reference.named_modules() if type(part) is not torch.nn.Module
+    }
     return next(
         (name for name, part in candidate.named_modules() if name in modes and part.training != modes[name]),
         None,
@@ -71,7 +79,7 @@ def prove_layers(
     """
     for copied, given, kept in (
         (in_float64, wide_feeds(feeds), kept_wide),
-        (copy.deepcopy, feeds, nullcontext),
+        (partial(duplicate, share=False), feeds, nullcontext),
     ):
         watch = _Watch(candidate, plan)
         with suppress(Exception):  # whatever a module's own code raises in another type
@@ -163,7 +171,7 @@ def shown_by_spoiling(
     if not unseen:
         return local
     try:
-        spoilt = copy.deepcopy(candidate)
+        spoilt = duplicate(candidate, share=False)
     except Exception:  # whatever a module's own code raises
         return local
     turns = unseen[:_TURNS]

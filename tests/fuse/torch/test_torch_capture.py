@@ -61,6 +61,46 @@ def test_run_that_hands_numbers_to_other_code_is_not_recorded(randomised, fold):
         fold(randomised(Leaving()), X)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y, x: y * x.abs().max().item(),
+        lambda y, x: y + float(x.abs().max()),
+        lambda y, x: y * torch.tensor([float(v) for v in x.flatten()[:4]])[:, None, None],
+        lambda y, x: torch.cat([y, -y], 1)[:, int(x.abs().max()) : int(x.abs().max()) + 4],
+    ],
+    ids=["factor", "summand", "tensor", "slice"],
+)
+def test_a_number_that_a_run_takes_from_its_data_is_no_constant(use, randomised, fold, difference):
+    class Taking(Branching):
+        def forward(self, x):
+            y = self.bn(use(self.conv(x), x))
+            return y if bool(x.sum() < 1e9) else -y
+
+    model = randomised(Taking())
+    outcome = fold(model, X)
+    assert outcome.report.how.startswith("Recorded")
+    assert difference(model, outcome.model, 3 * X) < 2e-6
+    assert set(outcome.kept) == {"bn"}
+
+
+def test_code_that_reaches_back_to_the_original_is_not_taken_for_its_copys(randomised, fold, difference):
+    class Back(Branching):
+        def __init__(self):
+            super().__init__()
+            self.convolved = lambda x: self.conv(x)
+
+        def forward(self, x):
+            y = self.bn(self.convolved(x))
+            return y if bool(x.sum() < 1e9) else -y
+
+    model = randomised(Back())
+    outcome = fold(model, X)
+    assert outcome.report.how.startswith("Recorded")
+    assert set(outcome.kept) == {"bn"}
+    assert difference(model, outcome.model, X) == 0
+
+
 def test_recorded_in_place_activation_keeps_the_shortcut(randomised, fold, difference):
     class Shortcut(Branching):
         def __init__(self):

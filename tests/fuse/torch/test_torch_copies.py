@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from support.snapshot import snapshot
 from torch import nn
 from torch.fx import config
 
+import convbn
+from convbn.errors import BadInputError
 from convbn.fuse.frontends.torch.calls.schema import is_marker
 from convbn.fuse.frontends.torch.capture.module import capture_module
-from convbn.fuse.frontends.torch.modules.copies import duplicate
+from convbn.fuse.frontends.torch.modules.copies import _copied_by_its_dict, duplicate
 from convbn.fuse.frontends.torch.modules.instrument import instrument
 from convbn.fuse.frontends.torch.modules.isolation import exclusive_capture
 
@@ -58,6 +62,11 @@ def test_hooks_are_copied() -> None:
     assert len(seen) == 2
 
 
+def test_most_modules_are_copied_without_detours() -> None:
+    assert all(_copied_by_its_dict(kind) for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Sequential, _Parent))
+    assert not any(_copied_by_its_dict(kind) for kind in (_WithOwnState, _WithOwnCopy, dict))
+
+
 class _WithOwnState(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "copied": True}
@@ -74,6 +83,75 @@ def test_a_class_with_a_way_of_its_own_is_copied_by_it() -> None:
     copied: Any = duplicate(nn.ModuleList([_WithOwnState(), _WithOwnCopy()]), share=True)
     assert copied[0].copied
     assert copied[1].by == "itself"
+
+
+class _OnlyOne(nn.Sequential):
+    """A class that does not want to be copied, such as a frozen teacher's."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OnlyOne:
+        return self
+
+
+def test_a_class_that_gives_itself_as_its_copy_is_left_untouched_all_the_same() -> None:
+    only = _OnlyOne(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    module = nn.Sequential(only, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    before = snapshot(module)
+    model, report = convbn.fuse(module, _X)
+    assert snapshot(module) == before
+    assert report.batchnorm.after == 0
+    assert type(model[0]) is _OnlyOne
+
+
+def test_what_cannot_be_told_from_the_original_is_refused() -> None:
+    class Keeps(_WithOwnCopy):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            made = super().__deepcopy__(memo)
+            made.kept = self.kept
+            return made
+
+    module = Keeps()
+    module.kept = nn.Conv2d(3, 4, 1)
+    with pytest.raises(BadInputError, match="a Conv2d in it gives itself as its copy"):
+        duplicate(nn.Sequential(module), share=False)
+
+
+class _Slotted(nn.Conv2d):
+    __slots__ = "factor", "unset"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.factor[0]  # type: ignore[no-any-return]
+
+
+def test_slots_are_copied() -> None:
+    part = _Slotted(3, 4, 1)
+    part.factor = [2.0]  # type: ignore[misc]
+    copied: Any = duplicate(part, share=True)
+    assert copied.factor == [2.0]
+    assert copied.factor is not part.factor
+    assert not hasattr(copied, "unset")
+    assert torch.equal(copied(_X), part(_X))
+
+
+class _Half:
+    """Of which a copy is half made when it fails."""
+
+    def __init__(self, *held: Any) -> None:
+        self.held = held
+
+
+def test_what_cannot_be_copied_is_held_by_both() -> None:
+    module: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    shared = [1]
+    module.first, module.then = _Half(shared, threading.Lock()), shared
+    module.lines = (line for line in "ab")
+    copied: Any = duplicate(module, share=False)
+    assert copied.first is module.first
+    assert copied.then == [1]
+    assert copied.then is not shared
+    assert copied.lines is module.lines
+    assert convbn.fuse(module, _X).report.batchnorm.after == 0
+    assert convbn.fuse(module).report.batchnorm.after == 0
+    assert next(module.lines) == "a"
 
 
 class _Norm(nn.BatchNorm2d):

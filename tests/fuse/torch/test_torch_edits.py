@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import nn
+from torch.export import ExportedProgram
 
 import convbn
 from convbn.fuse.frontends.torch.calls.tensors import why_not_constant
@@ -158,6 +159,84 @@ def test_programs_that_write_in_place(write, randomised, fold_program, differenc
     model = randomised(Writing())
     outcome = fold_program(exported(model))
     assert difference(model, outcome.model.module(), X) < 2e-6
+
+
+def part(y):
+    z = y * 1
+    z[..., 0] /= 2
+    z[:, 1:] += 1
+    return z
+
+
+def part_of_a_part(y):
+    z = y * 1
+    z[0][1] += 1
+    return z
+
+
+def parts_at_hand(y):
+    z = y * 1
+    first, other = z[:, 0], z[:, 1]
+    first.add_(1)
+    other.mul_(2)
+    return z
+
+
+def part_and_whole(y):
+    z = y * 1
+    z[:, 0] += 1
+    first = z[:, :2]
+    z.mul_(2)
+    return torch.cat([z, first, first], 1)[:, :6]
+
+
+def read_before_and_after(y):
+    z = y * 1
+    first = z[:, 0]
+    before = first * 1
+    first.add_(1)
+    return z + before[:, None] + first[:, None]
+
+
+def coarser(y):
+    z = y.half()
+    z[:, 0] += 1
+    z.mul_(y)
+    return z.float()
+
+
+@pytest.mark.parametrize(
+    ("write", "functional"),
+    [
+        (part, True),
+        (part_of_a_part, False),
+        (parts_at_hand, False),
+        (part_and_whole, False),
+        (read_before_and_after, True),
+        (coarser, False),
+    ],
+)
+def test_parts_that_a_program_writes_to(write, functional, randomised, fold_program, difference, monkeypatch):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            return self.last(write(self.norm(self.conv(x))))
+
+    model = randomised(Writing())
+    program = exported(model)
+    lowered = []
+    monkeypatch.setattr(
+        ExportedProgram,
+        "run_decompositions",
+        lambda self, table, run=ExportedProgram.run_decompositions: lowered.append(1) or run(self, table),
+    )
+    outcome = fold_program(program)
+    assert outcome.folded == {"norm": "conv"}
+    assert bool(lowered) is not functional
+    assert difference(model, outcome.model.module(), X) < (1e-2 if write is coarser else 2e-6)
 
 
 # --- edits that no plan asks for --------------------------------------------------------------------------

@@ -121,6 +121,41 @@ def test_a_class(bias: bool, randomised: Any, fold: Any, difference: Any, tmp_pa
     assert difference(outcome.model, loaded, POINTS) == 0
 
 
+class Deformable(nn.Module):
+    """Of an image and offsets, in a forward that only runs on tensors."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(3, 4))
+        self.shift = nn.Parameter(torch.randn(4)) if bias else None
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        if float(offset.abs().max()) < 1e9:
+            x = x + offset
+        y = torch.einsum("nchw,co->nohw", x, self.kernel)
+        return y if self.shift is None else y + self.shift[:, None, None]
+
+
+class Network(nn.Module):
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.offset, self.conv, self.norm = nn.Conv2d(3, 3, 1), conv, nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x, self.offset(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_class_whose_forward_cannot_be_traced(
+    bias: bool, randomised: Any, fold: Any, difference: Any
+) -> None:
+    model = randomised(Network(Deformable(bias)))
+    convbn.register_conv(Deformable, weight="kernel", bias="shift", output_axis=1)
+    outcome = fold(model)
+    assert outcome.folded == {"norm": "conv"}
+    assert difference(model, outcome.model, X) < 2e-6
+
+
 def test_a_subclass_with_another_forward_is_not_trusted(randomised: Any, fold: Any) -> None:
     class Other(Sparse):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

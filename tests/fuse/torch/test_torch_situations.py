@@ -222,3 +222,72 @@ def test_training_flags_are_those_of_the_original(randomised: Any) -> None:
     assert report.batchnorm.after == 0
     assert not any(part.training for part in model.modules())
     torch.testing.assert_close(model(X), module(X), atol=1e-4, rtol=1e-4)
+
+
+class CastBack(nn.BatchNorm2d):
+    """In float32 whatever it is given, as mixed precision has it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.float()).to(input.dtype)
+
+
+class Cast(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_casts_that_a_batchnorm_takes_back(
+    dtype: torch.dtype, randomised: Any, fold: Any, difference: Any
+) -> None:
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), CastBack(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    x = torch.randn(2, 3, 5, 5).to(dtype)
+    for part in (model[0], model[3]):
+        part.to(dtype)
+    outcome = fold(model, x)
+    assert outcome.folded == {"1": "0"}
+    assert outcome.model(x).dtype == dtype
+    assert difference(model, outcome.model, x) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert convbn.fuse(model, x).report.verify["status"] == "equal"
+    model[1] = randomised(Cast(4))
+    assert set(fold(nn.Sequential(*model[:2]).eval(), x).kept) == (set() if dtype == torch.float32 else {"1"})
+
+
+def test_a_batchnorm_whose_call_does_more_stays(randomised: Any, fold: Any, difference: Any) -> None:
+    class Doubling(nn.BatchNorm2d):
+        def __call__(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().__call__(input)
+
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), Doubling(4)))
+    x = torch.randn(2, 3, 5, 5)
+    outcome = fold(model, x)
+    assert set(outcome.kept) == {"1"}
+    assert "a __call__ of its own" in outcome.details["1"]
+    assert difference(model, outcome.model, x) == 0
+
+
+def test_layers_that_are_given_their_data_by_its_name(randomised: Any, fold: Any, difference: Any) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(input=self.conv(input=x))  # type: ignore[no-any-return]
+
+    model, x = randomised(Named()), torch.randn(2, 3, 5, 5)
+    for inputs in ((), (x,)):
+        outcome = fold(model, *inputs)
+        assert outcome.folded == {"norm": "conv"}
+        assert difference(model, outcome.model, x) < 2e-6
+
+
+def test_a_state_that_a_class_does_not_give(randomised: Any) -> None:
+    class Secret(nn.Sequential):
+        def state_dict(self, *given: Any, **named: Any) -> Any:
+            raise NotImplementedError("ask the server")
+
+    model = randomised(Secret(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    report = convbn.fuse(model, torch.randn(2, 3, 5, 5)).report
+    assert report.batchnorm.after == 0
+    assert {key.status for key in report.keys} == {"changed", "gone"}

@@ -13,6 +13,10 @@ from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, written_
 from convbn.fuse.frontends.torch.graph_view.constants import reshaped_in
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.keywords import called
+from convbn.fuse.operators.calls import Mapped
+from convbn.fuse.operators.slice import Slice
+from convbn.fuse.operators.split import Split
+from convbn.fuse.refusal import Reason, Refusal
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +31,9 @@ DISPATCH_TRACED = (
 )
 
 
+_TAKEN = "numbers_taken"
 _CONVERSIONS = ("numpy", "tolist", "__array__", "__dlpack__")
+_NUMBERS = ("item", "__int__", "__float__", "__index__", "__complex__")
 
 
 def cloned_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -39,8 +45,14 @@ def cloned_inputs(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return copied
 
 
-def _without_conversions() -> AbstractContextManager[Any]:
-    """A mode in which no tensor gives its numbers to code that a record of PyTorch's operators would not show."""
+def _without_conversions(taken: list[str]) -> AbstractContextManager[Any]:
+    """A mode in which no tensor gives its numbers to code that a record of PyTorch's operators would not show.
+
+    Args:
+        taken: is told of each number that a tensor gives to Python, which may come back as a constant. What is true or
+            false decides on the way through the code.
+    """
+    import torch
     from torch.overrides import TorchFunctionMode
 
     class WithoutConversions(TorchFunctionMode):
@@ -50,6 +62,8 @@ def _without_conversions() -> AbstractContextManager[Any]:
             name = str(getattr(func, "__name__", ""))
             if name in _CONVERSIONS:
                 raise RuntimeError(f"Tensor.{name} hands numbers to code outside PyTorch")
+            if name in _NUMBERS and args[0].dtype != torch.bool:
+                taken.append(name)
             return func(*args, **(kwargs or {}))
 
     return WithoutConversions()
@@ -65,10 +79,13 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
     Raises:
         BadInputError: the run fails.
     """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx import traceback
     from torch.fx.experimental.proxy_tensor import make_fx
 
     entered: list[tuple[str, type]] = []
+    taken: list[str] = []
 
     def remember() -> None:
         places = OrderedDict((path, (path, kind)) for path, kind in entered)
@@ -95,8 +112,11 @@ def record(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.fx
         _error_on_data_dependent_ops=False,
     )
     try:
-        with traceback.preserve_node_meta(), _without_conversions():
+        # With one mode for tensors without numbers, of which the tracer would make one for each node.
+        context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+        with traceback.preserve_node_meta(), _without_conversions(taken), tracing(context):
             graph: torch.fx.GraphModule = trace(*cloned_inputs(example_inputs))
+            graph.meta[_TAKEN] = bool(taken)
             return graph
     except Exception as error:  # whatever the user's forward raises
         raise BadInputError(
@@ -118,6 +138,22 @@ def dispatch_graph(instrumented: Instrumented, recorded: torch.fx.GraphModule) -
         state.setdefault(names[node], held)  # a tensor of the code's own
     written = {names[node] for node in written_nodes(graph) if node in names}
     refused = {name: written_while_running(name) for name in written}
+    mapper = map_aten
+    if recorded.meta[_TAKEN]:
+        mapper = _without_numbers
+        refused |= {name: _may_be_data(name) for name in names.values() if name not in instrumented.tensors}
     return CapturedGraph(
-        graph, state, names, map_aten, refused=refused, computed=reshaped_in, **instrumented.facts
+        graph, state, names, mapper, refused=refused, computed=reshaped_in, **instrumented.facts
     )
+
+
+def _without_numbers(node: torch.fx.Node) -> Mapped | None:
+    """What a node computes, unless a number in it may be one that a tensor gave in this run."""
+    mapped = map_aten(node)
+    if mapped is None or isinstance(mapped.op, Slice | Split):
+        return None
+    return None if any(isinstance(slot, int | float) for slot in mapped.slots) else mapped
+
+
+def _may_be_data(name: str) -> Refusal:
+    return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"'{name}' may hold numbers that the run took from its data")

@@ -54,6 +54,7 @@ def functional_graph(module: torch.fx.GraphModule, state: set[str]) -> torch.fx.
     own = {node for node in graph.nodes if node.op == "placeholder" and node.name in state}
     memory = Memory(graph, shown_by)
     order = {node: place for place, node in enumerate(graph.nodes)}
+    stale: set[torch.fx.Node] = set()  # of which a part was written to
     for node in writers(graph, own):
         target = _functional(node)
         written = list(written_by(node))
@@ -61,14 +62,36 @@ def functional_graph(module: torch.fx.GraphModule, state: set[str]) -> torch.fx.
             return None
         operand = written[0]
         same = _same_tensor(operand)
-        if any(o not in same for o in memory.others_read_after(operand, node)):
+        whole = shown_by(operand)
+        scatter = _scatter(operand)
+        others = [other for other in memory.others_read_after(operand, node) if other not in same]
+        if any(other is not whole or scatter is None for other in others) or whole in stale:
             return None
         later = [n for n in same if n is not node and order[n] < order[node]]
         behind = {other for other, place in order.items() if place > order[node]}
         node.target = target
         for other in later:
             other.replace_all_uses_with(node, delete_user_cb=behind.__contains__)
+        if others and whole is not None and scatter is not None:
+            with graph.inserting_after(node):
+                new = graph.call_function(scatter, (whole, node, *operand.args[1:]))
+            new.meta = {**node.meta, "val": whole.meta.get("val")}
+            memory.add(new, whole, node)
+            stale.add(whole)
+            whole.replace_all_uses_with(new, delete_user_cb=behind.__contains__)
     return copied
+
+
+def _scatter(part: torch.fx.Node) -> Any:
+    """What puts a part back into the tensor that it is a view of; None where it is no such view."""
+    import torch
+
+    aten = torch.ops.aten
+    backs: dict[Any, Any] = {
+        aten.select.int: aten.select_scatter.default,
+        aten.slice.Tensor: aten.slice_scatter.default,
+    }
+    return None if part.kwargs else backs.get(part.target)
 
 
 def _same_tensor(node: torch.fx.Node) -> set[torch.fx.Node]:
@@ -102,6 +125,9 @@ def _functional(node: torch.fx.Node) -> Any:
     name = operator_name(node)
     if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
         return None
+    types = {getattr(read.meta.get("val"), "dtype", None) for read in node.all_input_nodes}
+    if len(types) > 1 and name != "aten::copy_":
+        return None  # in place the type stays, which a result of its own may not have
     packet = getattr(torch.ops.aten, name.removeprefix("aten::").removesuffix("_"), None)
     if packet is None or overload(node) not in packet.overloads():
         return None

@@ -23,6 +23,7 @@ from convbn.fuse.frontends.torch.capture.regions import without_regions
 from convbn.fuse.frontends.torch.edit.module import edit_module
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph, GraphView, build_view, innermost
 from convbn.fuse.frontends.torch.limits.edit_constraints import constrain_edits
+from convbn.fuse.frontends.torch.materialize.called_layers import with_layers
 from convbn.fuse.frontends.torch.materialize.weights import materialized
 from convbn.fuse.frontends.torch.modules.copies import checked, duplicate
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, instrument
@@ -80,6 +81,7 @@ def capture_module(
     with exclusive_capture():
         inner = checked(module)
         inner, computed = materialized(inner) if materialize else (inner, ())
+        inner = with_layers(inner)
         capture = _capture(inner, example_inputs)
         if computed:
             names = ", ".join(f"'{path or 'the model'}'" for path in computed[:3])
@@ -175,7 +177,8 @@ def _without_export(module: torch.nn.Module, example_inputs: tuple[Any, ...], ca
     try:
         taken = _traced(module)
     except BadInputError:
-        instrumented = instrument(isolated(module), trust_shapes=False)
+        # With tensors of its own: code that reaches back to the original reads none of them.
+        instrumented = instrument(duplicate(module, share=False), trust_shapes=False)
         captured = dispatch_graph(instrumented, record(instrumented.module, example_inputs))
         return _Taken(instrumented, captured, DISPATCH_TRACED.format(cause=cause))
     return replace(taken, how=f"{_TRACED} torch.export could not take the forward ({cause}).")

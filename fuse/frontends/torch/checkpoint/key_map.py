@@ -66,14 +66,18 @@ def _bytes(tensor: Any) -> Any:
 def _state_of(model: Any) -> Mapping[str, Any]:
     import torch
 
-    state: Mapping[str, Any]
     inner: Any = unwrapped(model)
-    state = inner.state_dict() if isinstance(inner, torch.nn.Module) else inner.state_dict
-    return state
+    if not isinstance(inner, torch.nn.Module):
+        return inner.state_dict  # type: ignore[no-any-return]
+    try:
+        return inner.state_dict()
+    except Exception:  # whatever a class of somebody's own raises that has no state to give
+        return dict((*inner.named_parameters(), *inner.named_buffers()))
 
 
-def _version(tensor: object) -> int:
-    return getattr(tensor, "_version", 0)
+def _version(tensor: Any) -> int:
+    """How often a tensor was written to; one that was made in inference mode does not count that."""
+    return 0 if not hasattr(tensor, "is_inference") or tensor.is_inference() else tensor._version
 
 
 def _takers(name: str, into: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

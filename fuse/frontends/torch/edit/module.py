@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.torch.calls.tensors import as_tensor, to_tensor
 from convbn.fuse.frontends.torch.edit.folded import channels_of, mark_folded, statistics_of_nothing
+from convbn.fuse.frontends.torch.materialize.called_layers import make_layers
 from convbn.fuse.frontends.torch.materialize.weights import materialize
 from convbn.fuse.frontends.torch.modules.copies import duplicate
 from convbn.fuse.view.dataflow import Constant
@@ -44,13 +45,16 @@ def edit_module(module: torch.nn.Module, edits: Sequence[Edit]) -> torch.nn.Modu
     Of several constants for one slot only the last is made: each is computed from the tensors that the module
     came with. None is made for what is bypassed later.
     """
+    import torch
+
     gone = {id(e.node) for e in edits if not isinstance(e, SetConstant)}
     last = {(id(e.node), e.slot): e for e in edits if isinstance(e, SetConstant) and id(e.node) not in gone}
     written = [_tensor(module, e.node.handle.parameters[e.slot]) for e in last.values()]
     blank = [tensor for tensor in written if tensor is not None]
-    edited = duplicate(module, share=False, blank=blank)
-    for edit in last.values():
-        _set(edited, edit.node.handle, edit.slot, edit.constant)
+    with torch.inference_mode(False):  # what is made in that mode could not be trained
+        edited = duplicate(module, share=False, blank=blank)
+        for edit in last.values():
+            _set(edited, edit.node.handle, edit.slot, edit.constant)
     instead: dict[int, torch.nn.Module] = {}
     sizes: dict[str, int] = {}
     for other in edits:
@@ -83,6 +87,7 @@ def adopt(module: torch.nn.Module, folded: torch.nn.Module, *, materialized: boo
 
     if materialized:
         materialize(module)
+    make_layers(module)
 
     before, after = (dict(m.named_modules(remove_duplicate=False)) for m in (module, folded))
     gone = {
@@ -101,7 +106,7 @@ def adopt(module: torch.nn.Module, folded: torch.nn.Module, *, materialized: boo
                 if current is None:
                     held[key] = tensor
                 elif tensor is not None:
-                    with torch.no_grad():
+                    with torch.inference_mode(current.is_inference()), torch.no_grad():
                         current.copy_(tensor)
         if getattr(own, "inplace", None) is True and getattr(part, "inplace", None) is False:
             setattr(own, "inplace", False)  # noqa: B010 - unknown to nn.Module

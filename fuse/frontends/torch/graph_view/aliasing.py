@@ -29,6 +29,12 @@ class Memory:
             self._base[node] = base
             self._sharing.setdefault(base, []).append(node)
 
+    def add(self, node: torch.fx.Node, before: torch.fx.Node, writer: torch.fx.Node) -> None:
+        """Let a new node stand for what the memory of another one holds once ``writer`` has run."""
+        self._order[node] = self._order[writer]
+        self._base[node] = self._base[before]
+        self.sharing(before).append(node)
+
     def base(self, node: torch.fx.Node) -> torch.fx.Node:
         """The node whose memory ``node`` shows; itself where it shows its own."""
         return self._base[node]

@@ -7,9 +7,11 @@ take its place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.torch.calls.schema import is_marker, only_metadata
+from convbn.fuse.frontends.torch.calls.aten import map_aten
+from convbn.fuse.frontends.torch.calls.schema import is_marker, only_metadata, operator_name
 from convbn.fuse.frontends.torch.graph_view.build import innermost
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.layers import is_one_call, plain_forward
@@ -34,12 +36,15 @@ class BatchNormChildren:
         self._instrumented = instrumented
         self._parts = instrumented.parts
         self._looks_only: set[torch.fx.Node] = set()
+        self._casts: set[torch.fx.Node] = set()
         self._own: dict[str, list[torch.fx.Node]] = {}
         for node in graph.nodes:
             reads = node.all_input_nodes
             checks = bool(reads) and all(read in self._looks_only for read in reads)
             if checks or only_metadata(node) or only_shape(node):
                 self._looks_only.add(node)
+            elif operator_name(node) in _CASTS and map_aten(node) is not None:
+                self._casts.add(node)
             elif node.op in ("call_function", "call_method", "call_module"):
                 self._own.setdefault(innermost(node), []).append(node)
 
@@ -51,7 +56,11 @@ class BatchNormChildren:
                 return ()
             what = f"'{node.target}' ({type(part).__name__})"
             return _stays(f"the forward of {what} cannot be looked into without example inputs")
+        import torch
+
         path = innermost(node)
+        if type(self._parts[path]).__call__ is not torch.nn.Module.__call__:
+            return _stays(f"'{path}' ({type(self._parts[path]).__name__}) has a __call__ of its own")
         own = self._call(self._own[path], node)
         markers = [other for other in own if is_marker(other)]
         if not markers and plain_forward(self._parts[path]):
@@ -61,19 +70,32 @@ class BatchNormChildren:
         if (
             path in self._instrumented.opaque
             or len(markers) != 2
-            or node.all_input_nodes[0] is not markers[0]
+            or self._uncast(node.all_input_nodes[0]) is not markers[0]
+            or _form(markers[0]) != _form(markers[1])
         ):
             return _stays(f"'{path}' does more than normalise its one input")
         children = None if {*own} - {*markers, node} else self._chain(path, node, markers[1])
         if children is None:
             return _stays(f"'{path}' does more than normalise and call its children")
-        import torch
-
         # An Identity shows in no exported graph; wherever it was called, it did nothing.
         idle = (
             name for name, child in self._parts[path].named_children() if type(child) is torch.nn.Identity
         )
         return (*(name for name in idle if name not in children), *children)
+
+    def _uncast(self, node: torch.fx.Node) -> torch.fx.Node:
+        """What was given to the casts between float types that a forward of somebody's own puts around a BatchNorm."""
+        while node in self._casts:
+            node = node.all_input_nodes[0]
+        return node
+
+    def _users(self, node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+        """Who reads the numbers of a node, or of a cast of it."""
+        for user in node.users:
+            if user in self._casts and user.all_input_nodes[0] is node:
+                yield from self._users(user)
+            elif user not in self._looks_only:
+                yield user
 
     @staticmethod
     def _call(own: list[torch.fx.Node], node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -92,7 +114,7 @@ class BatchNormChildren:
         kept: list[str] = []
         current = node
         while True:
-            users = [user for user in current.users if user not in self._looks_only]
+            users = list(self._users(current))
             if len(users) != 1:
                 return None
             if users[0] is end:
@@ -117,6 +139,16 @@ class BatchNormChildren:
         markers = [other for other in self._own[child] if is_marker(other)]
         index = markers.index(entry)
         return None if index % 2 else markers[index + 1]
+
+
+_CASTS = ("aten::to", "aten::_to_copy", "aten::type_as")
+"""Of these the view knows those between float types."""
+
+
+def _form(node: torch.fx.Node) -> tuple[object, ...]:
+    """The type of a tensor and the device that it lies on."""
+    value = node.meta.get("val")
+    return getattr(value, "dtype", None), getattr(value, "device", None)
 
 
 def _stays(detail: str) -> Refusal:

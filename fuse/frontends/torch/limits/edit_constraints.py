@@ -24,6 +24,7 @@ from convbn.fuse.frontends.torch.modules.hidden_state import (
 )
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented
 from convbn.fuse.frontends.torch.modules.layers import plain_forward
+from convbn.fuse.frontends.torch.modules.registered_convs import conv_layout_of
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.contraction import Contraction
 from convbn.fuse.operators.conv import Conv
@@ -231,7 +232,7 @@ class _EditConstraints:
         if node.handle.op != "call_module":
             return None
         part = self._parts[str(node.handle.target)]
-        if plain_forward(part):
+        if plain_forward(part) or conv_layout_of(part) is not None:
             return None
         return Refusal(
             Reason.PRODUCER_NOT_LINEAR,

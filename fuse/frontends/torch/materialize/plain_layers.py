@@ -9,7 +9,7 @@ with what it is taken for, in float64 on random tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.modules.layers import plain_forward
@@ -17,7 +17,7 @@ from convbn.fuse.frontends.torch.modules.layers import plain_forward
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["plain_layer_of"]
+__all__ = ["built", "plain_layer_of"]
 
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -60,7 +60,7 @@ def _layer(part: torch.nn.Module, weight: torch.nn.Parameter) -> torch.nn.Module
         ]
         if calls[0] is not None:
             found = calls[1] is not None and _same(calls[0], calls[1]) and calls[0]["weight"] is not weight
-            return _built(part, calls[0]) if found else None
+            return built(part, calls[0]["function"].__name__, calls[0]) if found else None
     return None
 
 
@@ -125,10 +125,17 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return own == second.keys() - {"input"} and all(equal(first[key], second[key]) for key in own)
 
 
-def _built(part: torch.nn.Module, call: dict[str, Any]) -> torch.nn.Module:
+def built(part: torch.nn.Module, name: str, call: Mapping[str, Any]) -> torch.nn.Module:
+    """The layer of torch.nn that makes a call.
+
+    Args:
+        part: what makes it now.
+        name: of PyTorch's function, such as ``conv2d``.
+        call: its arguments, by name.
+    """
     from torch import nn
 
-    weight, bias, name = call["weight"], call.get("bias"), call["function"].__name__
+    weight, bias = call["weight"], call.get("bias")
     if name == "linear":
         outputs, inputs = weight.shape
         layer: Any = nn.Linear(inputs, outputs, bias=False, device="meta")
@@ -160,17 +167,21 @@ def _activated_batchnorm(part: torch.nn.Module) -> torch.nn.Module | None:
     eps: Any = getattr(part, "eps", None)
     if type(eps) is not float or plain_forward(part) or part._modules:
         return None
-    draws = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(part).double()
+    draws = torch.Generator("cpu").manual_seed(0)
+
+    def random(*sizes: int) -> torch.Tensor:
+        return torch.randn(sizes, dtype=torch.float64, device="cpu", generator=draws)
+
+    probe = copy.deepcopy(part).cpu().double()
     size: Any = probe.running_mean.shape
-    drawn = {name: torch.randn(size, dtype=torch.float64, generator=draws) for name in _VECTORS}
+    drawn = {name: random(*size) for name in _VECTORS}
     drawn["running_var"].square_()
     for name, tensor in drawn.items():
         held: dict[str, Any] = probe._parameters if name in probe._parameters else probe._buffers
         held[name] = tensor
     kind = _kind(part)
     sides = {nn.BatchNorm1d: (7,), nn.BatchNorm3d: (5, 3, 4)}.get(kind, (7, 9))
-    x = torch.randn(2, *size, *sides, dtype=torch.float64, generator=draws)
+    x = random(2, *size, *sides)
     weight, bias, mean, variance = drawn.values()
     scales: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "γ": lambda gamma: gamma,

@@ -101,9 +101,8 @@ def _hooks(part: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _parametrizations(part: torch.nn.Module) -> dict[str, Any]:
     """What computes a tensor whenever it is read, by its name."""
-    from torch.nn.utils import parametrize
-
-    held: Any = part.parametrizations if parametrize.is_parametrized(part) else {}
+    # Not as an attribute, which a wrapper may answer with what it wraps.
+    held: Any = part._modules.get("parametrizations") or {}
     return {str(name): held[name] for name in held}
 
 

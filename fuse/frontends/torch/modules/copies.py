@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.common.text import named_line
 from convbn.errors import BadInputError
-from convbn.fuse.frontends.torch.modules.hidden_state import held_in_attributes
+from convbn.fuse.frontends.torch.modules.hidden_state import OWN, held_in_attributes, run_by
 
 if TYPE_CHECKING:
     import torch
@@ -21,17 +21,9 @@ __all__ = ["checked", "duplicate", "unwrapped"]
 
 def unwrapped(module: object) -> object:
     """A module out of the wrappers that only run it: DataParallel, DistributedDataParallel, torch.compile."""
-    import torch
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    inner = module
-    while True:
-        if isinstance(inner, DataParallel | DistributedDataParallel):
-            inner = inner.module
-        elif isinstance(inner, torch.nn.Module) and type(inner).__name__ == "OptimizedModule":
-            inner = inner._modules["_orig_mod"]  # torch.compile's class, too slow to import for a question
-        else:
-            return inner
+    while (inner := run_by(module)) is not None:
+        module = inner
+    return module
 
 
 def checked(module: object) -> torch.nn.Module:
@@ -101,6 +93,7 @@ def duplicate(
     import torch
 
     memo = dict(memo or {})
+    own = {id(part) for part in module.modules()}
     for part in module.modules():
         for item in (*part._buffers.values(), *(item for _, item in held_in_attributes(part))):
             if isinstance(item, torch.Tensor) and item.grad_fn is not None:
@@ -115,6 +108,9 @@ def duplicate(
             memo[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad)
     try:
         copied: torch.nn.Module = _deepcopied(module, memo)
+        same = next((part for part in copied.modules() if id(part) in own), None)
+        if same is not None:
+            raise TypeError(f"a {type(same).__name__} in it gives itself as its copy")
         flags = {path: part.training for path, part in module.named_modules()}
         for path, part in copied.named_modules():
             if part.training != flags.get(path, part.training):
@@ -132,13 +128,21 @@ _AS_THEY_ARE = frozenset((int, float, bool, str, bytes, type(None)))
 
 
 def _deepcopied(part: Any, memo: dict[int, Any]) -> Any:
-    """What ``copy.deepcopy`` gives for a module, without its detours for what nearly every module holds."""
+    """What ``copy.deepcopy`` gives for a module, without its detours for what nearly every module holds.
+
+    A module of a class that gives itself as its copy is copied all the same, and what cannot be copied (a lock, a file)
+    is held by both.
+    """
     kind: Any = type(part)
     if id(part) in memo or not _copied_by_its_dict(kind):
-        return copy.deepcopy(part, memo)
-    copied = memo[id(part)] = kind.__new__(kind)
+        copied = copy.deepcopy(part, memo)
+        if copied is not part:
+            return copied
+    copied = memo[id(part)] = object.__new__(kind)
     state: dict[str, Any] = {}
     for name, held in vars(part).items():
+        if name == "_compiled_call_impl":
+            continue  # as nn.Module says
         if type(held) in _AS_THEY_ARE:
             state[name] = held
         elif name == "_modules" and type(held) in (dict, OrderedDict) and id(held) not in memo:
@@ -147,9 +151,24 @@ def _deepcopied(part: Any, memo: dict[int, Any]) -> Any:
         elif type(held) in (dict, OrderedDict) and not held and id(held) not in memo:
             state[name] = memo[id(held)] = type(held)()
         else:
-            state[name] = copy.deepcopy(held, memo)
+            state[name] = (copy.deepcopy if name in OWN else _copied_if_possible)(held, memo)
     copied.__setstate__(state)
+    for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # as copy.deepcopy finds them
+        if hasattr(part, name):
+            object.__setattr__(copied, name, _copied_if_possible(getattr(part, name), memo))
     return copied
+
+
+def _copied_if_possible(held: Any, memo: dict[int, Any]) -> Any:
+    size = len(memo)
+    try:
+        return copy.deepcopy(held, memo)
+    except MemoryError:
+        raise
+    except Exception:  # whatever an object of the user's raises
+        while len(memo) > size:  # what is half a copy
+            memo.popitem()
+        return held
 
 
 @cache
@@ -158,7 +177,7 @@ def _copied_by_its_dict(kind: Any) -> bool:
     import torch
 
     usual = all(
-        getattr(kind, way, None) is getattr(object, way, None)
+        getattr(kind, way, None) is getattr(torch.nn.Module, way, None)
         for way in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__deepcopy__")
     )
     return usual and issubclass(kind, torch.nn.Module) and kind not in copyreg.dispatch_table

@@ -117,9 +117,12 @@ def _recognised(part: torch.nn.Module) -> BatchNormLayout | None:
     shape = sizes.pop()
     if isinstance(part, _BatchNorm) or sizes or shape is None or len(shape) != 1 or part._modules:
         return None
-    probe = copy.deepcopy(part).double()
-    draws = torch.Generator().manual_seed(0)
-    x = torch.randn(2, shape[0], 2, 3, dtype=torch.float64, generator=draws)
+    draws = torch.Generator("cpu").manual_seed(0)
+
+    def drawn(*sizes: int) -> torch.Tensor:
+        return torch.randn(sizes, dtype=torch.float64, device="cpu", generator=draws)
+
+    x = drawn(2, shape[0], 2, 3)
 
     def given(gamma: torch.Tensor, beta: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> Any:
         for name, tensor in zip(_TENSORS, (gamma, beta, mean, variance), strict=True):
@@ -129,12 +132,13 @@ def _recognised(part: torch.nn.Module) -> BatchNormLayout | None:
 
     zeros, ones = x.new_zeros(shape), x.new_ones(shape)
     try:
+        probe = copy.deepcopy(part).cpu().double()
         with torch.no_grad():
             largest = float((x / given(ones, zeros, zeros, zeros)).abs().max())
             eps = float(f"{largest**2:.12g}")
             for _ in range(2):
-                drawn = torch.randn(4, *shape, dtype=torch.float64, generator=draws)
-                gamma, beta, mean, variance = drawn[0], drawn[1], drawn[2], drawn[3].square()
+                gamma, beta, mean, variance = drawn(4, *shape)
+                variance = variance.square()
                 wanted = torch.nn.functional.batch_norm(x, mean, variance, gamma, beta, False, 0.0, eps)
                 if not torch.allclose(given(gamma, beta, mean, variance), wanted, rtol=1e-9, atol=1e-9):
                     return None

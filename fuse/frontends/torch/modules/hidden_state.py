@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from types import MethodType, NoneType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["held_in_attributes", "kept_in_attributes", "overlapping", "patched_forwards", "stored_tensors"]
+__all__ = [
+    "OWN",
+    "held_in_attributes",
+    "kept_in_attributes",
+    "overlapping",
+    "patched_forwards",
+    "run_by",
+    "stored_tensors",
+]
 
 
 def overlapping(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -43,15 +51,27 @@ def patched_forwards(module: torch.nn.Module) -> set[str]:
     for path, part in module.named_modules(remove_duplicate=False):
         forward = vars(part).get("forward")
         bound = isinstance(forward, MethodType) and forward.__self__ is part
-        if forward is not None and not bound:
+        if forward is not None and not bound and run_by(part) is None:
             found.add(path)
     return found
+
+
+def run_by(part: object) -> torch.nn.Module | None:
+    """The module that another one only runs: DataParallel, DistributedDataParallel, or what torch.compile gave."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    held: dict[str, Any] = getattr(part, "_modules", {})
+    if isinstance(part, DataParallel | DistributedDataParallel):
+        return held.get("module")
+    # torch.compile's class is too slow to import for a question.
+    return held.get("_orig_mod") if type(part).__name__ == "OptimizedModule" else None
 
 
 _PLAIN = (int, float, str, NoneType)
 _AT_ONCE = frozenset((*_PLAIN, bool))
 _DICTS = (dict, OrderedDict)
-_OWN = ("_modules", "_parameters", "_buffers")
+OWN = ("_modules", "_parameters", "_buffers")
+"""The attributes in which a module holds its children and tensors."""
 _DEPTH = 4
 
 
@@ -59,7 +79,7 @@ def held_in_attributes(part: torch.nn.Module) -> Iterator[tuple[str, object]]:
     """What a module's attributes hold, beside its children, parameters and buffers, also in containers there."""
     for name, attribute in vars(part).items():
         # Most hold a number or an empty dict of hooks.
-        if type(attribute) in _AT_ONCE or name in _OWN or (type(attribute) in _DICTS and not attribute):
+        if type(attribute) in _AT_ONCE or name in OWN or (type(attribute) in _DICTS and not attribute):
             continue
         waiting: list[tuple[object, int]] = [(attribute, 0)]
         while waiting:

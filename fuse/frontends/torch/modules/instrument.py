@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from convbn.fuse.frontends.torch.modules.custom_batchnorms import layout_of, read_as_batchnorm
+from convbn.fuse.frontends.torch.modules.hidden_state import run_by
 from convbn.fuse.frontends.torch.modules.layers import is_one_call, plain_forward
 from convbn.fuse.frontends.torch.modules.registered_convs import conv_layout_of
 from convbn.fuse.frontends.torch.modules.results import nest_of
@@ -142,6 +143,8 @@ def instrument(module: torch.nn.Module, *, trust_shapes: bool = True) -> Instrum
     unknown = [norm for norm in norms.values() if not plain_forward(norm)]
     wanted = {id(part) for norm in unknown for part in (norm, *norm.children()) if not is_one_call(part)}
     for path, part in parts.items():
+        if (inner := run_by(part)) is not None:
+            object.__setattr__(part, "forward", inner.__call__)
         part._backward_hooks.clear()  # they change no number, and cannot be captured
         part._backward_pre_hooks.clear()
         if id(part) in wanted or path in hooked:

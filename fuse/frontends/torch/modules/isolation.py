@@ -8,9 +8,10 @@ thread alone: calls of other modules in other threads go on as ever.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from convbn.common.exclusive import quiet
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["exclusive_capture", "in_order", "isolated", "random_state_kept"]
+__all__ = ["exclusive_capture", "in_order", "isolated", "own_numerics", "random_state_kept"]
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def exclusive_capture() -> Iterator[None]:
     import torch
     from torch.fx import _symbolic_trace, config
 
-    with quiet(), random_state_kept(), torch.no_grad():
+    with quiet(), random_state_kept(), own_numerics(), torch.no_grad(), _compiled_parts_taken_as_written():
         original = _symbolic_trace._Patcher
         _symbolic_trace._Patcher = _patcher_for_this_thread()  # type: ignore[misc]
         # A line of the forward for every node, which takes as long as its capture; nobody reads it.
@@ -43,6 +44,27 @@ def exclusive_capture() -> Iterator[None]:
         finally:
             _symbolic_trace._Patcher = original  # type: ignore[misc]
             config.do_not_emit_stack_traces = untold
+
+
+@contextmanager
+def own_numerics() -> Iterator[None]:
+    """Leave the inference mode and the autocast that a caller may be in, which are no part of a model.
+
+    Gradients are on in the block.
+    """
+    import torch
+
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with torch.inference_mode(False), ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _compiled_parts_taken_as_written() -> Any:
+    """What torch.compile made of a part or of a method is traced through, which FX refuses otherwise."""
+    dynamo: Any = sys.modules.get("torch._dynamo.config")
+    return nullcontext() if dynamo is None else dynamo.patch(error_on_nested_fx_trace=False)
 
 
 def _patcher_for_this_thread() -> Any:

@@ -13,8 +13,10 @@ from convbn.fuse.frontends.torch.calls.aten import read
 from convbn.fuse.frontends.torch.calls.schema import only_metadata, passes_through, schema_of, shown_by
 from convbn.fuse.frontends.torch.graph_view.build import CapturedGraph
 from convbn.fuse.frontends.torch.materialize.weights import OTHER_FORMS
+from convbn.fuse.frontends.torch.modules.hidden_state import run_by
 from convbn.fuse.frontends.torch.modules.instrument import Instrumented, is_batchnorm_like
 from convbn.fuse.frontends.torch.modules.layers import batchnorm_of, layer_of, plain_forward
+from convbn.fuse.frontends.torch.modules.registered_convs import conv_layout_of
 from convbn.fuse.frontends.torch.modules.results import nest_of
 from convbn.fuse.frontends.torch.tracing.aten_names import (
     AUGMENTED,
@@ -54,21 +56,27 @@ def trace(instrumented: Instrumented) -> torch.fx.Graph:
     names = instrumented.tensor_names
 
     class Tracer(torch.fx.Tracer):
-        """Stops at layers whose forward is known, and at unknown BatchNorms if it is told to."""
+        """Stops at layers whose forward is known, and at what else is told of, where it is to leave that whole."""
 
         # Otherwise tracing itself would update the counters of the module at hand.
         proxy_buffer_attributes = True
-        unknown_batchnorms = False
+        whole = False
 
         def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
             return _in_place_proxy()(node, self)
 
+        def call_module(self, m: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            # Layers name their data so; what a layer is given is looked for at its place.
+            if not args and kwargs.keys() == {"input"} and type(m).__module__.startswith("torch.nn."):
+                args, kwargs = (kwargs["input"],), {}
+            return super().call_module(m, forward, args, kwargs)
+
         def is_leaf_module(self, part: torch.nn.Module, path: str) -> bool:
             if layer_of(part) is not None or plain_forward(part):
                 return True
-            if is_batchnorm_like(part):
-                return self.unknown_batchnorms and "forward" not in vars(part) and not _traceable(part)
-            return super().is_leaf_module(part, path)
+            if is_batchnorm_like(part) or conv_layout_of(part) is not None:
+                return self.whole and "forward" not in vars(part) and not _traceable(part)
+            return run_by(part) is None and super().is_leaf_module(part, path)
 
         def create_arg(self, a: Any) -> Any:
             return super().create_arg(nest_of(a))
@@ -87,7 +95,7 @@ def trace(instrumented: Instrumented) -> torch.fx.Graph:
             return Tracer().trace(module)
         except Exception:  # the user's code may raise anything; the second try says what is wrong
             tracer = Tracer()
-            tracer.unknown_batchnorms = True
+            tracer.whole = True
             return tracer.trace(module)
     except Exception as error:  # whatever the user's forward raises when run on proxies
         raise BadInputError(
@@ -183,6 +191,10 @@ def _mapped(
         full = (f"{path}.{name}" for name in names)
         return tuple(name if state.get(name) is not None else None for name in full)
 
+    conv = conv_layout_of(part)
+    if conv is not None and reads:
+        taken = (reads[0], *known(conv.weight, conv.bias or ""), *reads[1:])
+        return Mapped(conv.op(type(part).__name__), taken, (None,) * len(taken))
     if node.args == reads and len(reads) == 1:  # its data and nothing else
         layer = layer_of(part)
         if layer is not None:
