@@ -94,6 +94,7 @@ forms: $(STAMP)  ## exact rewrites that are not made, timed against what is left
 coverage-report: $(STAMP)  ## BatchNorms left and latency, convbn and its peers on timm and torchvision networks
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnxslim onnxoptimizer onnxsim
 	$(BIN)/python tools/coverage_report/report.py --cache $(BUILD)/field --out docs/coverage.md --json docs/coverage.json --field docs/field-torch.json --latency --openvino
+	$(BIN)/python tools/coverage_report/report.py --domains --cache $(BUILD)/field --out docs/coverage-domains.md --peers convbn --no-torch
 
 proof-report: $(STAMP)  ## those networks in three exports, proven, and with one fold off by 1 %, into docs/proof-networks.md
 	$(BIN)/python tools/proof_report/report.py --cache $(BUILD)/field --out docs/proof-networks.md --json docs/proof-networks.json

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from coverage_report.export import INPUTS
+from coverage_report.exports_markdown import machine_of, render_exports
 from coverage_report.summary import WRONG_ABOVE, is_wrong
-from coverage_report.tables import counts, number, ratio, table
+from coverage_report.tables import counts, number, table
 from coverage_report.torch_markdown import render_torch
 
 __all__ = ["render"]
@@ -33,7 +34,7 @@ def render(summary: Mapping[str, Any]) -> str:
     parts = [
         "# Coverage against the field",
         _INTRODUCTION.format(seed=summary["seed"], bound=WRONG_ABOVE, inputs=INPUTS).strip(),
-        _machine(summary),
+        machine_of(summary["environment"]),
         "## Totals",
         _totals(summary),
         "## What convbn folds and what it leaves",
@@ -44,16 +45,10 @@ def render(summary: Mapping[str, Any]) -> str:
         _absent(summary),
         "## PyTorch",
         render_torch(summary["torch"]),
-        "## Latency",
-        _latency(summary),
+        "## Three exports",
+        render_exports(summary),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _machine(summary: Mapping[str, Any]) -> str:
-    facts = summary["environment"]
-    libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
-    return f"Machine: {facts['cpu']}, {facts['cores']} cores, Python {facts['python']}; {libraries}."
 
 
 def _totals(summary: Mapping[str, Any]) -> str:
@@ -185,39 +180,3 @@ def _absent(summary: Mapping[str, Any]) -> str:
         if model["unrunnable"]
     ]
     return "\n".join(lines) or "Every architecture could be exported and compared."
-
-
-def _latency(summary: Mapping[str, Any]) -> str:
-    totals = summary["latency"]
-    if totals is None:
-        return "Not measured."
-    other = summary.get("openvino") or {"rows": {}, "totals": {"all": None}}
-    rows = []
-    for model in summary["models"]:
-        row = model["latency"]
-        if row is None:
-            continue
-        if row["failure"]:
-            rows.append([model["name"], "", "", "", _elsewhere(other, model["name"]), str(row["failure"])])
-            continue
-        times = [f"{row['milliseconds'][side]:.2f}" for side in ("untouched", "convbn")]
-        rows.append(
-            [model["name"], *times, ratio(row["ratio"]), _elsewhere(other, model["name"]), row["verdict"]]
-        )
-    means = "; ".join(
-        f"{title} ({totals[key]['n']} models): {ratio(totals[key])}"
-        for key, title in (("all", "all"), ("reparameterisable", "re-parameterisable families"))
-        if totals[key]
-    )
-    return (
-        "onnxruntime on the CPU with all its optimisations on both sides, one thread. It folds what follows a "
-        f"convolution by itself, so a ratio near 1 is expected elsewhere. Geometric means: {means or 'none'}; "
-        f"in OpenVINO: {ratio(other['totals']['all']) if other['totals']['all'] else 'not measured'}.\n\n"
-        + table(["model", "untouched, ms", "convbn, ms", "ratio", "OpenVINO", "verdict"], rows, left=1)
-    )
-
-
-def _elsewhere(measured: Mapping[str, Any], name: str) -> str:
-    """The ratio in another runtime."""
-    row = measured["rows"].get(name)
-    return "not measured" if row is None else str(row["failure"] or ratio(row["ratio"]))

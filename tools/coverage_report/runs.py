@@ -17,7 +17,7 @@ from coverage_report.export import VARIANTS, model_path, sidecar
 from coverage_report.isolated import PYTHONPATH
 from coverage_report.peers import PEERS, Peer
 
-__all__ = ["Job", "Results", "fold_state", "jobs_for", "run_jobs"]
+__all__ = ["Job", "Results", "fold_state", "jobs_for", "run_jobs", "run_tool"]
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -120,22 +120,35 @@ def trial(cache: Path, job: Job) -> dict[str, Any]:
     name, variant, tool = job
     peer: Peer = PEERS[tool]
     row: dict[str, Any] = {"name": name, "variant": variant, "tool": tool, "version": peer.version}
+    return row | run_tool(tool, model_path(cache, name, variant), folder=cache)
+
+
+def run_tool(tool: str, source: Path, *, folder: Path, arrays: Path | None = None) -> dict[str, Any]:
+    """What a tool makes of a file, judged.
+
+    Args:
+        tool: of :data:`PEERS`.
+        source: the file.
+        folder: where its output may lie for a while.
+        arrays: see :func:`coverage_report.trial.judge`.
+    """
     nothing = {"batchnorms": None, "nodes": None, "error": None, "truth_error": None, "unrunnable": None}
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        result = Path(folder) / "result.json"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        result = Path(scratch) / "result.json"
         command = [
             sys.executable,
             "-m",
             "coverage_report.trial",
             tool,
-            str(model_path(cache, name, variant)),
+            str(source),
             str(result),
+            *([str(arrays)] if arrays else []),
         ]
         environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
         ended = ""
         try:
             done = subprocess.run(
-                command, env=environment, cwd=folder, capture_output=True, timeout=TIMEOUT_S, check=False
+                command, env=environment, cwd=scratch, capture_output=True, timeout=TIMEOUT_S, check=False
             )
             if done.returncode:
                 last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
@@ -145,4 +158,4 @@ def trial(cache: Path, job: Job) -> dict[str, Any]:
         facts = json.loads(result.read_text()) if result.exists() else {"failure": ended or "no result"}
     if ended and not facts["failure"]:  # it converted, and the judging of its output broke
         facts["unrunnable"] = ended
-    return row | nothing | facts
+    return nothing | facts

@@ -12,9 +12,9 @@ from coverage_report.export import SEED, VARIANTS, sidecar
 from coverage_report.peers import PEERS
 from coverage_report.runs import Job
 
-__all__ = ["SCHEMA_VERSION", "SIGNED", "WRONG_ABOVE", "is_wrong", "summarise"]
+__all__ = ["SCHEMA_VERSION", "SIGNED", "WRONG_ABOVE", "is_wrong", "summarise", "total"]
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 SIGNED = ".signed"
 
 #: √ε of float32: above it convbn's own verification would not call two outputs equal.
@@ -34,8 +34,6 @@ def summarise(
     tools: Sequence[str],
     rows: Mapping[Job, dict[str, Any]],
     *,
-    latency: Mapping[str, Any] | None = None,
-    latency_totals: Mapping[str, Any] | None = None,
     torch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything of one run.
@@ -45,8 +43,6 @@ def summarise(
         names: of the models, in order.
         tools: that were asked for, missing ones too.
         rows: of the trials.
-        latency: by model, if measured.
-        latency_totals: likewise.
         torch: what :func:`coverage_report.torch_summary.summarise_torch` made, if it was run.
     """
     from convbn.bench.results.environment import describe_environment
@@ -69,11 +65,10 @@ def summarise(
         }
         for row in (*found.values(), *([signed] if signed else [])):
             row["incomparable"] = bool(unrunnable)
-        measured = (latency or {}).get(name)
         models.append(
             head
             | known
-            | {"unrunnable": unrunnable, "tools": found, "signed": signed, "latency": measured}
+            | {"unrunnable": unrunnable, "tools": found, "signed": signed}
             | {"truth_ratios": ratios}
         )
     return {
@@ -85,15 +80,14 @@ def summarise(
             "models": len(models),
             "families": len({model["family"] for model in models}),
             "batchnorms": sum(model["batchnorms"] for model in models),
-            "tools": {tool: _total(models, tool) for tool in tools if PEERS[tool].version is not None},
-            "signed": _total(models, None),
+            "tools": {tool: total(models, tool) for tool in tools if PEERS[tool].version is not None},
+            "signed": total(models, None),
             "truth_ratios": sorted(
                 ratio for model in models for ratio in model["truth_ratios"].values() if ratio is not None
             ),
         },
         "models": models,
         "not_exported": absent,
-        "latency": latency_totals,
         "torch": torch,
     }
 
@@ -104,7 +98,7 @@ def _truth_ratio(folded: Mapping[str, Any] | None, plain: Mapping[str, Any] | No
     return round(errors[0] / errors[1], 3) if errors[0] is not None and errors[1] else None
 
 
-def _total(models: Sequence[Mapping[str, Any]], tool: str | None) -> dict[str, Any] | None:
+def total(models: Sequence[Mapping[str, Any]], tool: str | None) -> dict[str, Any] | None:
     """Sums over all models; a tool that fails on a model leaves all that is in it. None: γ of both signs."""
     pairs = [(model, model["signed"] if tool is None else model["tools"].get(tool)) for model in models]
     pairs = [(model, row) for model, row in pairs if row is not None]

@@ -1,4 +1,4 @@
-"""One tool on one file, in a process of its own: ``python -m coverage_report.trial TOOL SOURCE RESULT``.
+"""One tool on one file, in a process of its own: ``python -m coverage_report.trial TOOL SOURCE RESULT [ARRAYS]``.
 
 Writes RESULT once the tool is done and again once its output is judged, so that a crash of the judging is
 not taken for one of the tool.
@@ -25,6 +25,7 @@ __all__ = ["convert", "judge", "main", "write_tiny"]
 def main(arguments: list[str]) -> int:
     """Run the tool, then judge what it wrote."""
     tool, source, result = arguments[0], Path(arguments[1]), Path(arguments[2])
+    arrays = Path(arguments[3]) if len(arguments) > 3 else None
     with tempfile.TemporaryDirectory(dir=result.parent) as folder:
         target = Path(folder) / "out.onnx"
         try:
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
             result.write_text(json.dumps(facts))
             return 0
         result.write_text(json.dumps(facts))
-        result.write_text(json.dumps(facts | judge(source, target)))
+        result.write_text(json.dumps(facts | judge(source, target, arrays)))
     return 0
 
 
@@ -60,8 +61,15 @@ def convert(tool: str, source: Path, target: Path) -> dict[str, Any]:
     }
 
 
-def judge(source: Path, target: Path) -> dict[str, Any]:
-    """Validity, BatchNorms left, and errors of a tool's output."""
+def judge(source: Path, target: Path, arrays: Path | None = None) -> dict[str, Any]:
+    """Validity, BatchNorms left, and errors of a tool's output.
+
+    Args:
+        source: the unfused file.
+        target: the output.
+        arrays: inputs and float64 truth of another export of the network, whose float32 outputs are not those
+            of this file: it is run for its own.
+    """
     import numpy as np
     import onnx
 
@@ -81,15 +89,17 @@ def judge(source: Path, target: Path) -> dict[str, Any]:
     except onnx.checker.ValidationError as error:
         facts["invalid"] = str(error).strip().splitlines()[0][:300]
     del model
-    arrays = np.load(source.with_suffix(".npz"))
-    inputs = [name.removeprefix("x_") for name in arrays.files if name.startswith("x_")]
-    references = [_stored(arrays, f"reference_{k}_") for k in inputs]
-    truths = [_stored(arrays, f"truth_{k}_") for k in inputs]
+    stored = np.load(arrays or source.with_suffix(".npz"))
+    inputs = [name.removeprefix("x_") for name in stored.files if name.startswith("x_")]
+    references = [_stored(stored, f"reference_{k}_") for k in inputs]
+    truths = [_stored(stored, f"truth_{k}_") for k in inputs]
     if not all(references):
         facts["unrunnable"] = "the unfused file gives nothing to compare with"
         return facts
     try:
-        outputs = [run_plain(target, arrays[f"x_{k}"]) for k in inputs]
+        if arrays is not None:
+            references = [run_plain(source, stored[f"x_{k}"]) for k in inputs]
+        outputs = [run_plain(target, stored[f"x_{k}"]) for k in inputs]
     except Exception as error:  # onnxruntime's own errors have no common base
         facts["unrunnable"] = str(error).strip().splitlines()[0][:300]
         return facts

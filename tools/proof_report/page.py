@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from coverage_report.architectures import ARCHITECTURES
+from coverage_report.exports import FORMS
 from coverage_report.tables import table
-
-from proof_report.export import FORMS
 
 __all__ = ["page"]
 

@@ -16,10 +16,10 @@ sys.path.extend(str(Path(__file__).resolve().parents[2] / folder) for folder in 
 
 from coverage_report.architectures import ARCHITECTURES, by_name
 from coverage_report.export import export_all, model_path
+from coverage_report.exports import FORMS, export_legacy, form_path
 from coverage_report.isolated import isolated
 from coverage_report.runs import Results, fold_state
 
-from proof_report.export import FORMS, export_legacy, form_path
 from proof_report.page import page
 from proof_report.trial import trial
 

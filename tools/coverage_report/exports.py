@@ -7,14 +7,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coverage_report.architectures import Architecture, by_name
 from coverage_report.export import SEED, model_path
 from coverage_report.isolated import isolated
 from coverage_report.trained import first_line, trained_network
 
-__all__ = ["FORMS", "export_legacy", "form_path"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["FORMS", "export", "export_legacy", "form_path"]
 
 #: Exporter and batch; the first is what :mod:`coverage_report.export` leaves in the same cache.
 FORMS = ("dynamo", "legacy", "legacy-open")
@@ -45,6 +49,32 @@ def export_legacy(cache: Path, architectures: Sequence[Architecture], tell: Call
         tell(f"export {architecture.name}: {failed or 'done'}")
 
 
+def export(module: nn.Module, x: torch.Tensor, path: Path, **options: Any) -> None:
+    """Export a module unfused: whole, or not at all.
+
+    Args:
+        module: in eval mode.
+        x: its input.
+        path: the file.
+        options: further ones of ``torch.onnx.export``.
+    """
+    import torch
+
+    part = path.with_suffix(".part")
+    # Otherwise this exporter folds some BatchNorms itself.
+    torch.onnx.export(
+        module,
+        (x,),
+        part,
+        input_names=["x"],
+        dynamo=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+        do_constant_folding=False,
+        **options,
+    )
+    part.rename(path)
+
+
 def _export(cache: str, name: str, sender: Connection) -> None:
     import torch
 
@@ -53,22 +83,9 @@ def _export(cache: str, name: str, sender: Connection) -> None:
     failed: dict[str, Any] = {}
     module, (x,) = trained_network(by_name(name), SEED, 1)
     for form in FORMS[1:]:
-        path = form_path(Path(cache), name, form)
-        part = path.with_suffix(".part")
         batch = {"dynamic_axes": {"x": {0: "N"}}} if form == "legacy-open" else {}
         try:
-            # Otherwise this exporter folds some BatchNorms itself.
-            torch.onnx.export(
-                module,
-                (x,),
-                part,
-                input_names=["x"],
-                dynamo=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-                do_constant_folding=False,
-                **batch,
-            )
-            part.rename(path)
+            export(module, x, form_path(Path(cache), name, form), **batch)
         except Exception as error:  # whatever a foreign model raises is the row's reason
             failed[form] = first_line(error)
     sender.send(failed)
