@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,13 @@ def pytest_configure() -> None:
     # A shell that starts the tests in the background has SIGINT ignored, and every program that a test
     # starts would inherit that: those that are interrupted on purpose would run on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What measures waits for whoever else works on the machine, by locks among the temporary files: tests that run
+    # beside each other would all wait for each other.
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        folder = Path(tempfile.gettempdir(), f"convbn-{worker}")
+        folder.mkdir(exist_ok=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 @pytest.fixture(scope="session")

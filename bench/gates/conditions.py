@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convbn.bench.gates.fields import FIELDS, UNITS, Field, Judged, Value
+from convbn.common.text import did_you_mean
 from convbn.errors import UsageError
 
 __all__ = ["Atom", "Condition", "Junction", "parse", "shown"]
@@ -172,7 +173,8 @@ class _Reader:
             return inside
         name = self.take("name", "a field")
         if name not in FIELDS:
-            raise _wrong(self.text, f"there is no field {name!r}", hint=f"fields: {', '.join(FIELDS)}")
+            hint = did_you_mean(name, FIELDS) or f"fields: {', '.join(FIELDS)}"
+            raise _wrong(self.text, f"there is no field {name!r}", hint=hint)
         sign = self.take("operator", "an operator")
         start = self.place
         value = self.value(FIELDS[name], sign)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from convbn.common.text import did_you_mean
 from convbn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def precision_named(name: str) -> Precision | None:
     Raises:
         UsageError: there is none.
     """
-    if name not in precision_names():
-        raise UsageError(f"there is no precision {name!r}", hint=f"choose {' or '.join(precision_names())}")
+    names = precision_names()
+    if name not in names:
+        hint = did_you_mean(name, names) or f"choose {' or '.join(names)}"
+        raise UsageError(f"there is no precision {name!r}", hint=hint)
     return PRECISIONS.get(name)

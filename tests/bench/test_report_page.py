@@ -13,9 +13,12 @@ import pytest
 from support import bench_results
 from support.bench_results import HOSTILE
 from support.chromium import Page, find_chromium, open_browser
+from support.plans import outcomes
 
 from convbn.bench.report import html, markdown, terminal
 from convbn.bench.results.read import read_result
+from convbn.commands.many.reports import document
+from convbn.common.document.html import rendered
 
 TABLE = Path(__file__).parents[2] / "docs" / "bench" / "table.json"
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -258,9 +261,10 @@ def hostile_many() -> dict[str, Any]:
         (bench_results.one, 360, "dark"),
         (bench_results.one, 1180, "light"),
         (bench_results.many, 360, "light"),
+        (bench_results.many, 400, "dark"),
         (bench_results.many, 768, "dark"),
         (bench_results.many, 1180, "light"),
-        (bench_results.many, 1180, "dark"),
+        (bench_results.many, 1400, "dark"),
         (hostile_many, 360, "light"),
         (hostile_many, 900, "dark"),
     ],
@@ -301,6 +305,23 @@ def test_the_page_of_the_measured_table_in_a_browser(
     assert browser.ask(SCROLLS) == []
     assert browser.ask(LOW_CONTRAST) == []
     assert browser.requests == [page.as_uri()]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_of_a_run_in_a_browser(browser: Page, tmp_path: Path, width: int, scheme: str) -> None:
+    page = tmp_path / "run.html"
+    page.write_text(
+        rendered(document("run fleet", 93.2, outcomes(tmp_path, 8), str(tmp_path))), encoding="utf-8"
+    )
+    browser.show(page, width=width, scheme=scheme)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    browser.screenshot(SHOTS / f"run-{width}-{scheme}.png")
+    assert browser.ask("document.documentElement.scrollWidth") == width
+    assert browser.ask(OVERFLOW) == []
+    assert browser.ask(SCROLLS) == []
+    assert browser.ask(LOW_CONTRAST) == []
 
 
 @pytest.mark.browser

@@ -17,11 +17,16 @@ import pytest
         (("fuse", "small.onnx", "-o", "out.onnx", "--only", "batchnorm-into-cnov"), "batchnorm-into-conv"),
         (("bench", "small.onnx", "--runtime", "onnxrutime-cpu"), "onnxruntime-cpu"),
         (("inspect", "smal.onnx"), "small.onnx"),
+        (("bench", "small.onnx", "--precision", "fp61"), "fp16"),
+        (("bench", "small.onnx", "--fail-if", "ratoi > 1"), "ratio"),
+        (("run", "plan.toml"), "onnx"),
     ],
 )
 def test_the_likely_word_is_named(convbn: Any, small: Path, arguments: tuple[str, ...], meant: str) -> None:
+    plan = 'output = "out"\n[[models]]\npath = "small.onnx"\n[[targets]]\nkind = "onx"\n'
+    small.with_name("plan.toml").write_text(plan)
     result = convbn(*arguments)
-    assert result.returncode in (2, 5)
+    assert result.returncode in (2, 3, 5)
     assert f"did you mean {meant}?" in result.stderr
 
 

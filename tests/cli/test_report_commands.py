@@ -190,3 +190,12 @@ def test_a_side_that_ran_nowhere_fails_the_bench(
     result = convbn("bench", small, "unknown.onnx", *short, *extra)
     assert result.returncode == code, result.stderr
     assert ("unknown.onnx of small was measured nowhere" in result.stderr) == bool(code)
+
+
+def test_so_does_a_batch_size_that_ran_nowhere(convbn: Any, small: Path) -> None:
+    """The model is for two samples: asked for three besides, it runs with two alone."""
+    short = ("--runtime", "onnxruntime-cpu", "--budget", "0.2", "--no-memory", "--batch", "2,3")
+    result = convbn("bench", small, *short)
+    assert result.returncode == 1, result.stderr
+    assert "of small · batch 3 was measured nowhere" in result.stderr
+    assert convbn("bench", small, *short, "--allow-not-measured").returncode == 0

@@ -34,6 +34,8 @@ if __name__ == "__main__":
     print([outcome.status for outcome in ran.outcomes])
 """
 
+QUICK = ("--runtime", "onnxruntime-cpu@off", "--budget", "0.2", "--no-memory")
+
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -103,6 +105,42 @@ def test_waiting_is_said(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert (tmp_path / "out" / "a.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("alone", "waits_for"),
+    [
+        (True, "another run measures on this machine"),
+        (False, "to measure, until other runs on this machine end the steps that they have begun"),
+    ],
+)
+def test_a_bench_by_itself_waits_as_one_of_a_plan_does(tmp_path: Path, alone: bool, waits_for: str) -> None:
+    save_network(tmp_path / "a.onnx")
+    with Machine() as machine:
+        assert machine.enter(alone=alone)
+        process = start(tmp_path, "bench", "a.onnx", *QUICK, "--json", "a.json")
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"convbn: waiting: {waits_for}\n"
+        assert not (tmp_path / "a.json").exists()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / "a.json").exists()
+
+
+@pytest.mark.slow
+def test_steps_and_benches_wait_for_a_bench_by_itself(tmp_path: Path) -> None:
+    save_network(tmp_path / "a.onnx")
+    process = start(tmp_path, "bench", "a.onnx", "--runtime", "onnxruntime-cpu", "--budget", "600")
+    with Machine() as machine:
+        while machine.enter(alone=False):
+            machine.leave()
+            assert process.poll() is None
+        assert machine.waiting == "another run measures on this machine"
+        assert not machine.enter(alone=True)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert machine.enter(alone=True)
 
 
 def test_turns() -> None:

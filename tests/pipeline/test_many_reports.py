@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from convbn.commands.many.reports import document
+from support.plans import outcomes
+
+from convbn.commands.many.reports import document, pages
 from convbn.common.document import html, markdown, terminal
-from convbn.pipeline.outcome import Outcome, Output
-
-
-def outcomes(folder: Path, count: int = 2) -> list[Outcome]:
-    """A model that failed, and others that were measured."""
-    ratio = {"median": 0.8754, "low": 0.87, "high": 0.88}
-    rows = [{"side": "folded", "ratio": ratio}, {"side": "fused by runtime", "ratio": {"median": 0.5}}]
-    found = []
-    for number in range(count):
-        name = f"net{number}"
-        fold = {"batchnorm": {"before": 3, "after": 0}, "bytes": 10}
-        page = (Output(str(folder / "deep" / f"{name}.bench.html"), 10),)
-        found += [
-            Outcome(f"{name}/fold", "fold", name, "done", 1.0, fold),
-            Outcome(f"{name}/prove", "prove", name, "done", 1.0, {"error": 1e-7, "noise": 2e-7}),
-            Outcome(f"{name}/measure", "measure", name, "done", 1.0, {"rows": rows}, outputs=page),
-        ]
-    return [*found, Outcome("bad/fold", "fold", "bad", "failed", 0.1, None, "bad.onnx: is <no> model", 3)]
 
 
 def test_ratios_and_links(tmp_path: Path) -> None:
     page = html.rendered(document("run plan", 3.0, outcomes(tmp_path), tmp_path))
     assert '<a href="deep/net0.bench.html">net0</a>' in page
     assert "0.875" in page
+    assert page.count('<span class="tag good">equal ✓</span>') == 2
     assert "0.500" not in page, "a runtime's own fusion is not convbn's"
     assert page.index("bad.onnx: is &lt;no&gt; model") < page.index("net0")
     text = terminal.rendered(document("run plan", 3.0, outcomes(tmp_path)))
@@ -40,6 +26,26 @@ def test_ratios_and_links(tmp_path: Path) -> None:
 def test_no_column_of_ratios_where_nothing_was_measured(tmp_path: Path) -> None:
     folded = [outcome for outcome in outcomes(tmp_path) if outcome.kind == "fold"]
     assert "folded / original" not in terminal.rendered(document("fuse models", 3.0, folded))
+
+
+def test_more_models_take_more_pages(tmp_path: Path) -> None:
+    whole = document("run plan", 3.0, outcomes(tmp_path, 1100), tmp_path)
+    found = {
+        Path(place).name: html.rendered(page, 2_000_000)
+        for place, page in pages(whole, f"{tmp_path}/run.html")
+    }
+    assert list(found) == ["run.html", "run-2.html", "run-3.html"]
+    rows = [re.findall(r'<th scope="row"[^>]*>(?:<a [^>]*>)?([^<]+)', page) for page in found.values()]
+    assert [len(of) for of in rows] == [500, 500, 101]
+    assert rows[0][0] == "bad"
+    assert found["run-2.html"].count("is &lt;no&gt; model") == 0, "failures are told once"
+    for name, page in found.items():
+        assert "1 failed" in page
+        linked = set(re.findall(r'<a href="(run[^"]*)"', page))
+        assert linked == set(found) - {name}
+    (alone,) = pages(document("run plan", 3.0, outcomes(tmp_path), tmp_path), "s3://kept/run.html")
+    assert alone[0] == "s3://kept/run.html"
+    assert "Pages:" not in html.rendered(alone[1])
 
 
 def test_five_hundred_models_fit_a_page_of_two_megabytes(tmp_path: Path) -> None:

@@ -86,6 +86,36 @@ def test_checkpoints_and_programs_as_onnx_and_as_programs(work: Path) -> None:
 
 
 @pytest.mark.slow
+def test_benches_are_kept_and_a_gate_that_fails_loses_no_figure(work: Path) -> None:
+    save_network(work / "a.onnx")
+    text = (
+        '[[models]]\npath = "a.onnx"\n'
+        '[[benches]]\nruntimes = ["onnxruntime-cpu@off"]\nbudget = 0.2\noptions = ["--no-memory"]\n'
+    )
+    planned(work, text)
+    (work / "out").mkdir()
+    run(work, "run", "plan.toml", "--html", "out/run.html")
+    assert set(statuses(work).values()) == {"done"}
+    (case,) = json.loads((work / "out" / "a.bench.json").read_text())["cases"]
+    assert {row["status"] for row in case["rows"]} == {"measured"}
+    assert '<a href="a.bench.html">a</a>' in (work / "out" / "run.html").read_text()
+    assert (work / "out" / "a.bench.html").exists()
+    run(work, "run", "plan.toml")
+    assert set(statuses(work).values()) == {"cached"}
+    planned(work, f'{text}[gates]\nfail_if = ["batchnorm.left < 1"]\n')
+    (work / "out" / "a.bench.json").unlink()
+    _, said, _ = run(work, "run", "plan.toml", code=1)
+    assert "batchnorm.left" in said
+    assert statuses(work) == {"a/fold": "cached", "a/prove": "cached", "a/bench/measure": "failed"}
+    assert (work / "out" / "a.bench.json").exists()
+    (work / "out" / "a.bench.html").write_text("mine")
+    planned(work, text.replace("0.2", "0.3"))
+    _, said, _ = run(work, "run", "plan.toml", code=5)
+    assert "already exists; use --force to replace it" in " ".join(said.split())
+    assert (work / "out" / "a.bench.html").read_text() == "mine"
+
+
+@pytest.mark.slow
 def test_a_checkpoint_and_a_program_that_are_not_trusted_or_named(work: Path) -> None:
     planned(work, f'[[models]]\npath = "ck.pth"\n{PROGRAM}{PT2}')
     _, said, _ = run(work, "run", "plan.toml", code=3)

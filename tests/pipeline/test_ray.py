@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.plans import run, start, statuses, whole, write_plan
+from support.plans import PLAN, run, start, statuses, whole, write_plan
 
 from convbn.pipeline.runners.pool import run_steps
 from convbn.pipeline.step import Place, Step
@@ -87,6 +92,59 @@ def test_a_ray_run_that_is_stopped(tmp_path: Path, expected: dict[str, bytes]) -
     run(tmp_path, "run", "plan.toml")
     assert "cached" in statuses(tmp_path).values()
     assert whole(tmp_path / "out") == expected
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a node that sees nothing of the folder ``here``, and has a cache of its own."""
+    monkeypatch.setenv(
+        "RAY_AUTH_MODE", "disabled"
+    )  # or a token that lies about from another cluster is asked for
+    (tmp_path / "here").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    session = tempfile.mkdtemp(prefix="ray")  # of a short name, for its sockets
+    told = ["start", "--head", "--block", "--num-cpus", "2", "--port", address.partition(":")[2]]
+    told += ["--temp-dir", session, "--include-dashboard", "false", "--disable-usage-stats"]
+    hidden = 'mount -t tmpfs tmpfs "$1" && echo hidden && shift && exec "$@"'
+    command = [sys.executable, "-m", "ray.scripts.scripts", *told]
+    with (tmp_path / "node.log").open("wb") as log:
+        node = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", hidden, "sh", str(tmp_path / "here"), *command],
+            env={**os.environ, "CONVBN_CACHE": str(tmp_path / "cache of the node")},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    while node.poll() is None and b"Ray runtime started" not in (tmp_path / "node.log").read_bytes():
+        pass
+    if node.poll() is not None and b"hidden" not in (tmp_path / "node.log").read_bytes():
+        pytest.skip("no folder can be hidden from a process here")
+    assert node.poll() is None, (tmp_path / "node.log").read_text()
+    yield address
+    node.terminate()
+    node.wait(60)
+    shutil.rmtree(session, ignore_errors=True)
+
+
+def test_a_cluster_without_a_common_folder(
+    tmp_path: Path, elsewhere: str, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models, results and store are at URLs; the plan and this side's copies lie where no node sees them."""
+    here, url = tmp_path / "here", f"file://{tmp_path}/bucket"
+    write_plan(tmp_path / "bucket", *NAMES)
+    places = f'output = "{url}/out"\nstore = "{url}/store"\n'
+    text = PLAN.replace('output = "out"', places).replace("models/", f"{url}/models/")
+    (here / "plan.toml").write_text(text)
+    monkeypatch.setenv("CONVBN_CACHE", str(here / "cache"))
+    run(here, "run", "plan.toml", "--ray", elsewhere)
+    assert set(statuses(here).values()) == {"done"}
+    assert whole(tmp_path / "bucket" / "out") == expected
+    made = "stores/*/entries/*/*"
+    assert list((tmp_path / "cache of the node").glob(made))
+    assert not list((here / "cache").glob(made)), "it was done here"
+    run(here, "run", "plan.toml", "--ray", elsewhere)
+    assert set(statuses(here).values()) == {"cached"}
 
 
 def test_resources_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

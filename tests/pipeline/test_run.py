@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -57,6 +58,17 @@ def test_a_second_run_does_nothing(done: Path) -> None:
     assert whole(done / "out") == before
     _, said, _ = run(done, "run", "plan.toml", "--list")
     assert "0 of 6 steps would run, 6 are cached" in said
+
+
+def test_the_list_is_as_wide_as_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "one-of-a-long-name" * 3
+    write_plan(tmp_path, "a", name)
+    monkeypatch.setenv("COLUMNS", "60")
+    _, said, _ = run(tmp_path, "run", "plan.toml", "--list")
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines.count("a/fold".ljust(30) + "  new: the last run had no") == 1
+    assert f"{name}/fold" in "".join(lines)
 
 
 def test_a_changed_model_redoes_only_its_own(tmp_path: Path) -> None:
@@ -114,6 +126,22 @@ def test_a_bad_file_costs_only_its_own(tmp_path: Path) -> None:
     assert found["bad/prove"] == "cancelled"
     assert found["a/half/convert"] == "done"
     assert set(whole(tmp_path / "out")) == {"a.onnx", "a.half.onnx"}
+
+
+def test_ctrl_c_before_there_is_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """While models are looked for and hashed: one line, and nothing is there that was not before."""
+    from convbn.cli import main
+    from convbn.pipeline.planning.hashes import Hashes
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    plan = write_plan(tmp_path, "a")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(Hashes, "prepare", interrupted)
+    assert main(["run", str(plan)]) == 130
+    assert capsys.readouterr().err == "convbn: interrupted\n"
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_no_file_of_somebody_else_is_replaced(tmp_path: Path) -> None:

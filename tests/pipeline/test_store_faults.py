@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.plans import run, save_network, start, statuses, whole, write_plan
+from support.plans import PLAN, run, save_network, start, statuses, whole, write_plan
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +109,20 @@ def test_a_run_that_is_stopped(tmp_path: Path, expected: dict[str, bytes], numbe
     assert whole(tmp_path / "out") == expected
 
 
+def test_ctrl_c_on_a_terminal_while_workers_start(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """All processes of the command get it, and one answers."""
+    write_plan(tmp_path, *NAMES)
+    process = start(tmp_path, "run", "plan.toml", "--workers", "2", start_new_session=True)
+    wait_for(lambda: workers_of(process))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "convbn: interrupted\n"
+    assert set(statuses(tmp_path).values()) == {"cancelled"}
+    run(tmp_path, "run", "plan.toml")
+    assert whole(tmp_path / "out") == expected
+
+
 def test_spoilt_entries_are_found_and_made_again(tmp_path: Path) -> None:
     """Each model's in another way: longer, of the same size, no longer its own, without a file, without a manifest."""
     names = ("longer", "flipped", "foreign", "missing", "empty")
@@ -198,6 +212,44 @@ def test_a_full_disk(tmp_path: Path, expected: dict[str, bytes]) -> None:
     assert list((tmp_path / STORE / "making").iterdir()) == []
     run(tmp_path, "run", "plan.toml")
     assert whole(tmp_path / "out") == expected
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a little of what is done."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mounted(folder, "size=2m"):
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def mounted(folder: Path, options: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_disk_that_fills_up_while_a_plan_runs(tmp_path: Path, disk: Path) -> None:
+    """What was done before is whole; what had no room fails in a sentence; with more room the run goes on."""
+    roomy = tmp_path / "roomy"
+    roomy.mkdir()
+    for seed, name in enumerate(NAMES):
+        save_network(tmp_path / "models" / f"{name}.onnx", seed=seed, width=3000)
+    for folder in (disk, roomy):
+        write_plan(folder, text=PLAN.replace("models/", "../models/"))
+    run(roomy, "run", "plan.toml")
+    code, said, err = run(disk, "run", "plan.toml", code=None)
+    assert code == 5, said + err
+    assert "no space left on device" in said + err
+    assert "Traceback" not in said + err
+    delivered = whole(disk / "out")
+    assert delivered.items() < whole(roomy / "out").items()
+    assert list((disk / STORE / "making").iterdir()) == []
+    assert mounted(disk, "remount,size=20m")
+    run(disk, "run", "plan.toml")
+    assert set(statuses(disk).values()) <= {"done", "cached"}
+    assert whole(disk / "out") == whole(roomy / "out")
 
 
 def test_a_model_that_changes_while_the_plan_runs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from convbn.pipeline.outcome import Outcome, Output
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 PLAN = """
@@ -82,3 +83,21 @@ def whole(folder: Path) -> dict[str, bytes]:
         if path.suffix == ".onnx":
             onnx.checker.check_model(onnx.load(path))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def outcomes(folder: Path, count: int = 2) -> list[Outcome]:
+    """A model that failed, and others that were measured."""
+    ratio = {"median": 0.8754, "low": 0.87, "high": 0.88}
+    rows = [{"side": "folded", "ratio": ratio}, {"side": "fused by runtime", "ratio": {"median": 0.5}}]
+    found = []
+    for number in range(count):
+        name = f"net{number}"
+        fold = {"batchnorm": {"before": 3, "after": 0}, "bytes": 10}
+        proof = {"status": "equal", "error": 1e-7, "noise": 2e-7}
+        page = (Output(str(folder / "deep" / f"{name}.bench.html"), 10),)
+        found += [
+            Outcome(f"{name}/fold", "fold", name, "done", 1.0, fold),
+            Outcome(f"{name}/prove", "prove", name, "done", 1.0, proof),
+            Outcome(f"{name}/measure", "measure", name, "done", 1.0, {"rows": rows}, outputs=page),
+        ]
+    return [*found, Outcome("bad/fold", "fold", "bad", "failed", 0.1, None, "bad.onnx: is <no> model", 3)]

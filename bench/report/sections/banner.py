@@ -56,6 +56,8 @@ def _speed(result: Mapping[str, Any]) -> Iterator[Mark]:
         words = verdict_words(verdict, ratio, noise)
         if verdict in _KINDS:
             words = f"{1 / ratio['median']:.2f} × as fast"
+        elif words.startswith("not proven"):
+            words = f"speed {words}"  # behind "Equal ✓" it is not to be taken for the outputs
         named = "" if side == last else f"{clean(side, 40)} "
         last = side
         yield Mark(f"{named}{words} in {runtime_label(runtime)}", _KINDS.get(verdict, "soft"))

@@ -31,6 +31,7 @@ _PACKAGES = (
     ("onnx", "onnx", True, "ONNX models", "pip install onnx"),
     ("onnx_graphsurgeon", "onnx-graphsurgeon", True, "ONNX models", "pip install onnx-graphsurgeon"),
     ("onnxruntime", "onnxruntime", True, "verifying and measuring ONNX", "pip install onnxruntime"),
+    ("filelock", "filelock", True, "measuring and many models", "pip install filelock"),
     ("jsonschema", "jsonschema", True, "stored results of bench", "pip install jsonschema"),
     ("torch", "torch", False, "PyTorch modules and checkpoints", "pip install 'convbn[torch]'"),
     ("onnxscript", "onnxscript", False, "exporting PyTorch to ONNX", "pip install 'convbn[torch]'"),

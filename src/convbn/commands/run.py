@@ -19,6 +19,7 @@ from convbn.commands.steps.reporting import append_summary
 from convbn.commands.steps.shared import console_of, write_json, write_text
 from convbn.commands.steps.targets import replaces
 from convbn.common.document import html, markdown, terminal
+from convbn.common.document.terminal import Painter, terminal_width
 from convbn.common.text import printable
 from convbn.errors import FileAccessError, UsageError
 from convbn.export.files.atomic import check_target
@@ -41,7 +42,7 @@ __all__ = ["run"]
 
 _USUAL = "convbn.toml"
 _MOST_BYTES = 2_000_000
-"""Of a page of many models: some thousand rows."""
+"""Of a page of many models."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,15 +78,16 @@ class _Planned:
         self._last = LastRun(plan, self._store)
         self._models: list[Model] = models_of(plan, self._hashes)
         self._expansion: Expansion = expand(
-            plan, self._models, machine=_machine(options.ray), replaceable=self._replaceable
+            plan,
+            self._models,
+            machine=_machine(options.ray),
+            replaceable=None if options.force else self._replaceable,
         )
         self._keys = [step.key for step in self._expansion.steps if step.key is not None]
         self._store.prepare(self._keys)
 
     def _replaceable(self, path: str) -> bool:
         """Whether a file may be replaced: the last run delivered it, and nobody has changed it since."""
-        if self._options.force:
-            return True
         sha256 = self._last.delivered.get(shown(path))
         with suppress(FileAccessError):
             return sha256 is not None and self._hashes.of(path) == sha256
@@ -104,9 +106,15 @@ class _Planned:
             for step in self._expansion.steps
         ]
         self._hashes.keep()
-        width = max(len(name) for name, _ in rows)
+        painter = Painter(terminal_width(), colour=False)
+        width = min(max(len(name) for name, _ in rows), painter.width // 2)
         for name, why in rows:
-            console.say(f"{name.ljust(width)}  {why}")
+            start = name.ljust(width) if len(name) <= width else " " * width
+            for line in (
+                *(painter.paragraph(name) if len(name) > width else ()),
+                *painter.paragraph(why, start=f"{start}  ", indent=width + 2),
+            ):
+                console.say(line)
         cached = sum(why == "cached" for _, why in rows)
         console.say(f"{len(rows) - cached} of {len(rows)} steps would run, {cached} are cached")
         write_json(self._options.json, {"steps": [{"name": name, "why": why} for name, why in rows]})
@@ -196,7 +204,8 @@ class _Planned:
             write_text(targets["markdown"], markdown.rendered(shown), overwrite=True)
         if "html" in targets:
             linked = reports.document(f"run {name}", seconds, outcomes, os.path.dirname(targets["html"]))
-            write_text(targets["html"], html.rendered(linked, _MOST_BYTES), overwrite=True)
+            for path, page in reports.pages(linked, targets["html"]):
+                write_text(path, html.rendered(page, _MOST_BYTES), overwrite=True)
         if self._options.step_summary:
             append_summary(
                 Path(self._options.step_summary), lambda room: markdown.rendered(shown, most_bytes=room)

@@ -50,4 +50,10 @@ def located(value: Any, schema: Path) -> tuple[str, tuple[str | int, ...]] | Non
         meant = did_you_mean(unknown, known)
         told = clean(f"{start}{unknown[:40]} is not known") + (f"; {meant}" if meant else "")
         return told, (*path, unknown)
-    return f"{clean(where or 'the file')}: {clean(error.message)}", path
+    told = f"{clean(where or 'the file')}: {clean(error.message)}"
+    meant = (
+        did_you_mean(str(error.instance), map(str, error.validator_value))
+        if error.validator == "enum"
+        else None
+    )
+    return f"{told}; {meant}" if meant else told, path

@@ -104,7 +104,7 @@ def _kept(step: Step, store: Store, key: str, start: float, copies: dict[str, st
             # What was measured is not lost to a gate, but no later run takes it for a result.
             outputs: tuple[Output, ...] = ()
             if result.report is not None and step.target is not None:
-                outputs = Entry.of(folder).deliver(step.target, overwrite=step.overwrite)
+                outputs = Entry.of(folder).deliver(step.target, replaces=step.replaces)
             return _ended(step, start, replace(result, error=_named(result.error, copies)), outputs)
         seconds = time.perf_counter() - start
         entry = store.publish(
@@ -193,7 +193,7 @@ def _delivered(step: Step, store: Store, entry: Entry) -> tuple[Output, ...]:
     for kind, source in zip(step.delivers, _delivers(step, store, entry), strict=True):
         if source is None:
             raise FileAccessError("is no longer in the store", source=f"the {kind} of {step.model}")
-        outputs += source.deliver(step.target, overwrite=step.overwrite)
+        outputs += source.deliver(step.target, replaces=step.replaces)
     return tuple(outputs)
 
 

@@ -208,8 +208,9 @@ def measure(
         name: of the files.
     """
     json_file = folder / f"{name}.json"
-    reports = ["--json", str(json_file), "--html", str(folder / f"{name}.html")]
-    result = verb(["bench", source, "--quiet", *arguments, *reports], report=False)
+    words = ["bench", source, "--quiet", *arguments, "--html", str(folder / f"{name}.html")]
+    # The runner has the machine for as long as this step runs.
+    result = verb(words, report=False, given={"json": str(json_file), "machine_held": True})
     found = _read(json_file) if json_file.exists() else None
     return Result(None if found is None else _bench_summary(found), result.error, result.exit_code)
 

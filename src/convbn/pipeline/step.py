@@ -47,7 +47,7 @@ class Step:
         reads: files outside of the store that go into it, each with its SHA-256.
         delivers: kinds of steps, its own or those that it needs, whose files are copied to `target` once it is done.
         target: a folder outside of the store.
-        overwrite: whether files there may be replaced that are not what is delivered.
+        replaces: names of files there that may be replaced by others of what is delivered; None: any.
         memory: bytes that it holds at its peak, estimated.
         place: where it may run.
         part: of a plan, what asks for it: ``fold``, or the name of a target or bench.
@@ -63,7 +63,7 @@ class Step:
     reads: tuple[tuple[str, str], ...] = ()
     delivers: tuple[str, ...] = ()
     target: str | None = None
-    overwrite: bool = False
+    replaces: tuple[str, ...] | None = ()
     memory: int = BASE_MEMORY
     place: Place = ANYWHERE
     part: str = ""

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +78,14 @@ class Entry:
         """The files that somebody may want to have; those whose names begin with a dot are for later steps."""
         return {name: facts for name, facts in self.files.items() if not name.startswith(".")}
 
-    def deliver(self, target: str, *, overwrite: bool) -> tuple[Output, ...]:
+    def deliver(self, target: str, *, replaces: Collection[str] | None = ()) -> tuple[Output, ...]:
         """Copy its files into a folder outside of the store or to a URL; those that are there stay.
 
         Each appears whole, weights and sidecars before the model that they belong to.
+
+        Args:
+            target: the folder or URL.
+            replaces: names of files there that may be replaced; None: any.
 
         Raises:
             FileAccessError: another file has the name of one and is not to be replaced, or it cannot be written.
@@ -92,7 +96,7 @@ class Entry:
             size, sha256 = files[name]
             place = f"{target}/{name}" if remote.is_url(target) else str(Path(target, name))
             copy = _put if remote.is_url(target) else _copy
-            copy(self.folder / name, place, size, sha256, overwrite)
+            copy(self.folder / name, place, size, sha256, replaces is None or name in replaces)
             outputs.append(Output(remote.shown(place), size, sha256))
         return tuple(outputs)
 

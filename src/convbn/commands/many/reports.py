@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convbn.bench.report.junit import Case, suite
 from convbn.common import __version__
-from convbn.common.document.model import MARKDOWN, Banner, Column, Document, Inline, Mark, Row, Table, Text
+from convbn.common.document.model import (
+    MARKDOWN,
+    Banner,
+    Block,
+    Column,
+    Document,
+    Inline,
+    Items,
+    Mark,
+    Row,
+    Table,
+    Text,
+)
 from convbn.common.encoding import encoded
 from convbn.common.text import bytes_text, clean, number, plural
 from convbn.export.loading.remote import is_url, shown
 from convbn.pipeline.outcome import Outcome, counts
 
-__all__ = ["document", "junit", "result_of"]
+__all__ = ["document", "junit", "pages", "result_of"]
 
 SCHEMA_VERSION = "1"
-_RATIO = 5
+_RATIO = 6
 """The column of ratios."""
+_ROWS = 500
+"""Models on a page."""
 _WORST = ("failed", "cancelled", "done", "cached")
 
 
@@ -83,6 +98,7 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: str
         Column("model"),
         Column("BatchNorms", "num"),
         Column("size", "num", spare=1),
+        Column("outputs", "result", MARKDOWN),
         Column("error", "num"),
         Column("noise", "num", spare=2),
         Column("folded / original", "num"),
@@ -96,10 +112,34 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: str
             row.pop(_RATIO)
     table = Table("Models", columns, [Row(row) for row in cells])
     failures = [outcome for outcome in outcomes if outcome.status == "failed"]
-    told = [Text((Mark(one.name, "strong"), f": {one.error}"), "failed") for one in failures]
+    told = Items([(Mark(one.name, "strong"), f": {one.error}") for one in failures], "failures")
     under = f"{plural(len(models), 'model')}, {plural(len(outcomes), 'step')}, {seconds:.1f} s"
     banner = Banner(parts, under, "failed" if failures else "", depth=MARKDOWN)
-    return Document(f"convbn {name}", "run", under, [banner, *told, table])
+    return Document(f"convbn {name}", "run", under, [banner, told, table])
+
+
+def pages(whole: Document, path: str) -> Iterator[tuple[str, Document]]:
+    """A document of many models in pages, each with where it is to lie: ``run.html``, ``run-2.html`` and so on.
+
+    Args:
+        whole: what :func:`document` made.
+        path: of the first page, or its URL.
+    """
+    table = next(block for block in whole.blocks if isinstance(block, Table))
+    above = [block for block in whole.blocks if block is not table]
+    stem, suffix = os.path.splitext(path)
+    starts = range(0, max(1, len(table.rows)), _ROWS)
+    paths = [path, *(f"{stem}-{number}{suffix}" for number in range(2, len(starts) + 1))]
+    for place, start in zip(paths, starts, strict=True):
+        blocks: list[Block] = above if start == 0 else [block for block in above if isinstance(block, Banner)]
+        if len(paths) > 1:
+            others = (
+                (" ", Mark(f"{number}", "strong", "" if other == place else os.path.basename(other)))
+                for number, other in enumerate(paths, 1)
+            )
+            blocks = [*blocks, Text(("Pages:", *others))]
+        part = Table(table.label, table.columns, table.rows[start : start + _ROWS])
+        yield place, replace(whole, blocks=[*blocks, part])
 
 
 def _cells(model: str, steps: Sequence[Outcome], folder: str | None) -> list[Inline]:
@@ -119,6 +159,7 @@ def _cells(model: str, steps: Sequence[Outcome], folder: str | None) -> list[Inl
         named,
         "–" if folded is None else f"{folded['before']} → {folded['after']}",
         bytes_text(facts.get("bytes")),
+        Mark("equal ✓", "good") if facts.get("status") == "equal" else "–",
         number(facts.get("error")),
         number(facts.get("noise")),
         _ratios(steps),
@@ -142,4 +183,4 @@ def _ratios(steps: Sequence[Outcome]) -> str:
     return ", ".join(f"{ratio:.3f}" for ratio in ratios[:3]) + (" …" if ratios[3:] else "") or "–"
 
 
-_FACTS = ("batchnorm", "bytes", "error", "noise")
+_FACTS = ("batchnorm", "bytes", "status", "error", "noise")

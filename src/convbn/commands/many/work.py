@@ -36,7 +36,7 @@ def one(arguments: list[str], given: Mapping[str, Any]) -> Result:
 
 
 def facts(report: Mapping[str, Any], output: str | None) -> dict[str, Any]:
-    """Of a verb's JSON, what stands in the table: BatchNorms, size of the result, error and noise of the proof."""
+    """Of a verb's JSON, what stands in the table: BatchNorms, size of the result, what the proof says."""
     found: dict[str, Any] = {}
     if "batchnorm" in report:
         found["batchnorm"] = report["batchnorm"]
@@ -45,5 +45,6 @@ def facts(report: Mapping[str, Any], output: str | None) -> dict[str, Any]:
     compared = report.get("verify", report)
     worst = worst_output(compared.get("outputs") or ())
     if worst is not None:
-        found |= {"error": worst.get("rel_error"), "noise": worst.get("noise")}
+        error, noise = worst.get("rel_error"), worst.get("noise")
+        found |= {"status": compared["status"], "error": error, "noise": noise}
     return found

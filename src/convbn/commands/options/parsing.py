@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         meant = None
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice is not None:
-            meant = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
+            meant = did_you_mean(choice[1], re.findall(r"[^\s',]+", choice[2]))
         elif message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
             meant = next(filter(None, (did_you_mean(word, self._options()) for word in words)), None)

@@ -46,6 +46,14 @@ class Console:
             with writing_stdout() if self.out is sys.stdout else nullcontext():
                 self.out.write(text + "\n")
 
+    def waits(self, what: str) -> None:
+        """Work is held up: on a terminal the line of progress says so, elsewhere a line on stderr."""
+        if self._live:
+            self._draw(f"waiting: {what}")
+        elif not self.quiet:
+            sys.stderr.write(f"convbn: waiting: {what}\n")
+            sys.stderr.flush()
+
     def written(self, path: object) -> None:
         """A file has been written."""
         self.say(f"written: {printable(self._names.get(str(path), path))}")

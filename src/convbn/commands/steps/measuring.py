@@ -23,7 +23,7 @@ __all__ = ["measured"]
 
 
 def measured(options: argparse.Namespace, console: Console) -> BenchResult:
-    """Measure what the command line says; may be called again to measure again.
+    """Measure what the command line says, once nothing else of convbn works here; may be called again.
 
     Args:
         options: of ``convbn bench``.
@@ -43,6 +43,7 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     from convbn.bench.measure.protocol import measure
     from convbn.commands.steps.inspect_engine import is_engine
     from convbn.export.engines.run.load import require_trust
+    from convbn.pipeline.runners.machine import Machine
 
     for path in (options.input, *options.others):
         if is_engine(path):
@@ -50,8 +51,11 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     study = Study(
         _groups(options), _grid(options), runtimes=runtimes, seed=options.seed, alone=_alone(options)
     )
-    with console.phase("measuring", " s") as progress:
-        result = measure(study, _protocol(options), instruments=Instruments(tell=progress))
+    with Machine() as machine:
+        if not getattr(options, "machine_held", False):  # a run of a plan has it for its steps that measure
+            machine.wait(alone=True, tell=console.waits)
+        with console.phase("measuring", " s") as progress:
+            result = measure(study, _protocol(options), instruments=Instruments(tell=progress))
     count = len(study.groups)
     title = f"convbn bench {options.input}" if count == 1 else f"convbn bench, {count} models"
     return replace(result, title=title, command="convbn " + shlex.join(sys.argv[1:]))

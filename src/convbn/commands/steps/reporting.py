@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convbn.bench.results.comparisons import SELF_FUSED
+from convbn.bench.results.comparisons import SELF_FUSED, case_label
 from convbn.commands.steps.console import Console
 from convbn.commands.steps.shared import write_json, write_text
 from convbn.errors import CheckFailedError, FileAccessError, UsageError
@@ -177,13 +177,15 @@ def require_measurements(result: Mapping[str, Any], source: str, runtimes: Seque
         runtimes: those that were asked for by name.
 
     Raises:
-        CheckFailedError: nothing, a side of a model, or one of the runtimes was measured nowhere.
+        CheckFailedError: nothing, a side of a model at one batch size, precision and number of threads, or one of the
+            runtimes was measured nowhere.
     """
     asked: dict[str, list[Mapping[str, Any]]] = {"nothing was measured": _rows(result)}
     for case in result["cases"]:
         for row in case["rows"]:
             if row["side"] != SELF_FUSED:
-                asked.setdefault(f"{row['side']} of {case['name']} was measured nowhere", []).append(row)
+                label = f"{row['side']} of {case_label(result, case)}"
+                asked.setdefault(f"{label} was measured nowhere", []).append(row)
             if row["runtime"] in runtimes:
                 asked.setdefault(f"nothing was measured in {row['runtime']}", []).append(row)
     for told, rows in asked.items():

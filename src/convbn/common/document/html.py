@@ -41,7 +41,9 @@ _LIMITS = ((300, 300), (300, 150), (300, 100), (300, 70), (300, 50), (300, 24), 
 _MOST_NOTES = 12
 #: Nothing is loaded and nothing runs, whatever a browser makes of the page.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_JOINTS = re.compile(r"(?<=[±≤]) (?=\d)|(?<=\d) (?=[%×])")
+_JOINTS = re.compile(r"(?<=[±≤]) (?=\d)|(?<=\d) (?=(?:[%×]|ns|µs|ms|s|B|kB|MB|GB)(?!\w))")
+"""Where a phone's lines may not end: between a number and its unit, or behind a sign that belongs to it."""
+_SHOWN = "⟨U+{:04X}⟩"
 _TAGS = {"code": "code", "strong": "strong", "small": "small"}
 
 
@@ -122,7 +124,7 @@ class _Writer:
                 listed = "".join(f"<dt>{_text(a)}</dt><dd>{_inline(b)}</dd>" for a, b in items[: self.limit])
                 return f'<div class="card"><dl>{listed}</dl></div>{_more(len(items), self.limit)}'
             case Code():
-                return f"<pre>{_text(block.text, 4000)}</pre>"
+                return f"<pre>{escape(printable(clean(block.text, 4000), _SHOWN))}</pre>"
             case Cards():
                 return self._cards(block)
             case Table():
@@ -214,8 +216,7 @@ def _row_cells(row: Row, columns: Sequence[Column]) -> Iterator[str]:
 
 
 def _banner(banner: Banner) -> str:
-    # A phone's lines end neither between a number and its unit nor behind its sign.
-    parts = "".join(f"<li>{_JOINTS.sub(chr(0xA0), _inline(part))}</li>" for part in banner.parts)
+    parts = "".join(f"<li>{_inline(part)}</li>" for part in banner.parts)
     reference = f"<p>{_text(banner.reference)}</p>" if banner.reference else ""
     return f'<div class="banner {banner.kind}"><ul aria-label="Result">{parts}</ul>{reference}</div>'
 
@@ -240,9 +241,9 @@ def _inline(content: Inline) -> str:
 
 
 def _text(text: str, limit: int = 1000) -> str:
-    """Any text, made visible and harmless; a number and its percent sign are not parted."""
+    """Any text, made visible and harmless."""
     short = text if len(text) <= limit else clean(text, limit)
-    return escape(printable(short, "⟨U+{:04X}⟩").replace(" %", "\u00a0%"))
+    return escape(_JOINTS.sub("\u00a0", printable(short, _SHOWN)))
 
 
 def _more(count: int, limit: int) -> str:

@@ -45,7 +45,7 @@ def expand(
     models: Sequence[Model],
     *,
     machine: str = "",
-    replaceable: Callable[[str], bool] = lambda _: False,
+    replaceable: Callable[[str], bool] | None = lambda _: False,
 ) -> Expansion:
     """The steps of a plan.
 
@@ -53,7 +53,7 @@ def expand(
         plan: by the schema.
         models: found and hashed.
         machine: what measures, as far as figures depend on it.
-        replaceable: whether a file that lies where one is to be delivered may be replaced.
+        replaceable: whether a file that lies where one is to be delivered may be replaced; None: any may.
 
     Raises:
         PlanError: the plan asks for what cannot be, or a word of an option is none.
@@ -89,7 +89,7 @@ class _Builder:
         parts: Sequence[Part],
         known: Mapping[str, str],
         machine: str,
-        replaceable: Callable[[str], bool],
+        replaceable: Callable[[str], bool] | None,
     ) -> None:
         self._plan = plan
         self._rules = rules
@@ -109,10 +109,11 @@ class _Builder:
 
         def step(kind: str, part: str, work: str, key: str, needs: tuple[Step, ...], **facts: Any) -> Step:
             name = f"{model.name}/{kind}" if part == "fold" else f"{model.name}/{part}/{kind}"
-            file = facts.pop("file", None)
-            deliver = facts.get("delivers")
-            if deliver:
-                facts |= {"target": target, "overwrite": self._replaceable(f"{target}/{file}")}
+            files = facts.pop("files", ())
+            if facts.get("delivers"):
+                ours = self._replaceable
+                replaces = None if ours is None else tuple(one for one in files if ours(f"{target}/{one}"))
+                facts |= {"target": target, "replaces": replaces}
             return Step(
                 name,
                 kind,
@@ -142,7 +143,7 @@ class _Builder:
             options=reading,
             memory=peak(8),
             delivers=("fold",) if as_it_is else (),
-            file=f"{stem}.onnx",
+            files=(f"{stem}.onnx",),
         )
         if any(part.kind != "pt2" for part in wanted) or not wanted:
             yield fold
@@ -168,7 +169,7 @@ class _Builder:
                     key,
                     (prove,),
                     delivers=delivers,
-                    file=f"{name}.json",
+                    files=(f"{name}.json", f"{name}.html"),
                     **facts,
                 )
             elif part.kind == "pt2":
@@ -177,7 +178,7 @@ class _Builder:
                     "program", model.digest, name, self._known["program"], *self._rules, *part.arguments
                 )
                 options = {"source": model.path, "arguments": (*arguments, *part.arguments), "name": name}
-                facts = {"options": options, "memory": peak(8), "place": part.place, "file": name}
+                facts = {"options": options, "memory": peak(8), "place": part.place, "files": (name,)}
                 yield step("convert", part.name, "program", key, (), delivers=("convert",), **facts)
             elif part.precision != AS_IS:
                 yield from self._converted(model, part, converted, step, (fold, prove), peak)
@@ -204,7 +205,7 @@ class _Builder:
         key = digest("convert", prove.key, name, data, self._known["convert"], *which)
         options = {"arguments": which, "stem": stem, "name": name}
         delivers = ("convert",) if part.kind == "onnx" else ()
-        facts = {"options": options, "memory": peak(8), "delivers": delivers, "file": name}
+        facts = {"options": options, "memory": peak(8), "delivers": delivers, "files": (name,)}
         converted[which] = step("convert", part.name, "convert", key, (fold, prove), **facts)
         yield converted[which]
 
@@ -242,5 +243,6 @@ class _Builder:
             "name": name,
             "unfused": None if model.torch else model.path,
         }
-        facts = {"options": options, "memory": peak(10, _BUILD_MEMORY), "place": part.place, "file": name}
+        files = (name, f"{name}.json")
+        facts = {"options": options, "memory": peak(10, _BUILD_MEMORY), "place": part.place, "files": files}
         return step("build", part.name, "build", key, needs, delivers=("build",), **facts)

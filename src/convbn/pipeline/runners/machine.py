@@ -12,6 +12,7 @@ import secrets
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from getpass import getuser
 from pathlib import Path
 
@@ -65,9 +66,18 @@ class Machine(Closing):
         self.waiting = None
         return True
 
-    def wait(self) -> None:
-        """Begin a step as soon as nobody measures."""
-        while not self.enter(alone=False):
+    def wait(self, *, alone: bool = False, tell: Callable[[str], object] = lambda _: None) -> None:
+        """Begin as soon as that can be done.
+
+        Args:
+            alone: to measure.
+            tell: is told what is waited for, each time that this is something else.
+        """
+        told = None
+        while not self.enter(alone=alone):
+            if self.waiting is not None and self.waiting != told:
+                told = self.waiting
+                tell(told)
             time.sleep(_AGAIN)
 
     def leave(self) -> None:

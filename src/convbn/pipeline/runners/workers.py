@@ -8,7 +8,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,13 @@ class _Worker:
         self._process = context.Process(
             target=_serve, args=(there, self._said.name, store, threads), name="convbn-worker"
         )
-        self._process.start()
+        try:
+            with _deaf_to_ctrl_c():
+                self._process.start()
+        except BaseException:  # Ctrl-C, as soon as the block has ended
+            if self._process.pid is not None:
+                self._process.kill()
+            raise
         there.close()
 
     def send(self, step: Step) -> None:
@@ -196,6 +203,25 @@ class _Worker:
             _kill_group(self._process.pid)
             self._process.kill()
             self._process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block. A process that is started in it hears none while Python starts in it.
+
+    The terminal sends Ctrl-C to all processes of a command; a worker leaves them only once it is at work.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # or it is started in the block, and lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _kill_group(leader: int | None) -> None:
