@@ -128,24 +128,27 @@ def settled_in_float64(
 
 
 def layer_named(module: torch.nn.Module, name: str) -> torch.nn.Module | None:
-    """The layer of that path; where a program calls one by its tensors alone, a module that holds these.
+    """The layer of that path; where one is called by its tensors alone, a module that holds these, or the first.
 
     Args:
         module: the whole, or that of an exported program.
-        name: a path, or the name of a node in the program's graph.
+        name: a path, that of a tensor, or the name of a node in the program's graph.
     """
     import torch
 
-    part = dict(module.named_modules()).get(name)
-    if part is not None or not isinstance(module, torch.fx.GraphModule):
+    part: torch.nn.Module | None = dict(module.named_modules()).get(name)
+    if part is not None:
         return part
-    node = next((node for node in module.graph.nodes if node.name == name), None)
-    read = [one for one in (node.all_input_nodes if node is not None else ()) if one.op == "get_attr"]
-    if not read:
+    held = dict(module.named_parameters()).get(name)
+    tensors = [] if held is None else [held]
+    if isinstance(module, torch.fx.GraphModule):
+        node = next((node for node in module.graph.nodes if node.name == name), None)
+        read = [one for one in (node.all_input_nodes if node is not None else ()) if one.op == "get_attr"]
+        tensors += [attrgetter(str(one.target))(module) for one in read]
+    if not tensors:
         return None
     layer = torch.nn.Module()
-    for place, one in enumerate(read):
-        tensor = attrgetter(str(one.target))(module)
+    for place, tensor in enumerate(tensors):
         layer.register_parameter(str(place), torch.nn.Parameter(tensor.detach(), requires_grad=False))
     return layer
 

@@ -291,3 +291,31 @@ def test_a_state_that_a_class_does_not_give(randomised: Any) -> None:
     report = convbn.fuse(model, torch.randn(2, 3, 5, 5)).report
     assert report.batchnorm.after == 0
     assert {key.status for key in report.keys} == {"changed", "gone"}
+
+
+class OwnTensors(nn.Module):
+    """A forward that calls functions on tensors of its own, of a list and of a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(4))
+        self.listed = nn.ParameterList([torch.randn(4, 4, 3, 3), torch.randn(4)])
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norms[0](functional.conv2d(x, self.weight, self.bias)).relu()
+        x = self.norms[1](functional.conv2d(x, *self.listed)).relu()
+        return self.norms[2](functional.conv2d(x, self.conv.weight, self.conv.bias, dilation=2))  # type: ignore[no-any-return]
+
+
+def test_functions_that_are_called_on_tensors_of_other_modules(randomised: Any, difference: Any) -> None:
+    model = randomised(OwnTensors())
+    folded, report = convbn.fuse(model, X)
+    assert {fold.name: fold.into for fold in report.folded} == {
+        "norms.0": ("weight",),
+        "norms.1": ("listed",),
+        "norms.2": ("conv",),
+    }
+    assert report.verify["status"] == "equal"
+    assert difference(model, folded, X) < 2e-6

@@ -296,15 +296,18 @@ class _ViewBuilder:
         for node, mapped in self._mapped.items():
             path = innermost(node)
             path = paths.get(path, path)
-            if mapped is None or not path or not isinstance(mapped.op, _NAMED):
+            if mapped is None or not isinstance(mapped.op, _NAMED):
                 continue
-            named = (
-                key if isinstance(key, str) else self._captured.names.get(key)
-                for key in mapped.slots
-                if key is not None and not isinstance(key, int | float)
-            )
-            owners = {self._owner(name, path) for name in named if name is not None}
-            if owners and path not in {paths.get(owner, owner) for owner in owners}:
+            slots = [key for key in mapped.slots if key is not None and not isinstance(key, int | float)]
+            named = [key if isinstance(key, str) else self._captured.names.get(key) for key in slots]
+            owners = {self._owner(name, path): name for name in reversed(named) if name is not None}
+            if owners and (not path or path not in {paths.get(owner, owner) for owner in owners}):
+                # Called in other code than that of the module that holds the tensors.
+                apart = (
+                    len(owners) == 1 and not self._captured.graph_form and isinstance(mapped.op, _NAMED[1:])
+                )
+                path = next(owner or name for owner, name in owners.items()) if apart else ""
+            if not path:
                 continue
             calls[path] = calls.get(path, 0) + 1
             names[node] = path if calls[path] == 1 else f"{path} (call {calls[path]})"

@@ -143,7 +143,7 @@ def _deepcopied(part: Any, memo: dict[int, Any]) -> Any:
     for name, held in vars(part).items():
         if name == "_compiled_call_impl":
             continue  # as nn.Module says
-        if type(held) in _AS_THEY_ARE:
+        if type(held) in _AS_THEY_ARE or (type(held) is tuple and _AS_THEY_ARE.issuperset(map(type, held))):
             state[name] = held
         elif name == "_modules" and type(held) in (dict, OrderedDict) and id(held) not in memo:
             state[name] = memo[id(held)] = type(held)()

@@ -79,7 +79,11 @@ def trace(instrumented: Instrumented) -> torch.fx.Graph:
             return run_by(part) is None and super().is_leaf_module(part, path)
 
         def create_arg(self, a: Any) -> Any:
-            return super().create_arg(nest_of(a))
+            # What is in a nest comes here by itself.
+            known = isinstance(
+                a, torch.fx.Proxy | torch.Tensor | tuple | list | dict | str | int | float | None
+            )
+            return super().create_arg(a if known else nest_of(a))
 
         def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
             # As the base class does it, which goes through all names to find one.
