@@ -12,7 +12,7 @@ from convbn.bench.measure.memory import peak_memory
 from convbn.bench.measure.options import Instruments, ProtocolOptions
 from convbn.bench.measure.progress import Trials
 from convbn.bench.measure.runtime_trial import RuntimeTrial
-from convbn.bench.measure.verdicts import TrialResult, unmeasured
+from convbn.bench.measure.scoring import TrialResult, unmeasured
 from convbn.bench.models.inputs import Feeds
 from convbn.bench.results.environment import describe_environment
 from convbn.bench.results.result import BenchResult, CaseResult, Row, case_id

@@ -14,7 +14,7 @@ from convbn.bench.equivalence.tolerance import coarsest_float, tolerance_of
 from convbn.bench.measure.blocks import interleave, warm_up
 from convbn.bench.measure.options import Instruments, ProtocolOptions
 from convbn.bench.measure.progress import Trials
-from convbn.bench.measure.verdicts import TimedSession, TrialResult, scored, unmeasured
+from convbn.bench.measure.scoring import TimedSession, TrialResult, scored, unmeasured
 from convbn.bench.models.feeds import inputs_differ, scaled
 from convbn.bench.models.inputs import Array, Feeds
 from convbn.bench.results.environment import library_versions

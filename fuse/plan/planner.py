@@ -18,10 +18,10 @@ from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.operators.registry import OF_CONSTANTS
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan import ways
-from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.attempts import Attempts, Footprint
 from convbn.fuse.plan.drafting.changes import UnfitError
 from convbn.fuse.plan.evaluation import evaluate
+from convbn.fuse.plan.kernel_patterns import keep_whole
 from convbn.fuse.plan.maps import affine_of, data_slot
 from convbn.fuse.plan.merging.beside import merge_beside
 from convbn.fuse.plan.merging.chains import merge_chains

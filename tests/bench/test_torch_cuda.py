@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from convbn.bench.measure.verdicts import TimedSession, _gpu_facts
+from convbn.bench.measure.scoring import TimedSession, _gpu_facts
 from convbn.bench.results.environment import library_versions
 from convbn.bench.runtimes import torch_cuda, torch_session
 from convbn.bench.runtimes.base import Device, Prepared, SessionOptions

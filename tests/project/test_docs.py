@@ -90,6 +90,20 @@ def test_files_that_are_spoken_of_are_there() -> None:
     assert [f"{place}: {name}" for place, name in spoken if not (ROOT / name).exists()] == []
 
 
+def test_functions_that_were_measured_are_there() -> None:
+    """`make architecture` lists anew what a model passes."""
+    measured = (ROOT / "docs" / "architecture.md").read_text().partition(BEGIN)[2]
+    lines = re.findall(r"^\d+\. `([\w/.-]+\.py)`: (.*)", measured, re.MULTILINE)
+    listed = [(path, name) for path, names in lines for name in re.findall(r"`([\w.]+)`", names)]
+    assert len(listed) > 100
+
+    def stands(path: str, name: str) -> bool:
+        text = (ROOT / path).read_text()
+        return all(re.search(rf"^\s*(?:def|class) {part}\b", text, re.MULTILINE) for part in name.split("."))
+
+    assert [f"{path}: {name}" for path, name in listed if not stands(path, name)] == []
+
+
 def test_every_document_is_on_the_site() -> None:
     """`make docs` is strict about it, too, but takes an environment of its own."""
     listed = set(re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))

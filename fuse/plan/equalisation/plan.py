@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from convbn.common.encoding import JsonReady
 from convbn.fuse.algebra.equalise import Consumer, best_scale
-from convbn.fuse.plan.activations import keep_whole
 from convbn.fuse.plan.drafting.changes import UnfitError
 from convbn.fuse.plan.equalisation.absorption import absorptions
 from convbn.fuse.plan.equalisation.groups import Group, as_matrix, free_groups, moved_by
+from convbn.fuse.plan.kernel_patterns import keep_whole
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.edits import Edit
 from convbn.fuse.view.op import WEIGHT
