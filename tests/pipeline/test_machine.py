@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -125,6 +126,21 @@ def test_a_bench_by_itself_waits_as_one_of_a_plan_does(tmp_path: Path, alone: bo
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert (tmp_path / "a.json").exists()
+
+
+def test_a_bench_by_itself_does_not_wait_for_ever_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convbn.cli import main
+
+    monkeypatch.setattr("convbn.commands.steps.measuring._PATIENCE", 0.1)
+    save_network(tmp_path / "a.onnx")
+    with Machine() as machine:
+        assert machine.enter(alone=True)
+        assert main(["bench", str(tmp_path / "a.onnx"), *QUICK, "--json", str(tmp_path / "a.json")]) == 0
+        assert not Machine().enter(alone=False), "it has taken nothing away"
+    (fact,) = json.loads((tmp_path / "a.json").read_text())["extra"]
+    assert fact["value"].startswith("another run of convbn on this machine")
 
 
 @pytest.mark.slow

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["measured"]
 
+_PATIENCE = 60.0
+"""Seconds for which a bench waits for its turn on the machine: who has it may have been stopped."""
+_DISTURBED = {
+    "label": "Measured beside",
+    "value": "another run of convbn on this machine, which may have disturbed it",
+}
+
 
 def measured(options: argparse.Namespace, console: Console) -> BenchResult:
     """Measure what the command line says, once nothing else of convbn works here; may be called again.
@@ -52,12 +59,16 @@ def measured(options: argparse.Namespace, console: Console) -> BenchResult:
         _groups(options), _grid(options), runtimes=runtimes, seed=options.seed, alone=_alone(options)
     )
     with Machine() as machine:
-        if not getattr(options, "machine_held", False):  # a run of a plan has it for its steps that measure
-            machine.wait(alone=True, tell=console.waits)
+        # A run of a plan has it for its steps that measure.
+        alone = getattr(options, "machine_held", False) or machine.wait(
+            alone=True, tell=console.waits, most=_PATIENCE
+        )
         with console.phase("measuring", " s") as progress:
             result = measure(study, _protocol(options), instruments=Instruments(tell=progress))
     count = len(study.groups)
     title = f"convbn bench {options.input}" if count == 1 else f"convbn bench, {count} models"
+    if not alone:
+        result = replace(result, extra=(*result.extra, _DISTURBED))
     return replace(result, title=title, command="convbn " + shlex.join(sys.argv[1:]))
 
 

@@ -7,6 +7,7 @@ killed holds none.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import stat
@@ -66,19 +67,30 @@ class Machine(Closing):
         self.waiting = None
         return True
 
-    def wait(self, *, alone: bool = False, tell: Callable[[str], object] = lambda _: None) -> None:
-        """Begin as soon as that can be done.
+    def wait(
+        self,
+        *,
+        alone: bool = False,
+        tell: Callable[[str], object] = lambda _: None,
+        most: float = math.inf,
+    ) -> bool:
+        """Begin as soon as that can be done; whether it could.
 
         Args:
             alone: to measure.
             tell: is told what is waited for, each time that this is something else.
+            most: seconds after which it is given up.
         """
-        told = None
+        told, end = None, time.monotonic() + most
         while not self.enter(alone=alone):
+            if time.monotonic() > end:
+                self.leave()
+                return False
             if self.waiting is not None and self.waiting != told:
                 told = self.waiting
                 tell(told)
             time.sleep(_AGAIN)
+        return True
 
     def leave(self) -> None:
         """All steps of this run are done for the moment."""
