@@ -101,7 +101,7 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: str
         Column("outputs", "result", MARKDOWN),
         Column("error", "num"),
         Column("noise", "num", spare=2),
-        Column("folded / original", "num"),
+        Column("folded / original", "num", label="ratio"),
         Column("seconds", "num", spare=1),
         Column("status", "result"),
     ]
@@ -112,10 +112,10 @@ def document(name: str, seconds: float, outcomes: Sequence[Outcome], folder: str
             row.pop(_RATIO)
     table = Table("Models", columns, [Row(row) for row in cells])
     failures = [outcome for outcome in outcomes if outcome.status == "failed"]
-    told = Items([(Mark(one.name, "strong"), f": {one.error}") for one in failures], "failures")
+    told = Items([(Mark(one.name, "strong"), f": {one.error}") for one in failures], "card gates failures")
     under = f"{plural(len(models), 'model')}, {plural(len(outcomes), 'step')}, {seconds:.1f} s"
     banner = Banner(parts, under, "failed" if failures else "", depth=MARKDOWN)
-    return Document(f"convbn {name}", "run", under, [banner, told, table])
+    return Document(f"convbn {name}", "run", "", [banner, told, table])
 
 
 def pages(whole: Document, path: str) -> Iterator[tuple[str, Document]]:

@@ -98,6 +98,7 @@ class _Writer:
         """The whole page."""
         title = _text(document.title)
         body = "".join(self.block(block) for block in shown(document.blocks, PAGE))
+        under = f"<p>{_text(document.under)}</p>" if document.under else ""
         foot = f"<footer>{_text(document.foot)}</footer>" if document.foot else ""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -106,7 +107,7 @@ class _Writer:
             '<meta name="color-scheme" content="light dark"><meta name="generator" content="convbn">'
             f"<title>{title}</title><style>{stylesheet()}</style></head>"
             f'<body><main><header><p class="brand"><span aria-hidden="true">◆</span> convbn · '
-            f"{_text(document.kind)}</p><h1>{title}</h1><p>{_text(document.under)}</p></header>"
+            f"{_text(document.kind)}</p><h1>{title}</h1>{under}</header>"
             f"{body}{raw}{foot}</main></body></html>\n"
         )
 

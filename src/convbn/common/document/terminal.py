@@ -178,6 +178,14 @@ class Painter:
             if excess <= 0 or not table.columns[spare].spare:
                 break
             keep.remove(spare)
+        for place, i in enumerate(keep):  # what stands in brackets behind a verdict goes before names are cut
+            if excess > 0 and table.columns[i].kind == "result":
+                least = max(text_width(_visible(row[i]).partition(" (")[0]) for row in rows)
+                gained = min(
+                    excess, max(0, widths[place] - max(least, text_width(_visible(table.columns[i].name))))
+                )
+                widths[place] -= gained
+                excess -= gained
         _narrow(widths, [table.columns[i] for i in keep], excess)
         head = [_visible(table.columns[i].name) for i in keep]
         if any(head):

@@ -154,9 +154,9 @@ class _Worker:
             target=_serve, args=(there, self._said.name, store, threads), name="convbn-worker"
         )
         try:
-            with _deaf_to_ctrl_c():
+            with _undisturbed():
                 self._process.start()
-        except BaseException:  # Ctrl-C, as soon as the block has ended
+        except BaseException:  # one of them, as soon as the block has ended
             if self._process.pid is not None:
                 self._process.kill()
             raise
@@ -205,11 +205,15 @@ class _Worker:
             self._process.join()
 
 
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block. A process that is started in it hears none while Python starts in it.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
-    The terminal sends Ctrl-C to all processes of a command; a worker leaves them only once it is at work.
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block, and in a process that is started in it until it is at work.
+
+    The terminal sends Ctrl-C to all processes of a command, and one whose parent stops in the midst of starting it
+    would complain of what it was not told.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -217,7 +221,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # or it is started in the block, and lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
     finally:
@@ -237,6 +241,8 @@ def _serve(commands: Any, said: str, root: str | None, threads: int | None) -> N
         os.setsid()  # Ctrl-C on the terminal goes to the parent, which decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     out = os.open(said, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(out, descriptor)
