@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,5 +226,17 @@ def _refusal(
     return CheckFailedError(
         f"the {wanted.precision} model {answer.objection}{mending.blame}",
         source=original.path,
-        hint=f"nothing was written; {mending.way}",
+        hint=f"nothing was written; {_beyond_judging(wanted, answer.equality) or mending.way}",
+    )
+
+
+def _beyond_judging(wanted: Conversion, equality: Equality) -> str | None:
+    """What to do where the original itself moves too far by one rounding to the precision; None elsewhere."""
+    blind = [output for output in equality.outputs if output.noisy]
+    error = max((max(o.rel_error, o.worst_channel_error or 0.0) for o in blind), default=math.inf)
+    if equality.status != "inconclusive" or not math.isfinite(error):
+        return None
+    return (
+        f"one rounding of its inputs to {wanted.precision} moves the original as far: use a finer precision, or, if "
+        f"such outputs will do, --tolerance {1.1 * error:.2g}"
     )

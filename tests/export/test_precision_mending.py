@@ -113,6 +113,21 @@ def test_nothing_is_promised_that_does_not_help() -> None:
     assert "keeping the worst 6 in float32 does not mend it" in str(caught.value.hint)
 
 
+def test_a_network_that_bfloat16_cannot_judge_says_what_would_do() -> None:
+    """One rounding of the input turns the sine around: no choice of nodes changes that."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Sin", ["h"], ["y"], name="sine"),
+    ]
+    graph = model(nodes, {"x": [2, 6]}, ["y"], {"w": 900 * random(6, 12)}, opset=22)
+    with pytest.raises(CheckFailedError, match="beside the original's own noise") as caught:
+        converted(graph, Conversion("bf16"))
+    hint = str(caught.value.hint)
+    assert "one rounding of its inputs to bf16 moves the original as far: use a finer precision" in hint
+    tolerance = float(hint.rpartition("--tolerance ")[2])
+    assert converted(graph, Conversion("bf16", tolerance=tolerance)).record["verify"]["status"] == "equal"
+
+
 def test_an_operator_that_tensorrt_lacks_in_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
