@@ -40,8 +40,19 @@ class Mutant:
         return f"{self.file} {self.function}: {self.change}"
 
 
-def mutants(folder: Path) -> list[Mutant]:
-    """Every mutant below a staged tree, in the order of files and lines.
+def drawn(name: str, digits: str) -> bool:
+    """Whether a mutant is in a sample: its number in its function ends in one of these digits, or there are none."""
+    return not digits or name[-1] in digits
+
+
+def waiting(folder: Path, digits: str) -> list[str]:
+    """The names of those in a sample that mutmut has not come to."""
+    codes = (json.loads(meta.read_text())["exit_code_by_key"] for meta in sorted(folder.rglob("*.py.meta")))
+    return [name for known in codes for name, code in known.items() if code is None and drawn(name, digits)]
+
+
+def mutants(folder: Path, digits: str = "") -> list[Mutant]:
+    """Every mutant below a staged tree that is in the sample, in the order of files and lines.
 
     Raises:
         ValueError: mutmut did not come to one of them.
@@ -52,6 +63,8 @@ def mutants(folder: Path) -> list[Mutant]:
         path = meta.with_suffix("")
         bodies = functions(path.read_text())
         for key, code in json.loads(meta.read_text())["exit_code_by_key"].items():
+            if not drawn(key, digits):
+                continue
             if code not in VERDICTS:
                 raise ValueError(f"{key} was not run to its end (exit code {code}); run again with --keep")
             name = key.rpartition(".")[2]

@@ -69,5 +69,8 @@ def _run(name: str, part: dict[str, Any]) -> str:
     host = part["machine"]
     took = "" if part["minutes"] is None else f"; {part['minutes']:.0f} minutes"
     note = f" {part['note']}" if "note" in part else ""
+    if "sample" in part:
+        digits = " or ".join(part["sample"])
+        note += f" A sample: of every function the changes whose number ends in {digits}."
     where = f"{host['processor']}, {host['cores']} cores, Python {host['python']}"
     return f"* The {name}: {host['date']}, {where}{took}.{note}"

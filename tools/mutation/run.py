@@ -1,6 +1,6 @@
 """Changes the arithmetic, the rules, the plan and the proof, one expression at a time, and sees whether a test notices.
 
-python tools/mutation/run.py build/mutation docs/mutation.md docs/mutation.json [--only proof] [--keep] [--jobs 2]
+python tools/mutation/run.py build/mutation docs/mutation.md docs/mutation.json [--only proof] [--keep] [--sample 7]
 
 mutmut makes the changes and runs the tests. A change that mypy refuses could not land and is not run. What
 survives must stand in tools/mutation/survivors.toml, with the reason why it changes no result; 1 otherwise.
@@ -31,6 +31,7 @@ from mutation.outcome import (
     Mutant,
     forget_survivors,
     mutants,
+    waiting,
 )
 from mutation.page import page
 from mutation.stage import PARTS, environment, stage
@@ -52,6 +53,13 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=PARTS, help="one part; what is known of the other one stays")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--sample",
+        default="",
+        metavar="DIGITS",
+        help="only the changes whose number in their function ends in one of these digits: one in ten each, of every "
+        "file, the same every time",
+    )
     options = parser.parse_args()
     found = json.loads(options.json.read_text()) if options.only else {}
     for name in [options.only] if options.only else PARTS:
@@ -72,10 +80,15 @@ def _ran(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
         forget_survivors(folder)
     start = time.monotonic()
     command = ["mutmut", "run", "--max-children", str(options.jobs)]
+    if options.sample:
+        chosen = [f"*__mutmut_*{digit}" for digit in options.sample]
+        command += (waiting(folder, options.sample) or chosen) if options.keep else chosen
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     if subprocess.run(command, cwd=folder, env=environment(folder) | {"PATH": path}).returncode:
         return None
-    found = summary(mutants(folder), {key: one for key, one in known().items() if part_of(key) == name})
+    ended = mutants(folder, options.sample)
+    found = summary(ended, {key: one for key, one in known().items() if part_of(key) == name})
+    found |= {"sample": options.sample} if options.sample else {}
     found["machine"] = machine("mutmut", "mypy", "pytest", "onnxruntime", "numpy")
     found["minutes"] = None if options.keep else round((time.monotonic() - start) / 60, 1)
     for line in found["unexplained"]:
