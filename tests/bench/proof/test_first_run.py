@@ -43,7 +43,7 @@ def test_what_kills_the_process_kills_another_one(threads: int) -> None:
     if threads == 2:
         other.start()
     try:
-        with pytest.raises(SessionError, match=r"ends the process that loads or runs it \(SIG(SEGV|ABRT)"):
+        with pytest.raises(SessionError, match=r"ends the process that loads or runs it \(SIG(SEGV|ABRT)\)"):
             survive(deadly().SerializeToString(), FEEDS)
     finally:
         done.set()

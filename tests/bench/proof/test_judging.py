@@ -13,7 +13,7 @@ from onnx import helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 import convbn
-from convbn.bench.proof import local
+from convbn.bench.proof import local, prove
 from convbn.bench.proof.claims import Alignment, Claim, align, changed_values
 from convbn.bench.proof.gaps import gap_of, layer_bound
 from convbn.bench.proof.graph.dataflow import Dataflow
@@ -242,3 +242,24 @@ def test_parts_of_files_find_their_weights(
     assert answer.equal
     assert answer.proof is not None
     assert {fold.how for fold in answer.proof.folds} == {"float64" if cheap else "float32"}
+
+
+@pytest.mark.parametrize(("turns", "regions"), [(1, 1), (12, 4)])
+def test_what_may_have_changed_is_given_up_at_last(
+    monkeypatch: pytest.MonkeyPatch, turns: int, regions: int
+) -> None:
+    """Of a plan that is not understood any value may have changed; where the first turn is the last, all are."""
+    monkeypatch.setattr(prove, "_TURNS", turns)
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Conv", "a w", "b"),
+        node("Conv", "b w", "c"),
+        node("Conv", "c w", "y"),
+    ]
+    before, after = (
+        model(nodes, {"x": [1, 3, 4, 4]}, ["y"], {"w": np.float32(1 + off) * random(3, 3, 1, 1)})
+        for off in (0, 1e-7)
+    )
+    made = LocalProver(Whole(before, "a"), Whole(after, "b"), FoldPlan(merges=(("nobody",),)))
+    found = made.prove({"x": random(1, 3, 4, 4)})
+    assert (found.regions, found.wrong) == (regions, [])

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from convbn.bench.proof.claims import Claim
+from convbn.bench.proof.claims import Alignment, Claim
 from convbn.bench.proof.graph.dataflow import Dataflow
 from convbn.bench.proof.local import Outcome
-from convbn.bench.proof.prove import _first_of, _followed, _outcomes_of, _seen
+from convbn.bench.proof.prove import FoldPlan, _first_of, _followed, _outcomes_of, _placed, _seen
 from convbn.bench.proof.regions import LinearLayer, Region
 
 
@@ -37,6 +37,7 @@ def test_layers_that_were_merged_are_followed_into_what_took_them_in() -> None:
     assert _followed(("gone",), after, [("gone", "lost"), ("lost", "merged")]) == ("gone", "lost", "merged")
     assert _followed(("kept",), after, [("gone", "merged")]) == ("kept",)
     assert _followed((), after, [("gone", "merged")]) == ()
+    assert _followed(("gone", "kept"), after, [("gone", "merged")]) == ("gone", "kept", "merged")
 
 
 def test_what_edited_nodes_give_is_looked_for_behind_computed_weights() -> None:
@@ -63,6 +64,7 @@ def test_the_first_values_behind_that_are_known() -> None:
         node("Tanh", "d", "y"),
     )
     assert _first_of(a, [0], {"b", "y"}) == {"b", "y"}
+    assert _first_of(a, [0], {"c", "y"}) == {"c", "y"}
     assert _first_of(a, [0], {"d", "y"}) == {"d"}
     assert _first_of(a, [0], {"a", "d"}) == {"a"}
     assert _first_of(a, [0], set()) == set()
@@ -114,3 +116,34 @@ def test_a_batchnorm_that_did_nothing_is_seen_by_what_it_gave() -> None:
     assert shown(Claim("y", "x", True, computed=False), sight=9.0) is None
     assert shown(Claim("b", "b", True), sight=9.0) is None
     assert _seen(0, "gone", NORM, [outcome(known, sight=9.0)], [], {}) is None
+
+
+def test_a_fold_is_put_off_by_the_scales_that_it_stored() -> None:
+    """A bias would show any error; the numbers of the original would show nothing of a fold."""
+    before = flow(
+        node("Conv", "x w", "c", "conv"),
+        node("BatchNormalization", "c k k k k", "b", "norm"),
+        node("Relu", "b", "y"),
+    )
+    stored = [
+        numpy_helper.from_array(np.full(shape, 2, np.float32), name)
+        for name, shape in (("w", (1, 1)), ("t", (1,)), ("k", (1, 1)))
+    ]
+    nodes = [node("Conv", "x w t", "d", "conv"), node("Mul", "d k", "b", "tail"), node("Relu", "b", "y")]
+    made = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", 1, None)], [], stored)
+    after = Dataflow(helper.make_model(made))
+    claim = Claim("b", "b", True)
+    where = Region((0, 1), (claim,), ("w", "t", "k"), ("w", "t"), 1, None)
+    alignment = Alignment(bool, {"x": "x", "b": "b"}, [claim])
+
+    def placed(*into: str, region: Region = where) -> Any:
+        plan = FoldPlan((("norm", into), ("gone", ("nobody",))))
+        return _placed(before, after, alignment, [region], plan)
+
+    assert placed("conv") == {where: [(0, ("w",))]}
+    assert placed("tail") == {where: [(0, ("k",))]}  # all that it reads, where it stored nothing
+    bare = Region((0, 1), (claim,), ("w", "t", "k"), ("t",), 1, None)
+    assert placed("conv", region=bare) == {bare: [(0, ("t",))]}
+    assert placed() == {where: [(0, ("k",))]}  # by what reads the BatchNorm's place
+    elsewhere = Region((2,), (Claim("y", "y", True),), (), (), 0, None)
+    assert placed("conv", region=elsewhere) == {}

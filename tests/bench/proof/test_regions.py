@@ -71,6 +71,15 @@ def test_a_layer_whose_input_is_no_shared_value_is_none_that_is_judged_by_itself
     assert region.layer is None
 
 
+def test_a_bias_is_no_weight() -> None:
+    stored = {"w": ones(2, 3, 1, 1), "t": ones(2)}
+    before = flow([node("Conv", "x w t", "y")], stored)
+    (region,) = regions_of(
+        after := flow([node("Conv", "x w t", "y")], {**stored, "t": 2 * ones(2)}), align(before, after, set())
+    )
+    assert (region.weights, region.loose, region.fresh) == (6, ("w", "t"), ("t",))
+
+
 def test_products_are_the_weights_at_every_pixel_of_every_sample() -> None:
     def region(*names: str) -> Region:
         return Region((), tuple(Claim(name, name, True) for name in names), (), (), 10, None)
