@@ -132,7 +132,8 @@ def test_a_wrong_fold_is_seen_whatever_hides_it(
 def by_channel(factors: list[float]) -> onnx.ModelProto:
     """Channels of a depthwise convolution, each as loud as its factor."""
     nodes = [
-        node("Mul", "x", "k", "l"),
+        node("Mul", "x", "k", "m"),
+        node("Abs", "m", "l"),
         helper.make_node("Conv", ["l", "w"], ["c"], name="conv", group=len(factors)),
         batchnorm("c", "y"),
     ]

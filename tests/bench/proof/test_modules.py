@@ -81,6 +81,10 @@ def test_the_weight_is_put_off_and_the_bias_is_not() -> None:
     assert not _spoil(nn.ReLU())
     outer = nn.Sequential(nn.Linear(2, 2))
     assert not _spoil(outer)  # its own numbers, not its children's
+    odd = nn.Module()  # its bias comes first
+    odd.bias, odd.weight = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 2))
+    assert _spoil(odd)
+    torch.testing.assert_close((odd.bias, odd.weight), (torch.ones(3), torch.full((3, 2), 1.01)))
     line = nn.Linear(2, 2)
     weight = line.weight.detach().clone()
     assert _spoil(line, 0.5)

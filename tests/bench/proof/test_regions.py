@@ -121,6 +121,9 @@ def test_a_bias_is_read_with_its_factor() -> None:
         np.testing.assert_array_equal(found.bias, expected)
         assert (found.terms, found.axis) == (5, -1)
     assert layer(node("Gemm", "x w b", "y"), w=ones(5, 3), b=ones(2)) is None
+    flat = layer(node("Gemm", "x w b", "y"), w=ones(5, 2), b=np.float32([[1, 2]]))
+    assert flat is not None
+    assert flat.bias.tolist() == [1.0, 2.0]
     turned = layer(node("Gemm", "x w", "y", transB=1, alpha=-2.0), w=ones(2, 9))
     assert turned is not None
     np.testing.assert_array_equal(turned.norms, [6, 6])
