@@ -41,7 +41,9 @@ def two(first: int = 6, second: int = 4) -> onnx.ModelProto:
         batchnorm("p", "y", prefix="pooled"),
     ]
     held = {"w": random(first, 3, 3, 3), "v": random(second, first, 1, 1, seed=2)}
-    held |= batchnorm_parameters(first, prefix="plain") | batchnorm_parameters(second, prefix="pooled", seed=3)
+    held |= batchnorm_parameters(first, prefix="plain") | batchnorm_parameters(
+        second, prefix="pooled", seed=3
+    )
     return model(nodes, {"x": [2, 3, 8, 8]}, ["y"], held)
 
 

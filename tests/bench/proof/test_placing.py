@@ -145,5 +145,12 @@ def test_a_fold_is_put_off_by_the_scales_that_it_stored() -> None:
     bare = Region((0, 1), (claim,), ("w", "t", "k"), ("t",), 1, None)
     assert placed("conv", region=bare) == {bare: [(0, ("t",))]}
     assert placed() == {where: [(0, ("k",))]}  # by what reads the BatchNorm's place
-    elsewhere = Region((2,), (Claim("y", "y", True),), (), (), 0, None)
+    last = Claim("y", "y", True)
+    elsewhere = Region((2,), (last,), (), (), 0, None)
     assert placed("conv", region=elsewhere) == {}
+    # What stands behind is asked only where the fold calls nodes by names that neither model has.
+    behind = Alignment(bool, {"x": "x", "y": "y"}, [last])
+    plan = FoldPlan((("norm", ("conv",)),))
+    assert _placed(before, after, behind, [where, elsewhere], plan) == {where: [(0, ("w",))]}
+    plan = FoldPlan((("norm", ("inlined",)),))
+    assert _placed(before, after, behind, [where, elsewhere], plan) == {elsewhere: [(0, ())]}
