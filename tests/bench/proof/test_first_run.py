@@ -15,6 +15,7 @@ from support.graphs import batchnorm_parameters, model, random
 
 import convbn
 from convbn.bench.models.errors import ReferenceFailedError, SessionError
+from convbn.bench.proof.graph import first_run
 from convbn.bench.proof.graph.first_run import survive
 
 FEEDS = {"x": np.zeros((1, 4, 3, 3), np.float32)}
@@ -61,6 +62,22 @@ def test_what_only_fails_is_left_to_the_caller(threads: int, capfd: pytest.Captu
         survive(identity.SerializeToString(), FEEDS)
     finally:
         done.set()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_another_process_says_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "import sys; sys.stdin.read(1); print('out'); print('err', file=sys.stderr)"
+    monkeypatch.setattr(first_run, "_CHILD", said.replace("stdin.read", "stdin.buffer.read"))
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        survive(b"", FEEDS)
+    finally:
+        done.set()
+        other.join()
     assert capfd.readouterr() == ("", "")
 
 
