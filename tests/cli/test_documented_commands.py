@@ -32,6 +32,8 @@ ELSEWHERE = {
     " ray://": "no cluster",
     "--ray auto": "no cluster",
     ".ctx.onnx": "no execution provider compiles here",
+    ".pte": "an extra of its own; tests/export/test_packages.py makes one of a small network",
+    ".aoti.pt2": "minutes of a compiler; tests/export/test_packages.py makes one of a small network",
 }
 #: The overview of docs/cli.md: IN, OUT and VERB stand for something.
 FORM = re.compile(r"\b(A B|IN|OUT|VERB|RESULT|DIR|BEFORE|PAGE|PLAN)\b|…|\.\.\.")
