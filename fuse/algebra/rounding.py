@@ -68,16 +68,16 @@ _BLOCK = 1 << 15
 
 def _multiply(weight: Array, scale: NDArray[np.float64], product: Array) -> None:
     """``weight · scale`` in float64, rounded once to the weight's dtype, into ``product``."""
-    # Block by block, so that no float64 copy of the weight exists.
+    if not _is_bfloat16(weight.dtype):
+        # NumPy widens, multiplies and rounds a buffer at a time, so that no float64 copy of the weight exists.
+        with np.errstate(over="ignore", under="ignore"):
+            np.multiply(weight, scale, out=product, dtype=np.float64, casting="same_kind")
+        return
     rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.size))
-    block = np.empty((min(rows, weight.shape[0]), *weight.shape[1:]))
     for first in range(0, weight.shape[0], rows):
-        part = weight[first : first + rows]
-        wide = block[: len(part)]
-        wide[...] = part
-        with np.errstate(under="ignore"):
-            wide *= scale[first : first + rows] if scale.shape[0] > 1 else scale
-        product[first : first + rows] = stored_as(wide, weight.dtype)
+        part = slice(first, first + rows)
+        wide = weight[part].astype(np.float64) * (scale[part] if scale.shape[0] > 1 else scale)
+        product[part] = stored_as(wide, weight.dtype)
 
 
 def _magnitudes(weight: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
