@@ -24,11 +24,25 @@ def _run() -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # By default it ends the process on the spot, and leaves the temporary files of what is being written.
     signal.signal(signal.SIGTERM, _terminated)
+    sys.unraisablehook = _asked_again
     return run(sys.argv[1:])
 
 
 def _terminated(number: int, _: object) -> None:
     sys.exit(128 + number)
+
+
+def _asked_again(lost: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that arrived in a callback of Python's own, as imports have them: it would be lost."""
+    if not issubclass(lost.exc_type, SystemExit | KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    from threading import Timer
+
+    number = signal.SIGTERM if issubclass(lost.exc_type, SystemExit) else signal.SIGINT
+    timer = Timer(0.05, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 if __name__ == "__main__":

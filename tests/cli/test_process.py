@@ -80,3 +80,38 @@ def test_ctrl_c_in_the_first_moment_is_exit_130(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(entry, "_run", interrupted)
     assert entry.main() == 130
     assert capsys.readouterr().err == "convbn: interrupted\n"
+
+
+LOST = """
+import os, signal, sys, time, weakref
+import convbn.cli
+from convbn.__main__ import main
+
+class Thing:
+    pass
+
+def run(arguments):
+    def callback(_):  # what is raised in here, Python only prints
+        os.kill(os.getpid(), signal.{number})
+        for _ in range(1000):
+            pass
+
+    thing = Thing()
+    watched = weakref.ref(thing, callback)
+    del thing
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+convbn.cli.main = run
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", 130)])
+def test_a_signal_in_a_callback_of_pythons_own_is_not_lost(number: str, code: int) -> None:
+    command = [sys.executable, "-c", LOST.format(number=number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
