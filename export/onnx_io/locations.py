@@ -39,7 +39,10 @@ def stored_bytes(path: str | os.PathLike[str]) -> int:
     """
     with file_access(path):
         size = os.stat(path).st_size
-        beside = external_locations(path) if sniff(path) is ArtifactKind.ONNX else []
+        try:
+            beside = external_locations(path) if sniff(path) is ArtifactKind.ONNX else []
+        except BadInputError:
+            beside = []  # no model, which its reader will say
         files = (Path(path).parent / name for name in beside if "\0" not in name)
         return size + sum(file.stat().st_size for file in files if file.is_file())
 
