@@ -68,9 +68,7 @@ def iterate_messages(model: onnx.ModelProto) -> Iterator[Any]:
                 _require_text(value if repeated else (value,))
             elif texts is not None:
                 for last in value if repeated else (value,):
-                    for name in texts:
-                        if type(getattr(last, name)) is not str:
-                            _require_text((getattr(last, name),))
+                    _require_text([getattr(last, name) for name in texts])
             elif kind == _MESSAGE:
                 waiting.extend(value if repeated else (value,))
 

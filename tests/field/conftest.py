@@ -30,3 +30,10 @@ def cache(tmp_path: Path) -> Path:
         f'"shape": [1, 1, 2, 2], "variants": {variants}}}'
     )
     return tmp_path
+
+
+@pytest.fixture
+def arguments(cache: Path, tmp_path: Path) -> list[str]:
+    """Of the coverage report on that export alone, into files beside it."""
+    page, results = tmp_path / "coverage.md", tmp_path / "coverage.json"
+    return ["--cache", str(cache), "--out", str(page), "--json", str(results), "--only", NAME]

@@ -91,21 +91,11 @@ def test_every_export_has_its_line_and_what_was_not_measured_says_so(
 
 
 def test_the_exports_alone_are_added_to_the_report_that_is_there(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = summarise(cache, [NAME], [], {}) | {"latency": {"all": None}, "schema_version": "3"}
     target, page = tmp_path / "coverage.json", tmp_path / "coverage.md"
-    command = [
-        "--cache",
-        str(cache),
-        "--out",
-        str(page),
-        "--json",
-        str(target),
-        "--only",
-        NAME,
-        "--only-exports",
-    ]
+    command = [*arguments, "--only-exports"]
     with pytest.raises(SystemExit):
         report.main(command)
     target.write_text(json.dumps(summary))

@@ -150,21 +150,11 @@ def test_a_stage_that_never_came_is_a_failure(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_only_torch_is_added_to_the_report_that_is_there(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = summarise(cache, [NAME], [], {})
     target, page = tmp_path / "coverage.json", tmp_path / "coverage.md"
-    command = [
-        "--cache",
-        str(cache),
-        "--out",
-        str(page),
-        "--json",
-        str(target),
-        "--only",
-        NAME,
-        "--only-torch",
-    ]
+    command = [*arguments, "--only-torch"]
     for further in ([], ["--no-torch"]):
         with pytest.raises(SystemExit):
             report.main([*command, *further])

@@ -7,8 +7,6 @@ exported the same way. What it cannot reach in a runtime that fuses BatchNorms b
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,12 +18,12 @@ from coverage_report.export import SEED
 from coverage_report.exports import export, form_path
 from coverage_report.isolated import isolated
 from coverage_report.latency import RUNTIMES, measured
-from coverage_report.runs import Results
+from coverage_report.runs import Results, content_of
 from coverage_report.trained import first_line, trained_network
 
 __all__ = ["AUTHORED", "by_authors"]
 
-AUTHORED = frozenset({"fastvit", "ghostnetv3", "mobileone", "repghostnet", "repvgg", "repvit"})
+AUTHORED = frozenset({"fastvit", "mobileone", "repghostnet", "repvgg", "repvit"})
 """Families whose code in timm merges its branches."""
 
 FORM = "legacy"
@@ -53,7 +51,7 @@ def by_authors(
             if not merged.exists():
                 rows[name] = {"failure": ended or facts.get("failed", "not exported"), "ratio": None}
                 continue
-        content = hashlib.sha256(unfused.read_bytes() + merged.read_bytes()).hexdigest()[:16]
+        content = content_of(unfused, merged)
         key = f"{name}|{content}|by-authors|{budget_s:g}"
         row = results.get(key)
         if row is None:
@@ -83,5 +81,5 @@ def _export(target: str, name: str, sender: Connection) -> None:
             export(merged, x, Path(target))
     except Exception as error:  # whatever a foreign model raises is the row's reason
         facts["failed"] = first_line(error)
-    sender.send(json.loads(json.dumps(facts)))
+    sender.send(facts)
     sender.close()

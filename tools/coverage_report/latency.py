@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from typing import Any
 from coverage_report.architectures import REPARAMETERISABLE, by_name
 from coverage_report.exports import FORMS, form_path
 from coverage_report.peers import PEERS
-from coverage_report.runs import Results, fold_state
+from coverage_report.runs import Results, content_of, fold_state
 
 __all__ = ["RUNTIMES", "geometric_mean", "latencies", "latency_totals", "measured"]
 
@@ -50,7 +49,7 @@ def latencies(
     state, runtime = fold_state(), f"{library} {version(library)}"
 
     def row_of(name: str, path: Path, seconds: float) -> dict[str, Any]:
-        content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        content = content_of(path)
         key = f"{name}|{content}|latency|{runtime}|{seconds:g}|{PEERS['convbn'].version}+{state}"
         row = results.get(key)
         if row is None:

@@ -83,7 +83,8 @@ def _exports(
     from convbn.bench.results.environment import describe_environment
 
     export_legacy(cache, [by_name(name) for name in names], tell)
-    libraries = [library for library, wanted in _timed(options).items() if wanted]
+    asked = {"onnxruntime": options.latency, "openvino": options.openvino}
+    libraries = [library for library, wanted in asked.items() if wanted]
     budget_s: float = options.latency_budget
     forms = exports(
         cache, names, results, tell, libraries=libraries, timed=options.timed_exports, budget_s=budget_s
@@ -92,10 +93,6 @@ def _exports(
     if options.latency and AUTHORS_FORM in options.timed_exports and not options.domains:
         authors = by_authors(cache, results, tell, budget_s=budget_s)
     return {"environment": describe_environment(), "forms": forms, "by_authors": authors}
-
-
-def _timed(options: argparse.Namespace) -> dict[str, bool]:
-    return {"onnxruntime": options.latency, "openvino": options.openvino}
 
 
 def _known(path: Path | None) -> dict[str, Any] | None:

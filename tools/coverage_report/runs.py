@@ -17,7 +17,7 @@ from coverage_report.export import VARIANTS, model_path, sidecar
 from coverage_report.isolated import PYTHONPATH
 from coverage_report.peers import PEERS, Peer
 
-__all__ = ["Job", "Results", "fold_state", "jobs_for", "run_jobs", "run_tool"]
+__all__ = ["Job", "Results", "content_of", "fold_state", "jobs_for", "run_jobs", "run_tool"]
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -46,6 +46,11 @@ class Results:
         self._rows[key] = {"key": key, **row}
         with self._path.open("a") as file:
             file.write(json.dumps(self._rows[key]) + "\n")
+
+
+def content_of(*paths: Path) -> str:
+    """What only files of these bytes have, in a key."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def fold_state(root: Path = ROOT, *, torch: bool = False) -> str:

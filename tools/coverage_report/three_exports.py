@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from coverage_report.exports import FORMS, form_path
 from coverage_report.graphs import count_batchnorms, operators
 from coverage_report.latency import latencies, latency_totals
 from coverage_report.peers import PEERS
-from coverage_report.runs import Results, fold_state, run_tool
+from coverage_report.runs import Results, content_of, fold_state, run_tool
 from coverage_report.summary import total
 
 __all__ = ["exports"]
@@ -63,7 +62,7 @@ def exports(
 def model(cache: Path, name: str, form: str, results: Results, tell: Callable[[str], None]) -> dict[str, Any]:
     """One network in one export: what it holds, and the row of convbn."""
     path = form_path(cache, name, form)
-    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    content = content_of(path)
     key = f"{name}.{form}|{content}|{TOOL}|{PEERS[TOOL].version}+{fold_state()}"
     row = results.get(key)
     if row is None:

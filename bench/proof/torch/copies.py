@@ -46,9 +46,8 @@ def kept_wide() -> TorchDispatchMode:
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             kwargs = kwargs or {}
-            if (
-                func.overloadpacket is torch.ops.aten._assert_tensor_metadata
-            ):  # an exported cast asks for its type
+            # An exported cast asks for its type.
+            if func.overloadpacket is torch.ops.aten._assert_tensor_metadata:
                 return None
             if func.overloadpacket in casts and args[0].dtype == torch.float64:
                 args = tuple(map(wide, args))

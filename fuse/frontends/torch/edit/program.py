@@ -79,9 +79,8 @@ class _Editor:
         self._specs = dict(zip(self._graph.find_nodes(op="placeholder"), self._inputs, strict=True))
         outputs: list[Any] = [graph.output_node().args[0] for graph in (program.graph, self._graph)]
         for stated, given in zip(*outputs, strict=True):
-            if (
-                stated is not None
-            ):  # an output that showed another one's memory is what was written there last
+            # An output that showed another one's memory is what was written there last.
+            if stated is not None:
                 rename(self._signature, self._calls, getattr(stated, "name", ""), getattr(given, "name", ""))
 
     def set_constant(self, edit: SetConstant) -> None:

@@ -98,6 +98,12 @@ def _rules(parser: Parser) -> None:
     parser.add_argument("--strict", action="store_true", help="fail where there would only be a warning")
 
 
+def _materialize(parser: Parser) -> None:
+    parser.add_argument(
+        "--materialize", action="store_true", help="make parameters of weights that a module computes"
+    )
+
+
 def _target(parser: Parser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
@@ -117,9 +123,6 @@ def _inspect(parser: Parser) -> None:
     parser.add_argument(
         "--trust-engine", action="store_true", help="load an engine to list its layers, which runs its code"
     )
-    parser.add_argument(
-        "--materialize", action="store_true", help="make parameters of weights that a module computes"
-    )
 
 
 def _fuse(parser: Parser) -> None:
@@ -130,9 +133,6 @@ def _fuse(parser: Parser) -> None:
         choices=("auto", "always", "never"),
         default="auto",
         help="weights in a file of their own beside OUT; auto: as IN has them, and beyond 2 GiB",
-    )
-    parser.add_argument(
-        "--materialize", action="store_true", help="make parameters of weights that a module computes"
     )
 
 
@@ -198,11 +198,11 @@ def _bench(parser: Parser) -> None:
 VERBS: Mapping[str, Verb] = {
     "inspect": Verb(
         "say what a fold would do, and why each remaining BatchNorm stays",
-        (_source, _rules, _json, _common, _inspect),
+        (_source, _rules, _json, _common, _inspect, _materialize),
     ),
     "fuse": Verb(
         "fold a model and write it, if its outputs are equal",
-        (_source, _rules, _target, _json, _common, _fuse),
+        (_source, _rules, _target, _json, _common, _fuse, _materialize),
     ),
     "verify": Verb("compare two models on the same random inputs", (_source, _json, _common, _verify)),
     "export": Verb(
