@@ -46,9 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if source.opened is not None:
         report = _file_to_file(source, source.opened, options, console)
     else:
-        size = (
-            stored_bytes(options.input) if os.path.isfile(options.input) else None
-        )  # OUT may take its place
+        # Asked now: OUT may take its place.
+        size = stored_bytes(options.input) if os.path.isfile(options.input) else None
         report = _made(source, target, options, console)
         if size is not None:
             report = replace(report, size=Before(size, stored_bytes(options.output)))
