@@ -125,7 +125,7 @@ def test_what_came_out_slower_is_measured_again_for_longer(
 ) -> None:
     from coverage_report import latency
 
-    def pretend(path: Path, budget_s: float, runtime: str) -> dict[str, object]:
+    def pretend(path: Path, folded: object, budget_s: float, runtime: str) -> dict[str, object]:
         verdict = "slower" if budget_s < 4 else "no difference detected"
         return {"failure": None, "ratio": None, "verdict": verdict, "seconds": budget_s}
 

@@ -55,7 +55,7 @@ def by_authors(
         key = f"{name}|{content}|by-authors|{budget_s:g}"
         row = results.get(key)
         if row is None:
-            row = measured(unfused, budget_s, RUNTIMES["onnxruntime"], folded=merged)
+            row = measured(unfused, merged, budget_s, RUNTIMES["onnxruntime"])
             results.add(key, row)
             tell(f"by its authors {name}: {row['failure'] or row['ratio']}")
         rows[name] = row

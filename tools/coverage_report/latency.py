@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coverage_report.architectures import REPARAMETERISABLE, by_name
 from coverage_report.exports import FORMS, form_path
-from coverage_report.peers import PEERS
-from coverage_report.runs import Results, content_of, fold_state
+from coverage_report.runs import Results, content_of
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["RUNTIMES", "geometric_mean", "latencies", "latency_totals", "measured"]
 
 RUNTIMES = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino-cpu"}
 """What measures, by the distribution whose version a row depends on."""
 
+NOTHING = {"failure": None, "ratio": None, "milliseconds": None, "verdict": None, "noise_floor": None}
 SLOWER = "slower"
 CONFIRMATION = 4.0
 """Times the seconds that a model gets which came out slower: of a hundred some do by chance. Both measurements are
@@ -46,14 +50,17 @@ def latencies(
         library: of :data:`RUNTIMES`, which runs both sides.
         form: which export of the models, of :data:`coverage_report.exports.FORMS`.
     """
-    state, runtime = fold_state(), f"{library} {version(library)}"
+    import convbn
 
-    def row_of(name: str, path: Path, seconds: float) -> dict[str, Any]:
-        content = content_of(path)
-        key = f"{name}|{content}|latency|{runtime}|{seconds:g}|{PEERS['convbn'].version}+{state}"
+    runtime = f"{library} {version(library)}"
+
+    def row_of(name: str, path: Path, folded: onnx.ModelProto, seconds: float) -> dict[str, Any]:
+        # Speed depends on what the fold made, not on the code that made it.
+        made = hashlib.sha256(folded.SerializeToString(deterministic=True)).hexdigest()[:16]
+        key = f"{name}|{content_of(path)}|{made}|latency|{runtime}|{seconds:g}"
         row = results.get(key)
         if row is None:
-            row = measured(path, seconds, RUNTIMES[library])
+            row = measured(path, folded, seconds, RUNTIMES[library])
             results.add(key, row)
             tell(f"latency {name} {form}, {library}: {row['failure'] or row['ratio']}")
             gc.collect()
@@ -64,40 +71,42 @@ def latencies(
         path = form_path(cache, name, form)
         if not path.exists():
             continue
-        rows[name] = row_of(name, path, budget_s)
+        try:
+            folded = convbn.fuse(path, options=convbn.FuseOptions(verify=False))[0]
+        except Exception as error:  # a fold in development may raise anything
+            rows[name] = NOTHING | {"failure": f"{type(error).__name__}: {error}"[:300]}
+            continue
+        rows[name] = row_of(name, path, folded, budget_s)
         if rows[name]["verdict"] == SLOWER:
-            rows[name] = row_of(name, path, CONFIRMATION * budget_s) | {"first": rows[name]}
+            rows[name] = row_of(name, path, folded, CONFIRMATION * budget_s) | {"first": rows[name]}
     return rows
 
 
-def measured(path: Path, budget_s: float, runtime: str, *, folded: Path | None = None) -> dict[str, Any]:
-    """The row of one file: convbn's output, or another file that does the same, against it.
+def measured(path: Path, folded: onnx.ModelProto | Path, budget_s: float, runtime: str) -> dict[str, Any]:
+    """The row of one file against another that does the same.
 
     Args:
         path: of the unfused file.
+        folded: what convbn makes of it, or who else.
         budget_s: seconds in all.
         runtime: that runs both sides.
-        folded: the other file; None for what convbn makes.
     """
-    import convbn
     from convbn.bench.cases.case import Case
     from convbn.bench.measure.options import ProtocolOptions
     from convbn.bench.measure.protocol import measure
     from convbn.bench.runtimes.base import Variant
 
-    nothing = {"failure": None, "ratio": None, "milliseconds": None, "verdict": None, "noise_floor": None}
     try:
-        other: Any = folded or convbn.fuse(path, options=convbn.FuseOptions(verify=False))[0]
-        variants = (Variant("untouched", onnx=path), Variant("convbn", onnx=other))
+        variants = (Variant("untouched", onnx=path), Variant("convbn", onnx=folded))
         options = ProtocolOptions(threads=1, budget_seconds=budget_s, memory=False)
         result = measure([Case("untouched", variants, (runtime,), threads=1)], options)
-    except Exception as error:  # a fold in development may raise anything
-        return nothing | {"failure": f"{type(error).__name__}: {error}"[:300]}
+    except Exception as error:  # a runtime may raise anything
+        return NOTHING | {"failure": f"{type(error).__name__}: {error}"[:300]}
     case = result.cases[0]
     baseline, row = case.rows
     if row.ratio is None or baseline.latency is None or row.latency is None:
-        return nothing | {"failure": row.reason or baseline.reason}
-    return nothing | {
+        return NOTHING | {"failure": row.reason or baseline.reason}
+    return NOTHING | {
         "ratio": {"median": row.ratio.median, "low": row.ratio.low, "high": row.ratio.high},
         "milliseconds": {"untouched": 1e3 * baseline.latency.median, "convbn": 1e3 * row.latency.median},
         "verdict": row.verdict,
