@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from convbn.bench.models.inputs import Array
 from convbn.bench.proof.claims import Alignment, Claim
 from convbn.bench.proof.graph.dataflow import Dataflow
 from convbn.common.dtypes import is_float
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["LinearLayer", "Region", "linear_layer", "regions_of", "terms_of"]
 
@@ -52,6 +56,7 @@ class Region:
         fresh: those of them that are none of the original's.
         weights: numbers in the weights of its layers.
         layer: what it is if it is one linear layer and nothing else.
+        channels: of each layer, the axis of its output channels and how many there are.
     """
 
     nodes: tuple[int, ...]
@@ -60,14 +65,23 @@ class Region:
     fresh: tuple[str, ...]
     weights: int
     layer: LinearLayer | None
+    channels: frozenset[tuple[int, int]] = frozenset()
 
     def products(self, values: Mapping[str, Array]) -> int:
-        """Multiplications that it takes, about."""
-        pixels = [
-            math.prod(values[c.original].shape[2:]) * math.prod(values[c.original].shape[:1])
-            for c in self.claims
-        ]
-        return self.weights * max(pixels, default=1)
+        """Multiplications that it takes, about: each weight at each position."""
+        shapes = [shape for shape in (values[c.original].shape for c in self.claims) if len(shape) > 1]
+        known = [n for shape in shapes if (n := self._positions(shape)) is not None]
+        # Heads that a reshape made are channels of no layer.
+        return self.weights * max(known or (_numbers_to_each(shape, 1) for shape in shapes), default=1)
+
+    def _positions(self, shape: tuple[int, ...]) -> int | None:
+        """Numbers of a value to each channel of a layer; None where it has none."""
+        own = (axis for axis, width in self.channels if shape[axis] == width)
+        return min((_numbers_to_each(shape, axis) for axis in own), default=None)
+
+
+def _numbers_to_each(shape: tuple[int, ...], axis: int) -> int:
+    return math.prod(shape) // max(shape[axis], 1)
 
 
 def regions_of(folded: Dataflow, alignment: Alignment) -> list[Region]:
@@ -106,15 +120,27 @@ def _region(folded: Dataflow, alignment: Alignment, nodes: Sequence[int], claims
     layer = linear_layer(folded, nodes[0]) if len(nodes) == 1 else None
     if layer is not None and layer.data not in alignment.same:
         layer = None
-    weights = [
-        math.prod(folded.constants[name].dims)
+    weighted = [
+        (folded.nodes[i], tuple(folded.constants[name].dims))
         for i in nodes
         if folded.nodes[i].op_type in _LINEAR
         for name in folded.nodes[i].input[1:2]
         if name in folded.constants
     ]
     fresh = tuple(name for name in loose if not alignment.kept(name))
-    return Region(tuple(nodes), tuple(claims), tuple(loose), fresh, sum(weights), layer)
+    weights = sum(math.prod(dims) for _, dims in weighted)
+    channels = frozenset(_channels(node, dims) for node, dims in weighted if len(dims) > 1)
+    return Region(tuple(nodes), tuple(claims), tuple(loose), fresh, weights, layer, channels)
+
+
+def _channels(node: onnx.NodeProto, dims: Sequence[int]) -> tuple[int, int]:
+    """The axis of a layer's output channels, and how many it has."""
+    numbers = {entry.name: entry.i for entry in node.attribute}
+    if node.op_type == "Conv":
+        return 1, dims[0]
+    if node.op_type == "ConvTranspose":
+        return 1, dims[1] * numbers.get("group", 1)
+    return -1, dims[0] if numbers.get("transB") else dims[-1]
 
 
 def _stores_floats(folded: Dataflow, name: str) -> bool:

@@ -16,9 +16,9 @@ Written by `make mutation`; the numbers and every survivor are in [mutation.json
 (`fuse/operators`), the plan (`fuse/plan`) and the proof (`bench/proof`), one expression at a time: an operator, a
 number, a comparison, an argument, a branch. What `mypy --strict` refuses could not land. Every other change of the fold
 is given to the tests of `fuse/`, every other change of the proof to those in `tests/bench/proof`. Left out are the
-texts of refusals, since a wording is not a result; what reads the calls of ONNX and PyTorch, which other tests hold; and
-what the other process does that runs a model first (`main`, `_run` and two more of `first_run.py`): mutmut does not see
-that a test comes to it.
+texts of refusals, since a wording is not a result; what reads the calls of ONNX and PyTorch, which other tests hold;
+and what the other process does that runs a model first (`main`, `_run` and two more of `first_run.py`): mutmut does not
+see that a test comes to it.
 
 **{total:,} changes: {types:,} refused by mypy, {killed:,} seen by a test, {timeout:,} ran on until stopped;
 {alive:,} survive, {explained}.**

@@ -88,6 +88,37 @@ def test_products_are_the_weights_at_every_pixel_of_every_sample() -> None:
     assert region("a").products(values) == 10 * 2 * 20
     assert region("a", "b").products(values) == 10 * 81
     assert region().products(values) == 10
+    values = {"a": np.zeros(()), "b": np.zeros(5), "c": np.zeros((4, 0, 3))}
+    assert region("a", "b").products(values) == 10
+    assert region("a", "b", "c").products(values) == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "shape", "given", "positions"),
+    [
+        (node("Conv", "x w", "y"), (8, 3, 1, 1), (1, 8, 5, 7), 35),
+        (node("ConvTranspose", "x w", "y", group=2), (6, 4, 2, 2), (1, 8, 5, 7), 35),
+        (node("MatMul", "x w", "y"), (6, 8), (2, 35, 8), 70),
+        (node("Gemm", "x w", "y"), (6, 8), (35, 8), 35),
+        (node("Gemm", "x w", "y", transB=1), (8, 6), (35, 8), 35),
+    ],
+    ids=["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transB"],
+)
+def test_positions_are_counted_beside_the_channels_that_a_layer_has(
+    made: onnx.NodeProto, shape: tuple[int, ...], given: tuple[int, ...], positions: int
+) -> None:
+    before, after = (flow([made], {"w": number * ones(*shape)}) for number in (1, 2))
+    (region,) = regions_of(after, align(before, after, set()))
+    assert region.products({"y": np.zeros(given)}) == region.weights * positions
+
+
+def test_heads_that_a_reshape_made_are_no_channels() -> None:
+    made = [node("MatMul", "x w", "a"), node("Reshape", "a rows", "b"), node("Neg", "b", "y")]
+    stored = {"rows": np.array([2, 4, 5, 2])}
+    before, after = (flow(made, {**stored, "w": number * ones(6, 8)}, "a y") for number in (1, 2))
+    (region,) = regions_of(after, align(before, after, {"b"}, {"b"}))
+    values = {"a": np.zeros((2, 5, 8)), "y": np.zeros((2, 4, 5, 2)), "b": np.zeros((2, 4, 5, 2))}
+    assert region.products(values) == region.weights * 10
 
 
 def layer(made: onnx.NodeProto, **stored: Any) -> LinearLayer | None:
