@@ -31,9 +31,16 @@ def check(built: onnx.ModelProto, kind: str) -> None:
     assert all(entry.detail for entry in report.kept)
     assert report.nodes.after <= report.nodes.before
     onnx.checker.check_model(result.model, full_check=True)
-    error, allowed = difference(built, result.model, kind)
-    assert error < allowed
+    check_equal(built, result.model, kind)
     check_again(result.model)
+
+
+def check_equal(built: onnx.ModelProto, folded: onnx.ModelProto, kind: str) -> None:
+    """Equal in onnxruntime, or in float64 where that is known to compute other numbers than the standard."""
+    error, allowed = difference(built, folded, kind)
+    if error >= allowed and read_apart(built) is not None:
+        error, allowed = fold_error(built, folded, kind)
+    assert error < allowed
 
 
 def check_again(folded: onnx.ModelProto) -> None:
@@ -54,8 +61,7 @@ def check_outlined(built: onnx.ModelProto, first: int, length: int) -> None:
         str(kept.reason) for kept in plain.report.kept
     ]
     onnx.checker.check_model(result.model, full_check=True)
-    error, allowed = difference(built, result.model, "float32")
-    assert error < allowed
+    check_equal(built, result.model, "float32")
     check_again(result.model)
 
 
