@@ -100,8 +100,8 @@ def stack(node: torch.fx.Node) -> list[str]:
 
 def innermost(node: torch.fx.Node) -> str:
     """The path of the module whose own forward called a node; empty for the model's."""
-    paths = stack(node)
-    return paths[-1] if paths else ""
+    last = next(reversed(node.meta.get("nn_module_stack", {}).values()), None)
+    return "" if last is None else str(last[0])
 
 
 def written_while_running(name: str) -> Refusal:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from convbn.fuse.frontends.torch.calls.schema import is_marker
 from convbn.fuse.frontends.torch.edit.module import EditSite
@@ -35,11 +34,8 @@ from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.normalization import Normalization
 from convbn.fuse.operators.registered_conv import RegisteredConv
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Node, Reader, Value
+from convbn.fuse.view.dataflow import Node, Value
 from convbn.fuse.view.op import BIAS, WEIGHT
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["constrain_edits"]
 
@@ -74,9 +70,19 @@ def _slots(node: Node) -> tuple[int, ...]:
     return ()
 
 
-def _seeing(value: Value) -> list[Reader]:
-    """Those who read more of a value than its shape and type."""
-    return [reader for reader in value.readers if reader.sees_numbers]
+@dataclass(frozen=True, slots=True)
+class _Uses:
+    """Who reads more of a value than its shape and type.
+
+    Attributes:
+        times: how often.
+        nodes: how many nodes do.
+        paths: of the modules whose forwards do.
+    """
+
+    times: int
+    nodes: int
+    paths: frozenset[str]
 
 
 def _between(before: list[str], behind: list[str]) -> set[str]:
@@ -113,6 +119,7 @@ class _EditConstraints:
         self._uses.update(name for slots in graph_view.on_trial.values() for name in slots.values())
         used = {value.name: self._tensors[value.name] for value in read if value.name in self._tensors}
         self._overlapping = overlapping(used)
+        self._known: dict[Value, _Uses] = {}
 
     def state(self) -> None:
         nodes = self._graph_view.view.nodes
@@ -212,7 +219,7 @@ class _EditConstraints:
                 node.locks[slot] = Refusal(
                     Reason.PARAMETER_SHARED, f"'{names[slot]}' of {node.label} is also {value.observed}"
                 )
-            elif self._uses[names[slot]] > (1 if value is None else len(_seeing(value))):
+            elif self._uses[names[slot]] > (1 if value is None else self._uses_of(value).times):
                 node.locks[slot] = self._used_again(node, names[slot])
             elif value is not None and self._only_called_again(value, path):
                 node.locks[slot] = Refusal(
@@ -266,8 +273,16 @@ class _EditConstraints:
         )
 
     def _only_called_again(self, value: Value, path: str) -> bool:
-        readers = {reader.node for reader in _seeing(value)}
-        return len(readers) > 1 and {innermost(node.handle) for node in readers} == {path}
+        uses = self._uses_of(value)
+        return uses.nodes > 1 and uses.paths == {path}
+
+    def _uses_of(self, value: Value) -> _Uses:
+        # Once: a weight that is used in every step of a loop would be looked through in every step again.
+        if value not in self._known:
+            seeing = [reader.node for reader in value.readers if reader.sees_numbers]
+            paths = frozenset(innermost(node.handle) for node in seeing)
+            self._known[value] = _Uses(len(seeing), len(set(seeing)), paths)
+        return self._known[value]
 
     def _why_it_must_stay(self, node: Node, path: str, kept: tuple[str, ...] | Refusal) -> Refusal | None:
         part = self._parts[path]
