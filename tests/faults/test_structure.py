@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 
 from convbn.cli import main
+from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
 
 Break = Callable[[onnx.ModelProto], None]
@@ -113,6 +114,22 @@ def test_graphs_that_are_none_are_refused_by_every_command(
         assert command == "verify" or (told.startswith("convbn: ") and "model.onnx" in told), told
         assert len(told.splitlines()) <= 1
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_circle_is_named() -> None:
+    broken = sound()
+    cycle(broken)
+    with pytest.raises(BadInputError, match="runs in a circle: 'conv' → 'bn' → 'relu' → 'conv'"):
+        fold(broken)
+
+
+def test_a_circle_that_looks_like_an_activation_is_not_followed_for_ever() -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["a"], ["b"], name="sigmoid"),
+        helper.make_node("Mul", ["b", "x"], ["a"], name="mul"),
+    ]
+    with pytest.raises(BadInputError, match="circle"):
+        fold(model(nodes, {"x": [2, 3]}, ["a"], {}))
 
 
 def unsorted(m: onnx.ModelProto) -> None:

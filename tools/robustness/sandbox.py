@@ -38,6 +38,9 @@ BOUND = {"float32": 2e-4, "float16": 4e-2, "float64": 1e-6}
 NEARLY = 2.0**-10
 """Of the largest number: sums of products that are larger may overflow."""
 
+UNJUDGED = 9
+"""Exit code of a judge that cannot run the model that it is to compare with."""
+
 TYPED = range(1, 6)
 """Exit codes of errors that convbn answers for."""
 
@@ -174,7 +177,11 @@ def _equal(model: Path, out: Path) -> tuple[str, str]:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        sessions = [ort.InferenceSession(str(p), options) for p in (model, out)]
+        try:
+            first = ort.InferenceSession(str(model), options)
+        except Exception:  # onnxruntime's own, of many classes
+            return UNJUDGED
+        sessions = [first, ort.InferenceSession(str(out), options)]
         rng = np.random.default_rng(11)
         feeds = {}
         for value in sessions[0].get_inputs():
@@ -187,6 +194,8 @@ def _equal(model: Path, out: Path) -> tuple[str, str]:
     status = _in_child(work)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
         return "equal", ""
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == UNJUDGED:
+        return "refused", "onnxruntime does not take the input, so there is nothing to compare with"
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 8:
         return "wrong", "the output differs from the input's"
     return "wrong", f"what was written cannot be compared (status {status})"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
@@ -99,6 +100,8 @@ def read_view(
     scopes = [Scope("", model.graph)]
     for scope in scopes:  # which grows by the bodies
         scopes += reader.read(scope)
+    if reader.out_of_order:
+        _check_circles(reader.nodes)
     for function in model.functions:
         for proto in function.node:
             if proto.op_type == "BatchNormalization" and is_standard(proto):
@@ -123,6 +126,7 @@ class _Reader:
         self.opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
         self.nodes: list[Node] = []
         self.unreachable: list[Kept] = []
+        self.out_of_order = False
         self._names: Counter[str] = Counter()
 
     def read(self, scope: Scope) -> list[Scope]:
@@ -235,6 +239,7 @@ class _Reader:
             if value.producer is not None or value.constant is not None:
                 raise BadInputError(f"'{value.name}' is given by more than one node or initializer")
             value.producer = node
+            self.out_of_order |= bool(value.readers)
         if constant is None and not chained:
             constant = evaluated(operator, inputs)
         if constant is not None:
@@ -249,6 +254,18 @@ class _Reader:
                 _shaped(value, self._shapes.get(value.name))
             if value.shape is None and call.operator in ("Gemm", "MatMul"):
                 value.shape = _linear_shape(call)
+
+
+def _check_circles(nodes: Iterable[Node]) -> None:
+    """Nodes may stand in another order than they run in, as onnxruntime takes them, but none may wait for itself."""
+    made_by = {
+        node: [v.producer for v in node.inputs if v is not None and v.producer is not None] for node in nodes
+    }
+    try:
+        TopologicalSorter(made_by).prepare()
+    except CycleError as error:
+        names = " → ".join(f"'{node.name}'" for node in error.args[1][:8])
+        raise BadInputError(f"the graph runs in a circle: {names}") from error
 
 
 def _shape_of(info: onnx.ValueInfoProto) -> Dimensions | None:
