@@ -1,6 +1,7 @@
 """The ways to remove an affine map's node: backward, forward, apart, compensated, to an addition.
 
-1. *Backward* as a whole, into what produces its input.
+1. *Backward* as a whole, into what produces its input. Where a product would gain an addition for it, ways 2 and 3 are
+   tried first.
 2. *Forward* as a whole, into everything that reads its output.
 3. *Apart*: sign and shift backward and the magnitude forward, ``s·x + t = |s|·(±x + t/|s|)``, the way off a residual
    stream, where signs and shifts are a matter of bookkeeping and only a positive scale passes the activation; or the
@@ -52,6 +53,12 @@ class Fold:
     rule: str
     edits: tuple[Edit, ...]
     moved: tuple[str, ...] = ()
+
+    @property
+    def gains(self) -> bool:
+        """Whether the model gains an addition for a constant that a layer has no place for."""
+        settings = (edit for edit in self.edits if isinstance(edit, SetConstant))
+        return any(edit.slot in edit.node.adds and edit.node.input(edit.slot) is None for edit in settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,3 +231,22 @@ def test_what_reads_the_product_takes_the_shift_first() -> None:
     numbers = {"w": random(6, 6), "w2": random(3, 6, 1, 1), "b2": random(3)}
     result = check([batchnorm("x", "n"), *layers], numbers)
     assert operators(result.model) == ["Einsum", "Conv"]
+
+
+@pytest.mark.parametrize(
+    ("pads", "behind", "added"),
+    [(0, "Conv", 0), (1, "Conv", 1), (0, "Sigmoid Conv", 1), (0, "Relu Conv", 1)],
+    ids=["a layer that takes it", "padding", "no way onward", "an activation that lets no shift pass"],
+)
+def test_no_addition_is_gained_where_a_layer_behind_takes_the_batchnorm(
+    pads: int, behind: str, added: int
+) -> None:
+    nodes = [node("Einsum", "w x", "e", equation="oc,nchw->nohw"), batchnorm("e", "v")]
+    if behind != "Conv":
+        nodes.append(node(behind.split()[0], "v", "u"))
+    nodes.append(node("Conv", f"{'v' if behind == 'Conv' else 'u'} k", "y", pads=[pads] * 4))
+    result = check(nodes, {"w": random(6, 6), "k": random(6, 6, 3, 3)})
+    assert result.report.batchnorm.after == 0
+    assert operators(result.model).count("Add") == added
+    again = fold(result.model)
+    assert again.model.SerializeToString() == result.model.SerializeToString()
