@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ class Constant:
     @classmethod
     def of(cls, array: Array) -> Constant:
         """A constant that is already in memory."""
-        return cls(array.shape, lambda: array, dtype=array.dtype)
+        return cls(
+            array.shape, lambda: array, dtype=array.dtype, key=lambda: blake2b(array.tobytes()).digest()
+        )
 
     def array(self) -> Array:
         """The numbers, in the dtype they are stored in. Not to be written to."""

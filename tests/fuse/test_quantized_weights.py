@@ -240,17 +240,6 @@ def test_a_dequantized_bias_becomes_a_float() -> None:
     assert operators(result.model).count("DequantizeLinear") == 1
 
 
-def test_a_weight_that_two_layers_share_stays() -> None:
-    nodes = [
-        dequantize("q", "s", axis=0),
-        CONV,
-        helper.make_node("Conv", ["x", "w"], ["d"], pads=[1] * 4),
-        batchnorm("c", "n"),
-        helper.make_node("Add", ["n", "d"], ["y"]),
-    ]
-    check(build(nodes, {}), 1)
-
-
 def test_linear_layers_too() -> None:
     nodes = [
         dequantize("q", "s", axis=0),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from convbn.errors import Concern
 from convbn.fuse.frontends.frontend import Applied, Capture
 from convbn.fuse.frontends.onnx.local_functions.inline import Inlined, inline_functions
+from convbn.fuse.frontends.onnx.model.dequantizers import join_dequantizers, part_dequantizers
 from convbn.fuse.frontends.onnx.model.freeze import declare_new, overridable
 from convbn.fuse.frontends.onnx.model.freeze import freeze as freeze_initializers
 from convbn.fuse.frontends.onnx.model.graphs import operators_of
@@ -57,6 +58,8 @@ def capture_model(
     operators = operators_of(model)
     frozen = freeze_initializers(model) if freeze else []
     inlined = inline_functions(model) if inline else Inlined()
+    quantised = operators["DequantizeLinear"] and operators["BatchNormalization"]
+    parted = part_dequantizers(model) if quantised else []
     light = skeleton(model)
     # onnxruntime runs many a model that the checker does not pass, so this is told and not refused.
     problem = structure_problem(light)
@@ -66,12 +69,14 @@ def capture_model(
 
     def apply(edits: Sequence[Edit]) -> Applied:
         if not edits:
+            join_dequantizers(parted)
             if inlined.undo is not None:
                 inlined.undo()
             return Applied(model, operators)
         stored = [tensor.name for tensor in model.graph.initializer]
         deferred = Deferred(wanted=read is not None)
         write(reading, edits, deferred)
+        join_dequantizers(parted)
         declare_new(model, stored)
         broken = structure_problem(skeleton(model))
         if broken is not None and problem is None:
