@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from convbn.fuse.frontends.onnx.model.inference import inferred
+
 if TYPE_CHECKING:
     import onnx
 
@@ -45,9 +47,9 @@ def rounded_graph(model: onnx.ModelProto) -> onnx.ModelProto | None:
     graph = wide.graph
     # Without the annotations, which may contradict what is inferred.
     del graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(wide).graph
+    found = inferred(wide).graph
     half = {t.name: t.data_type for t in model.graph.initializer if t.data_type in _HALF}
-    for value in (*inferred.value_info, *inferred.input, *inferred.output):
+    for value in (*found.value_info, *found.input, *found.output):
         if value.type.tensor_type.elem_type in _HALF:
             half[value.name] = value.type.tensor_type.elem_type
     for tensor in graph.initializer:

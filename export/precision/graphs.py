@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convbn.errors import UsageError
 from convbn.fuse.frontends.onnx.model.graphs import Names, bodies_of, nodes_below
+from convbn.fuse.frontends.onnx.model.inference import inferred
 
 if TYPE_CHECKING:
     import onnx
@@ -149,9 +150,9 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
             light.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
-    inferred = onnx.shape_inference.infer_shapes(light).graph
+    found = inferred(light).graph
     types = {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
-    for value in (*model.graph.value_info, *inferred.value_info, *inferred.output, *inferred.input):
+    for value in (*model.graph.value_info, *found.value_info, *found.output, *found.input):
         kind = value.type
         if kind.HasField("tensor_type") and kind.tensor_type.elem_type:
             types[value.name] = int(kind.tensor_type.elem_type)

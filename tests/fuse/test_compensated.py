@@ -132,3 +132,29 @@ def test_in_front_of_a_transposed_convolution(
     nodes = [node("Conv", "x stem", "c"), node("Tanh", "c", "t"), batchnorm("t", "n"), layer]
     stored = {"k": random(4, 6 // groups, kernel, kernel), "bias": random(6)}
     assert (check(nodes, ["y"], stored).report.batchnorm.after == 0) is goes
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_of_two_batchnorms_in_a_row_one_gives_on_an_output(dtype: str) -> None:
+    """The second goes into the first, and that one goes where another reader takes the inverse."""
+    nodes = [
+        helper.make_node("InstanceNormalization", ["x", "scale", "bias"], ["i"], name="norm"),
+        helper.make_node("GlobalAveragePool", ["i"], ["p"], name="pool"),
+        batchnorm("p", "a", prefix="bn1", epsilon=1e-3),
+        batchnorm("a", "y", prefix="bn1"),
+        batchnorm("p", "b", prefix="bn1"),
+        batchnorm("b", "z", prefix="bn2"),
+    ]
+    for number, made in enumerate(nodes):
+        made.name = f"{made.op_type} {number}"
+    stored: dict[str, np.ndarray] = {"scale": np.ones(4), "bias": np.zeros(4)}
+    for number in (1, 2):
+        stored |= batchnorm_parameters(4, prefix=f"bn{number}", seed=number)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    numbers = {name: array.astype(dtype) for name, array in stored.items()}
+    built = model(nodes, {"x": (2, 4, 6, 6)}, ["y", "z"], numbers, elem_type=kind)
+    result = fold(built)
+    assert result.report.batchnorm.after < 2
+    onnx.checker.check_model(result.model, full_check=True)
+    feeds = {"x": random(2, 4, 6, 6).astype(dtype)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < (1e-5 if dtype == "f4" else 2e-2)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from onnx import helper
+from support.graphs import batchnorm, batchnorm_parameters, model, random, relative_error, run
 
+from convbn.fuse.fold import fold
 from convbn.fuse.frontends.onnx.model.dimensions import Dimensions, solved
 
 
@@ -38,3 +41,24 @@ def test_what_is_found_counts_wherever_the_name_stands() -> None:
         "r": ("N", 8, "l"),
     }
     assert solved(nodes, shapes) == {"x": ("N", 3, 8, 8), "y": ("N", 192), "z": ("N", 192), "r": ("N", 8, 24)}
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (2, 6), (-1, 9)])
+def test_a_size_below_0_is_open_also_where_a_slice_cuts_it(begin: int, end: int) -> None:
+    """onnx's own inference ends the process there."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        batchnorm("c", "n"),
+        helper.make_node("Slice", ["n", "begin", "end", "axes"], ["s"], name="slice"),
+        helper.make_node("MatMul", ["s", "k"], ["y"], name="product"),
+    ]
+    numbers = {name: np.array([number]) for name, number in (("begin", begin), ("end", end), ("axes", 0))}
+    stored = {"w": random(4, 4, 1, 1), "k": random(6, 2), **numbers, **batchnorm_parameters(4)}
+    built = model(nodes, {"x": [3, 4, 6, 6]}, ["y"], stored)
+    built.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    built.graph.output[0].type.tensor_type.ClearField("shape")
+    result = fold(built)
+    assert result.report.batchnorm.after == 0
+    assert result.model.graph.input[0] == built.graph.input[0]
+    feeds = {"x": random(3, 4, 6, 6)}
+    assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5

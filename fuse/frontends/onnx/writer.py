@@ -158,12 +158,13 @@ class _Writer:
                 before.update((*place.proto.input, *place.proto.output))
                 self._write_node(node, place.proto)
                 resized += [node] * _gains_addition(node)
+        given: set[tuple[int, str]] = set()
         # From behind, so that places in front keep their numbers.
         for node in reversed(resized):
             graph, index = node.handle.scope.graph, node.handle.index
             if node in self._view:
                 graph.node.insert(index + 1, self._addition(node, graph.node[index]))
-            elif not _keep_as_identity(node):
+            elif not _keep_as_identity(node, given):
                 del graph.node[index]
         return before
 
@@ -244,15 +245,25 @@ def _gains_addition(node: Node) -> bool:
     return BIAS in node.adds and node.input(BIAS) is not None
 
 
-def _keep_as_identity(node: Node) -> bool:
-    """Whether a bypassed node gave a value that is seen by its name, and gives it on from now on."""
+def _keep_as_identity(node: Node, given: set[tuple[int, str]]) -> bool:
+    """Whether a bypassed node gave a value that is seen by its name, and gives it on from now on.
+
+    Args:
+        node: it becomes an Identity then.
+        given: graphs and names that others give on already: of two bypassed nodes in a row, one does.
+    """
     output = node.outputs[0] if node.outputs else None
     source = output
     while source is not None and source.gave_way_to is not None:
         source = source.gave_way_to
     if output is None or source is None or not output.observed or _name(source) == _name(output):
         return False
-    proto: onnx.NodeProto = node.handle.proto
+    place: Place = node.handle
+    key = id(place.scope), _name(output)
+    if key in given:
+        return False
+    given.add(key)
+    proto = place.proto
     name = proto.name
     proto.Clear()
     proto.op_type = "Identity"

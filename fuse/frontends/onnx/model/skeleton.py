@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from convbn.common.text import first_line
 from convbn.fuse.frontends.onnx.model.dimensions import Dimensions, dimensions, solved
+from convbn.fuse.frontends.onnx.model.inference import inferred
 
 if TYPE_CHECKING:
     import onnx
@@ -94,13 +95,10 @@ def _sized(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], times: 
 
 
 def _inferred(light: onnx.ModelProto) -> dict[str, Dimensions]:
-    import onnx
-
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        graph = inferred(light, data_prop=True).graph
     except Exception:  # inference refuses what it cannot follow, in many ways; a shape stays unknown then
         return {}
-    graph = inferred.graph
     shapes = {
         value.name: dimensions(value)
         for value in (*graph.input, *graph.value_info, *graph.output)
