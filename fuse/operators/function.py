@@ -70,7 +70,7 @@ def evaluated(op: Function, known: Sequence[Constant | None]) -> Evaluated | Non
 def _quietly(function: Callable[..., Array], *operands: Array, **where: Any) -> Array:
     """What is not finite is for whoever stores it to see."""
     with np.errstate(all="ignore"):
-        return np.asarray(function(*operands, **where), np.float64)
+        return np.asarray(function(*operands, **where))
 
 
 def from_onnx(call: OnnxCall) -> Op | None:

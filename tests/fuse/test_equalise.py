@@ -152,6 +152,24 @@ def test_an_output_on_the_way_keeps_its_values() -> None:
     assert relative_error(evaluate(built, feeds["x"]), evaluate(result.model, feeds["x"])) < 1e-13
 
 
+def test_a_plain_chain_that_states_no_shapes_is_scaled() -> None:
+    """As it is after a fold: no BatchNorm, no sum and no product is left in it."""
+    weights = {
+        "a.w": uneven(6, 3, 3, 3, seed=1), "a.b": np.zeros(6),
+        "b.w": random(4, 6, 3, 3, seed=2, dtype=np.float64),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "a.w", "a.b"], ["a"], name="a"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "b.w"], ["y"], name="b"),
+    ]
+    built = model(nodes, {"x": [2, 3, 6, 6]}, ["y"], weights, elem_type=onnx.TensorProto.DOUBLE)
+    feeds = doubles(built)
+    result = equalise(built, measured(built, feeds))
+    assert [(group.layer, group.readers) for group in result.scaled] == [("a", ("b",))]
+    assert relative_error(evaluate(built, feeds["x"]), evaluate(result.model, feeds["x"])) < 1e-13
+
+
 def test_without_ranges_nothing_moves() -> None:
     built = inverted_residual()
     result = equalise(built, {})
@@ -159,26 +177,58 @@ def test_without_ranges_nothing_moves() -> None:
     assert result.model.SerializeToString() == built.SerializeToString()
 
 
-def biased(pads: int) -> onnx.ModelProto:
-    """A layer over what a ReLU gives, some of whose rows are never negative; its ReLU cuts off nothing there."""
-    second = random(4, 3, 1, 1, seed=2, dtype=np.float64)
-    second[:2] = np.abs(second[:2])
+def test_weights_of_0_and_1_are_scaled_as_others_are() -> None:
+    built = inverted_residual()
+    feeds = doubles(built)
+    before = {group.layer: group.readers for group in equalise(built, measured(built, feeds)).scaled}
+    weight = next(tensor for tensor in built.graph.initializer if tensor.name == "project0.w")
+    array = numpy_helper.to_array(weight).copy()
+    array[0, :2], array[1, :3] = 1, 0
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    result = equalise(built, measured(built, feeds))
+    assert {group.layer: group.readers for group in result.scaled} == before
+    assert relative_error(evaluate(built, feeds["x"]), evaluate(result.model, feeds["x"])) < 1e-13
+
+
+def test_one_channel_beside_others_that_no_scale_reaches() -> None:
     weights = {
-        "w1": random(3, 3, 1, 1, seed=1, dtype=np.float64), "w2": second, "b2": np.array([5.0, -1, 2, 3]),
-        "w3": random(2, 4, 3, 3, seed=3, dtype=np.float64),
+        "one.w": random(1, 3, 1, 1, dtype=np.float64), "both.w": random(4, 4, 1, 1, seed=1, dtype=np.float64),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "one.w"], ["one"], name="one"),
+        helper.make_node("Sigmoid", ["x"], ["bent"], name="bent"),
+        helper.make_node("Concat", ["one", "bent"], ["all"], name="all", axis=1),
+        helper.make_node("Conv", ["all", "both.w"], ["y"], name="both"),
+    ]
+    built = model(nodes, {"x": [2, 3, 6, 6]}, ["y"], weights, elem_type=onnx.TensorProto.DOUBLE)
+    result = equalise(built, measured(built, doubles(built)))
+    assert not result.scaled  # one channel alone has nothing to be made alike to
+    assert result.model.SerializeToString() == built.SerializeToString()
+
+
+def biased(pads: int, first: str = "Relu", second: str = "Relu") -> onnx.ModelProto:
+    """A layer over what a ReLU gives, some of whose rows are never negative; its ReLU cuts off nothing there."""
+    own = [] if second == "Relu" else ["zero"]
+    weight = random(4, 3, 1, 1, seed=2, dtype=np.float64)
+    weight[:2] = np.abs(weight[:2])
+    weights = {
+        "w1": random(3, 3, 1, 1, seed=1, dtype=np.float64), "w2": weight, "b2": np.array([5.0, -1, 2, 3]),
+        "w3": random(2, 4, 3, 3, seed=3, dtype=np.float64), "zero": np.zeros(()),
     }  # fmt: skip
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["a"], name="one"),
-        helper.make_node("Relu", ["a"], ["r"], name="relu1"),
+        helper.make_node(first, ["a"], ["r"], name="relu1"),
         helper.make_node("Conv", ["r", "w2", "b2"], ["c"], name="two"),
-        helper.make_node("Relu", ["c"], ["s"], name="relu2"),
+        helper.make_node(second, ["c", *own], ["s"], name="relu2"),
         helper.make_node("Conv", ["s", "w3"], ["y"], name="three", pads=[pads] * 4),
     ]
     return model(nodes, {"x": [2, 3, 6, 6]}, ["y"], weights, elem_type=onnx.TensorProto.DOUBLE)
 
 
-def test_a_bias_that_no_relu_cuts_off_goes_on() -> None:
-    built = biased(0)
+@pytest.mark.parametrize("second", ["Relu", "Max"])
+@pytest.mark.parametrize("first", ["Relu", "Sigmoid", "Exp"])
+def test_a_bias_that_no_relu_cuts_off_goes_on(first: str, second: str) -> None:
+    built = biased(0, first, second)
     feeds = doubles(built)
     result = equalise(built, {})
     assert [(entry.layer, entry.channels) for entry in result.absorbed] == [("two", 1)]
@@ -186,6 +236,37 @@ def test_a_bias_that_no_relu_cuts_off_goes_on() -> None:
     bias = next(stored[node.input[2]] for node in result.model.graph.node if node.name == "two")
     np.testing.assert_array_equal(bias, [0, -1, 2, 3])
     assert relative_error(evaluate(built, feeds["x"]), evaluate(result.model, feeds["x"])) < 1e-13
+
+
+@pytest.mark.parametrize("first", ["LeakyRelu", "Tanh", "Neg", "Identity"])
+def test_a_bias_stays_over_data_that_may_be_negative(first: str) -> None:
+    assert not equalise(biased(0, first), {}).absorbed
+
+
+def test_a_bias_stays_over_the_input() -> None:
+    built = biased(0)
+    del built.graph.node[:2]
+    built.graph.node[0].input[0] = "x"
+    assert not equalise(built, {}).absorbed
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0, -1.0])
+def test_a_bias_of_a_matrix_goes_on_where_its_product_is_never_negative(alpha: float) -> None:
+    weights = {
+        "w1": np.abs(random(3, 4, seed=1, dtype=np.float64)), "b1": np.array([5.0, -1, 2, 3]),
+        "w2": random(4, 2, seed=2, dtype=np.float64),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu1"),
+        helper.make_node("Gemm", ["r", "w1", "b1"], ["a"], name="one", alpha=alpha),
+        helper.make_node("Relu", ["a"], ["s"], name="relu2"),
+        helper.make_node("Gemm", ["s", "w2"], ["y"], name="two"),
+    ]
+    built = model(nodes, {"x": [2, 3]}, ["y"], weights, elem_type=onnx.TensorProto.DOUBLE)
+    result = equalise(built, {})
+    assert [(entry.layer, entry.channels) for entry in result.absorbed] == [("one", 3)] * (alpha > 0)
+    x = doubles(built)["x"]
+    assert relative_error(evaluate(built, x), evaluate(result.model, x)) < 1e-13
 
 
 def test_a_bias_does_not_go_on_under_padding() -> None:
@@ -221,12 +302,22 @@ def test_by_hand() -> None:
     consumer = Consumer(weight, largest, power, np.array([0, 1]))
     # (max 4, 3)²·(2² + 1/3²) + (max 2, 1/3)²·(3 + 9·0.5), over 4·3 + 0.5
     assert noise(consumer, np.array([1.0, 3.0])) == pytest.approx((16 * (4 + 1 / 9) + 4 * (3 + 4.5)) / 12.5)
+    # (max 8, 1)²·(2²/2² + 1) + (max 1, 1)²·(4·3 + 0.5): the second channel has no scale of its own
+    lone = Consumer(weight, largest, power, np.array([0, -1]))
+    assert noise(lone, np.array([2.0, 3.0])) == pytest.approx((64 * 2 + 1 * 12.5) / 12.5)
+
+
+def test_a_layer_that_gives_nothing_has_no_noise() -> None:
+    silent = Consumer(np.ones((1, 2, 3, 1)), np.zeros(3), np.zeros(3), np.arange(3))
+    assert noise(silent, np.ones(3)) == 0
 
 
 def test_nothing_to_gain() -> None:
     weight = np.ones((1, 4, 4, 1))
     assert best_scale([Consumer(weight, np.ones(4), np.ones(4), np.arange(4))], 4) is None
-    assert best_scale([Consumer(weight, np.zeros(4), np.zeros(4), np.arange(4))], 4) is None
+    with np.errstate(all="raise"):
+        assert best_scale([Consumer(weight, np.zeros(4), np.zeros(4), np.arange(4))], 4) is None
+        assert best_scale([Consumer(0 * weight, np.ones(4), np.ones(4), np.arange(4))], 4) is None
 
 
 def test_modules_are_sent_to_onnx() -> None:

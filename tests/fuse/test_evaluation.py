@@ -15,7 +15,9 @@ from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.evaluation import evaluated
+from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.negation import Negation
 from convbn.fuse.operators.registry import OF_CONSTANTS
 from convbn.fuse.options import FuseOptions
 from convbn.fuse.plan.evaluation import evaluate
@@ -122,6 +124,31 @@ def test_what_is_no_arithmetic_or_no_float() -> None:
     assert evaluated(Mean((0,), 1, False), values(np.int64([1, 2]))) is None
     assert evaluated(Mean((0,), 1, False), [Value("x", (3,))]) is None
     assert evaluated(Mean((0,), 1, False), [None]) is None
+
+
+def test_a_change_of_sign() -> None:
+    np.testing.assert_array_equal(found(Negation(), random(2, 3)).array(), -random(2, 3))
+    assert evaluated(Negation(), [Value("x", (3,))]) is None
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((2, 3), (3, 4)),
+        ((3,), (3, 4)),
+        ((2, 3), (3,)),
+        ((3,), (3,)),
+        ((5, 2, 3), (3, 4)),
+        ((2, 3), (5, 3, 4)),
+    ],
+)
+def test_a_product_of_vectors_and_matrices(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    """Of further axes a weight has none."""
+    a, b = random(*left), random(*right, seed=1)
+    if len(left) == 3 or len(right) == 3:
+        assert evaluated(Linear(1), values(a, b)) is None
+    else:
+        np.testing.assert_allclose(found(Linear(1), a, b).exact(), a.astype("f8") @ b, rtol=1e-12)
 
 
 def test_division_by_zero_is_for_the_one_who_stores_it() -> None:

@@ -42,6 +42,15 @@ def test_bound_holds_in_every_channel(name: str, seed: int, exponent: int) -> No
         assert error <= slack * Fraction(UNIT[name]) * max(abs(e) for e in exact)
 
 
+def test_a_weight_of_a_thousand_folds_is_computed_within_the_stack() -> None:
+    weight: Constant | Refusal = Constant.of(np.ones((2, 3), "f4"))
+    for step in range(1000):
+        assert isinstance(weight, Constant)
+        weight = round_scaled(weight, np.array([[2.0], [0.5]]) ** (-1) ** step, axes=(0,))
+    assert isinstance(weight, Constant)
+    np.testing.assert_array_equal(weight.array(), np.ones((2, 3)))
+
+
 def test_bfloat16_is_rounded_once() -> None:
     # Halfway between two bfloat16 numbers but for 2**-40: through float32 the tie goes the wrong way.
     exact = 1 + 2.0**-8 + 2.0**-40

@@ -17,6 +17,7 @@ from convbn.fuse.fold import fold
 from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.dequantize import Dequantize, into_quantized, is_dequantized
 from convbn.fuse.operators.linear import Linear
+from convbn.fuse.operators.registry import rule_for
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant, Node, Value
 from convbn.fuse.view.op import Other
@@ -135,6 +136,31 @@ def test_integers_about_a_zero_point_turn_about_it(q: np.ndarray, zero: list[np.
     about = zero[0] if zero else np.zeros(O)
     expected = by.scale.reshape(-1, 1, 1) * stands_for(q, scales(), about)
     np.testing.assert_allclose(stands_for(*changed), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_integers_in_blocks_turn_about_the_zero_point_of_each(dtype: Any) -> None:
+    q, zero = integers(O, 6, dtype=dtype, low=0), np.arange(2 * O, dtype=dtype).reshape(O, 2)
+    built = node(Dequantize(1, blocks=True), q, scales(2 * O).reshape(O, 2), zero, output=(O, 6))
+    by, moves = scale_by(2, -1, -0.5, 1), Moves()
+    rule = rule_for(built.op)
+    assert rule is not None
+    assert rule.backward is not None
+    assert rule.backward(moves, built, built.outputs[0], by, 0) is None
+
+    def stands_for(slots: list[np.ndarray]) -> np.ndarray:
+        stored, scale, point = (numbers.astype(np.float64) for numbers in slots)
+        return np.repeat(scale, 3, 1) * (stored - np.repeat(point, 3, 1))
+
+    before = [q, scales(2 * O).reshape(O, 2), zero]
+    after = [moves.constants[slot].array() for slot in range(3)]
+    assert [one.dtype for one in after] == [one.dtype for one in before]
+    np.testing.assert_allclose(stands_for(after), by.scale[:, None] * stands_for(before), rtol=1e-6)
+    none = backward(built, scale_by(2, -1, 0, 1), 0)
+    assert refusal(none) == (
+        "negative-scale",
+        "a scale is 0, and Dequantize 'n' has a zero point for each block",
+    )
 
 
 @pytest.mark.parametrize("least", [-1.0, 0.0])

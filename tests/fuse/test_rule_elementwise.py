@@ -42,6 +42,13 @@ PER_CHANNEL: list[tuple[int, ...]] = [(C, 1, 1), (1, C, 1, 1), (), (1,), (1, 1, 
 OTHERS: list[tuple[int, ...]] = [X, (C, 3, 5), (5,), (3, 1), (2, 1, 1, 1)]
 
 
+def test_a_factor_whose_numbers_would_lose_their_digits_in_one_channel_stays() -> None:
+    """The largest of all channels is no measure."""
+    found = Affine.scale_by(np.array([1.0, 1e-7, 1, 1]))
+    for shape in ((C, 1, 1), (1, C, 1, 1)):
+        assert reason(backward(beside(MUL, 1, np.ones(shape, "f2")), found, 1)) == "out-of-range"
+
+
 # --- backward, a constant ----------------------------------------------------------------------------
 
 

@@ -81,6 +81,18 @@ def test_a_layer_without_a_place_for_a_bias_passes_the_constant_on(kind: str) ->
         assert reason(forward(built, 0, affine(IN, kind), 1, ["out"])) == "too-far"
 
 
+def test_a_bias_that_would_be_an_addition_is_the_last_resort() -> None:
+    """The constant goes on where its readers take it."""
+    built = layer(output_axis=1)
+    built.adds = frozenset({2})
+    moves = took(forward(built, 0, affine(IN), 1))
+    assert 2 not in moves.constants
+    assert len(moves.consumed) == 1
+    moves = took(forward(built, 0, affine(IN), 1, ["out"]))
+    assert 2 in moves.constants
+    assert not moves.consumed
+
+
 def test_a_locked_bias_that_is_there_is_set_and_refused_by_who_sets_it() -> None:
     built = layer(numbers(OUT))
     built.locks[2] = Refusal(Reason.PARAMETRIZED, "locked")

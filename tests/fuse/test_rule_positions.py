@@ -106,6 +106,33 @@ def test_a_gather_by_what_is_not_known_stays_along_its_axis() -> None:
     assert reason(forward(gathered(2, [0]), 1, affine(1), 0)) == "axis-not-proven"
 
 
+@pytest.mark.parametrize("kind", ["both", "scale", "shift"])
+@pytest.mark.parametrize("indices", [(5,), (2, 5), ()])
+def test_a_table_that_is_read_from_takes_the_map(indices: tuple[int, ...], kind: str) -> None:
+    """An embedding: along the axis of what it holds, not of where it is read."""
+    rows = np.zeros(indices, "i8")
+    at = node(Gather(0), np.random.default_rng(1).normal(size=(7, 4)), rows, output=(*indices, 4))
+    moves = backward(at, affine(4, kind), len(indices))
+    assert isinstance(moves, Moves)
+    assert not moves.asked
+    assert moves.constants.keys() == {0}
+    assert reason(backward(at, affine(4, kind), len(indices), [0])) == "too-far"
+    assert reason(backward(at, affine(5, kind), len(indices))) == "axis-not-proven"
+
+
+def test_a_table_whose_numbers_would_lose_their_digits_stays() -> None:
+    """In some channel alone: the largest of all is no measure."""
+    table = np.ones((7, 2), "f2")
+    for shift in (0.0, 1e-7):
+        by = Affine(np.array([1.0, 1e-7]), np.array([0.0, shift]))
+        at = node(Gather(0), table, np.zeros(5, "i8"), output=(5, 2))
+        assert reason(backward(at, by, 1)) == "out-of-range"
+
+
+def test_no_positions_are_no_channels() -> None:
+    assert where(forward(gathered(1, np.zeros(0, "i8")), 0, affine(6), 1)) == (1, 0)
+
+
 def test_positions_beyond_the_channels_stay() -> None:
     assert reason(backward(gathered(1, [0, 6]), affine(2), 1)) == "axis-not-proven"
     for beyond in (6, -7):

@@ -59,6 +59,14 @@ def test_the_integers_are_those_of_onnx(scale: Any, zero: Any, axis: int | None,
     np.testing.assert_array_equal(found, expected)
 
 
+def test_two_scales_are_one_a_row() -> None:
+    weight, pair = np.float32([[1, 2, 3], [4, 5, 6]]), np.float32([1, 2])
+    at = node(Quantize(0), weight, pair, np.int8([3, 4]), output=(2, 3))
+    found = integers_of(Moves(), at)
+    assert not isinstance(found, Refusal), found
+    np.testing.assert_array_equal(found, [[4, 5, 6], [6, 6, 7]])
+
+
 NO_WEIGHT = ("weight-not-constant", "Quantize 'n' quantises no weight of its scale's type")
 NO_INTEGERS = ("weight-not-constant", "Quantize 'n' gives no integers of a known kind")
 NO_NUMBERS = ("bad-statistics", "the weight of Quantize 'n' holds Inf or NaN, or a scale is 0")

@@ -225,6 +225,12 @@ def test_no_channels_stay() -> None:
     torn(forward(reshape((2, 0, 3), (0, 5)), 0, affine(0), 1), "Reshape")
 
 
+@pytest.mark.parametrize(("source", "target"), [((2, 3, 0), (0, 6)), ((0, 6), (2, 3, 0))])
+def test_data_that_is_empty_on_one_side_of_the_axis_stays(source: Shape, target: Shape) -> None:
+    assert source is not None
+    torn(forward(reshape(source, target), 0, affine(source[1] or 0), 1), "Reshape")
+
+
 def test_empty_data_stays() -> None:
     torn(forward(reshape((2, 4, 0), (2, 3, 0)), 0, affine(4), 1), "Reshape")
 

@@ -9,9 +9,17 @@ import onnx
 import pytest
 from onnx import helper
 from support.graphs import Writer, model, operators, random, relative_error, run
+from support.views import Graph, node_of, numbers
 
 from convbn.fuse.fold import fold
+from convbn.fuse.operators.concat import Concat
+from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.split import Split
 from convbn.fuse.options import FuseOptions
+from convbn.fuse.plan.merging.pieces import merge_pieces
+from convbn.fuse.refusal import Reason, Refusal
+from convbn.fuse.view.op import Window
+from convbn.fuse.view.view import View
 
 
 def built(
@@ -63,6 +71,22 @@ def test_one_convolution_in_groups(pieces: int, biases: str, attributes: dict[st
     assert {a.name: a.i for a in node.attribute}["group"] == pieces
     assert [entry.rule for entry in folded.report.merged] == ["merge-split-convs"]
     assert not folded.report.batchnorm.after
+
+
+def test_a_concatenation_that_cannot_become_another_operator_stays() -> None:
+    graph = Graph()
+    whole = graph.add("split", Split(1), graph.x, outputs=2)
+    window = Window((1, 1), (1, 1), (0, 0), (0, 0))
+    convs = [
+        graph.add(f"c{i}", Conv(1, 1, window), piece, numbers(4, 4, 1, 1))
+        for i, piece in enumerate(node_of(whole).outputs)
+    ]
+    joined = node_of(graph.add("joined", Concat(1), *convs))
+    refusal = joined.locks["bypass"] = Refusal(Reason.KERNEL_PATTERN, "part of a kernel")
+    view = View(graph.nodes, pure=True)
+    assert not list(merge_pieces(view, FuseOptions()))
+    assert joined.locks.pop("bypass") is refusal
+    assert len(list(merge_pieces(view, FuseOptions()))) == 1
 
 
 @pytest.mark.parametrize(

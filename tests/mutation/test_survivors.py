@@ -48,18 +48,21 @@ def test_what_is_listed_still_stands_in_the_code() -> None:
 def test_the_committed_run_left_nothing_without_a_reason() -> None:
     parts = json.loads((ROOT / "docs" / "mutation.json").read_text())
     assert set(parts) <= set(PARTS)
+    written = set[str]()
     for name, found in parts.items():
         assert found["unexplained"] == []
         assert found["gone"] == []
-        assert {entry["mutant"] for entry in found["explained"]} == {
-            key for key in known() if part_of(key) == name
-        }
+        explained = {entry["mutant"] for entry in found["explained"]}
+        listed = {key for key in known() if part_of(key) == name}
+        # A sample meets some of them; that the others still stand in the code is another test's part.
+        assert explained <= listed if "sample" in found else explained == listed
+        written |= explained
         files = {file for folder in PARTS[name].folders for file in (ROOT / folder).rglob("*.py")}
         assert {(ROOT / file).parent for file in found["files"]} <= {file.parent for file in files}
         # All of them, or a tenth for every digit of a sample.
         assert sum(found["totals"].values()) > 200 * len(found.get("sample", "0123456789"))
     page = (ROOT / "docs" / "mutation.md").read_text()
-    assert set(re.findall(r"^\* `(.*)`$", page, re.MULTILINE)) == set(known())
+    assert set(re.findall(r"^\* `(.*)`$", page, re.MULTILINE)) == written
 
 
 BODY = """\
@@ -141,4 +144,7 @@ def test_survivors_are_told_from_those_that_are_known(run: Path) -> None:
     assert found["unexplained"] == []
     assert found["explained"] == [{"mutant": ended[0].key, "kind": "same", "why": "because"}]
     assert found["gone"] == ["rules/gone.py f: a → b"]
+    assert summary(ended, listed, sample=True)["gone"] == []
+    killed = {ended[1].key: Known("same", "because")}
+    assert summary(ended, killed, sample=True)["gone"] == [ended[1].key]
     assert found["totals"] == {"types": 1, "killed": 0, "timeout": 0, "survived": 1, "no test": 0}

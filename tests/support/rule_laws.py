@@ -22,8 +22,10 @@ from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.gather import Gather
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
+from convbn.fuse.operators.negation import Negation
 from convbn.fuse.operators.recurrent import Recurrent
 from convbn.fuse.operators.registry import rule_for
+from convbn.fuse.operators.repeat import Repeat
 from convbn.fuse.operators.reshape import Reshape
 from convbn.fuse.operators.rule import Axes, Pending, constant_at
 from convbn.fuse.operators.scatter import Scatter
@@ -182,6 +184,13 @@ def contracted(op: Contraction, operands: Sequence[Any]) -> np.ndarray:
     return cast("np.ndarray", product + bias)
 
 
+def repeated(x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Element i along an axis is element ``i mod C`` of the data, whose axes are the last ones."""
+    full = x.reshape([1] * (len(shape) - x.ndim) + list(x.shape))
+    places = (np.arange(size) % own for size, own in zip(shape, full.shape, strict=True))
+    return cast("np.ndarray", full[np.ix_(*places)])
+
+
 COMBINED = {"add": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -234,6 +243,10 @@ def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
         return cast("np.ndarray", x.mean(op.axes, keepdims=op.keepdims))
     if isinstance(op, Reshape):
         return cast("np.ndarray", x.reshape(at.outputs[0].shape))
+    if isinstance(op, Repeat):
+        return repeated(x, cast("Any", at.outputs[0].shape))
+    if isinstance(op, Negation):
+        return cast("np.ndarray", -x)
     if isinstance(op, Slice):
         for axis, positions in op.cuts:
             x = x.take(positions, axis)

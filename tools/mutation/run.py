@@ -87,7 +87,8 @@ def _ran(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
     if subprocess.run(command, cwd=folder, env=environment(folder) | {"PATH": path}).returncode:
         return None
     ended = mutants(folder, options.sample)
-    found = summary(ended, {key: one for key, one in known().items() if part_of(key) == name})
+    listed = {key: one for key, one in known().items() if part_of(key) == name}
+    found = summary(ended, listed, sample=bool(options.sample))
     found |= {"sample": options.sample} if options.sample else {}
     found["machine"] = machine("mutmut", "mypy", "pytest", "onnxruntime", "numpy")
     found["minutes"] = None if options.keep else round((time.monotonic() - start) / 60, 1)
@@ -111,12 +112,13 @@ def part_of(key: str) -> str:
     )
 
 
-def summary(ended: list[Mutant], listed: dict[str, Known]) -> dict[str, Any]:
-    """Counts by file, and the survivors with what is known of them."""
+def summary(ended: list[Mutant], listed: dict[str, Known], *, sample: bool = False) -> dict[str, Any]:
+    """Counts by file, and the survivors with what is known of them; of what a sample left out nothing is said."""
     files: dict[str, Counter[str]] = {}
     for mutant in ended:
         files.setdefault(mutant.file, Counter())[mutant.verdict] += 1
     alive = [mutant for mutant in ended if mutant.verdict in (SURVIVED, UNTESTED)]
+    tried = listed.keys() & {mutant.key for mutant in ended} if sample else set(listed)
     order = (TYPES, KILLED, TIMEOUT, SURVIVED, UNTESTED)
     return {
         "totals": {verdict: sum(counts[verdict] for counts in files.values()) for verdict in order},
@@ -127,7 +129,7 @@ def summary(ended: list[Mutant], listed: dict[str, Known]) -> dict[str, Any]:
             if mutant.key in listed
         ],
         "unexplained": [mutant.key for mutant in alive if mutant.key not in listed],
-        "gone": sorted(set(listed) - {mutant.key for mutant in alive}),
+        "gone": sorted(tried - {mutant.key for mutant in alive}),
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.onnx.model.attributes import attributes_of, is_standard
 from convbn.fuse.frontends.onnx.model.dimensions import Dimensions, dimensions
-from convbn.fuse.frontends.onnx.model.graphs import named_bodies, nodes_below
+from convbn.fuse.frontends.onnx.model.graphs import named_bodies
 from convbn.fuse.frontends.onnx.model.tensors import Read, Stored, dtype_of
 from convbn.fuse.frontends.onnx.reading.constants import CHAIN
 from convbn.fuse.frontends.onnx.reading.operators import operator_of
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Place", "Reading", "Scope", "read_view"]
 
 Shapes = Mapping[str, Dimensions]
-
-_MAPS = frozenset(("BatchNormalization", "Add", "Sub", "Mul", "Div"))
-"""Without one of them there is nothing to place, and no shape need be known."""
 
 
 @dataclass(slots=True, eq=False)
@@ -151,10 +148,6 @@ class _Reader:
     def _shapes(self) -> Shapes:
         return {} if self._infer is None else self._infer()
 
-    @cached_property
-    def _has_maps(self) -> bool:
-        return any(node.op_type in _MAPS for node in nodes_below(self._model.graph.node))
-
     def _declare(self, scope: Scope) -> None:
         """Values for what stands in the graph beside its nodes, and what it says of the others."""
         graph, values, declared = scope.graph, scope.values, scope.declared
@@ -247,10 +240,10 @@ class _Reader:
         self.nodes.append(node)
 
     def _complete(self, scope: Scope, call: OnnxCall, outputs: Iterable[Value]) -> None:
-        """Shapes that the model does not state, where there is a map that they may matter to."""
+        """Shapes that the model does not state."""
         for value in outputs:
             # What was inferred is of the main graph: a name in a body may be one of its own.
-            if not scope.name and (value.shape is None or None in value.shape) and self._has_maps:
+            if not scope.name and (value.shape is None or None in value.shape):
                 _shaped(value, self._shapes.get(value.name))
             if value.shape is None and call.operator in ("Gemm", "MatMul"):
                 value.shape = _linear_shape(call)
