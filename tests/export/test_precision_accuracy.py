@@ -171,16 +171,20 @@ def test_changed_classes_are_refused_and_said() -> None:
 
 
 def test_auto_keeps_the_worst_layers_and_no_more() -> None:
-    options = PrecisionOptions(method="minmax", keep_fp32=("auto",))
+    options = PrecisionOptions(method="minmax", keep_fp32=("auto",), equalise=False)
     record = converted(too_loud(), Conversion("int8", options, calibration=SAMPLES)).record
     assert [entry["node"] for entry in record["kept"]] == ["two", "head"]
     assert record["quantised"] == ["one"]
     # One layer less in float32 does not do.
-    fewer = PrecisionOptions(method="minmax", keep_fp32=("head",))
+    fewer = PrecisionOptions(method="minmax", keep_fp32=("head",), equalise=False)
     with pytest.raises(CheckFailedError):
         converted(too_loud(), Conversion("int8", fewer, calibration=SAMPLES))
     assert record["agreement"]["warning"] is None
     assert record["sensitivity"][0]["node"] == "two"
+    # Where its channels are made alike, the last layer need not stay.
+    equalised = PrecisionOptions(method="minmax", keep_fp32=("auto",))
+    record = converted(too_loud(), Conversion("int8", equalised, calibration=SAMPLES)).record
+    assert [entry["node"] for entry in record["kept"]] == ["two"]
 
 
 def test_auto_keeps_nothing_where_nothing_is_wrong() -> None:

@@ -56,17 +56,6 @@ def test_in_every_piece_of_a_split(axis: int, count: int) -> None:
     assert relative_error(run(model, FEEDS), run(result.model, FEEDS)) < 1e-5
 
 
-@pytest.mark.parametrize("axis", [0, 2])
-def test_one_that_is_a_scale_alone_goes_once(axis: int) -> None:
-    """A scale could be put on the others and taken off again; the BatchNorms of theirs are gone by then."""
-    zeros = {"bn.beta": np.zeros(6, "f4"), "bn.mean": np.zeros(6, "f4")}
-    model = built(pieces(axis, *(named(f"p{i}", f"b{i}", name=f"bn{i}") for i in range(3))), **zeros)
-    result = fold(model)
-    assert "BatchNormalization" not in operators(result.model)
-    assert sorted(found.name for found in result.report.folded) == ["bn0", "bn1", "bn2"]
-    assert relative_error(run(model, FEEDS), run(result.model, FEEDS)) < 1e-5
-
-
 def test_another_one_in_a_piece_takes_the_inverse_of_the_first() -> None:
     other = batchnorm_parameters(6, prefix="o", seed=4)
     model = built(
@@ -98,4 +87,20 @@ def test_twice_over_one_value() -> None:
     )
     result = fold(model)
     assert "BatchNormalization" not in operators(result.model)
+    assert relative_error(run(model, FEEDS), run(result.model, FEEDS)) < 1e-5
+
+
+def test_a_scale_that_two_layers_read_goes_once() -> None:
+    """It could be put on the layer again and taken off the readers; the second BatchNorm is gone by then."""
+    zeros = {"bn.beta": np.zeros(6, "f4"), "bn.mean": np.zeros(6, "f4")}
+    kernels = {"v": random(3, 6, 1, 1, seed=1), "u": random(3, 6, 1, 1, seed=2)}
+    readers = [node("Conv", ["b0", "v"], ["y"], name="v"), node("Conv", ["b1", "u"], ["z"], name="u")]
+    twice = [named("c", f"b{i}", name=f"bn{i}") for i in range(2)]
+    model = built([*twice, *readers], ("y", "z"), **zeros, **kernels)
+    result = fold(model)
+    assert operators(result.model) == ["Conv"] * 3
+    assert [(found.name, found.into) for found in result.report.folded] == [
+        ("bn1", ("conv",)),
+        ("bn0", ("conv",)),
+    ]
     assert relative_error(run(model, FEEDS), run(result.model, FEEDS)) < 1e-5

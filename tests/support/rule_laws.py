@@ -59,6 +59,7 @@ class Moves:
         return self.constants.get(slot) or constant_at(node, slot, "constant")
 
     def set(self, node: Node, slot: int, constant: Constant | Pending | Refusal) -> Refusal | None:
+        assert isinstance(node, Node)
         if isinstance(constant, Pending):
             shape, constant = constant.shape, constant.compute()
             assert isinstance(constant, Refusal) or constant.shape == shape
