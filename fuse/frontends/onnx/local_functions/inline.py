@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.onnx.local_functions.calls import callees_first, concerned
 from convbn.fuse.frontends.onnx.local_functions.inliner import FunctionKey, Inliner, called, key_of
-from convbn.fuse.frontends.onnx.model.graphs import graphs_below, nodes_below
+from convbn.fuse.frontends.onnx.model.graphs import names_of, nodes_below
 
 if TYPE_CHECKING:
     import onnx
@@ -68,7 +68,7 @@ def inline_functions(model: onnx.ModelProto) -> Inlined:
         notes.append(f"model-local functions stay functions: written out they would {excess}")
         return Inlined(notes, explosive=explosive)
     undo = _restorer(model)
-    inliner = Inliner(inlinable, _names(model))
+    inliner = Inliner(inlinable, names_of(model))
     inliner.rewrite(model.graph)
     if not inliner.calls:
         return Inlined(notes, explosive=explosive)
@@ -156,17 +156,6 @@ def _restorer(model: onnx.ModelProto) -> Callable[[], None]:
             now.extend(then)
 
     return undo
-
-
-def _names(model: onnx.ModelProto) -> set[str]:
-    """Every name of a tensor or node in the main graph and its bodies."""
-    names: set[str] = set()
-    for graph, _ in graphs_below(model.graph):
-        names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
-        names.update(tensor.values.name for tensor in graph.sparse_initializer)
-        for node in graph.node:
-            names.update((node.name, *node.input, *node.output))
-    return names
 
 
 def _drop_uncalled(model: onnx.ModelProto, functions: dict[FunctionKey, onnx.FunctionProto]) -> None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.onnx.model.attributes import is_standard
-from convbn.fuse.frontends.onnx.model.graphs import Names, graphs_below, nodes_below
+from convbn.fuse.frontends.onnx.model.graphs import Names, graphs_below, names_of
 from convbn.fuse.view.op import WEIGHT
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ Parted = list[tuple["onnx.GraphProto", list[str]]]
 
 def part_dequantizers(model: onnx.ModelProto) -> Parted:
     """Copy each DequantizeLinear of stored integers once for each further layer that reads it, in place."""
-    names = Names(
-        name for node in nodes_below(model.graph.node) for name in (*node.output, *node.input, node.name)
-    )
+    names = Names(names_of(model))
     made: Parted = []
     for graph, _ in graphs_below(model.graph):
         stored = {tensor.name for tensor in graph.initializer}

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Names", "bodies_of", "delete", "graphs_below", "named_bodies", "nodes_below", "operators_of"]
+__all__ = [
+    "Names",
+    "bodies_of",
+    "delete",
+    "graphs_below",
+    "named_bodies",
+    "names_of",
+    "nodes_below",
+    "operators_of",
+]
 
 
 def named_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
@@ -48,6 +57,17 @@ def operators_of(model: onnx.ModelProto) -> Counter[str]:
     """How often each operator is called in the model, bodies of control flow and local functions included."""
     graphs = (graph for graph, _ in graphs_below(model.graph))
     return Counter(node.op_type for part in (*model.functions, *graphs) for node in part.node)
+
+
+def names_of(model: onnx.ModelProto) -> set[str]:
+    """Every name of a tensor or node in the main graph and its bodies."""
+    names: set[str] = set()
+    for graph, _ in graphs_below(model.graph):
+        names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
+        names.update(tensor.values.name for tensor in graph.sparse_initializer)
+        for node in graph.node:
+            names.update((node.name, *node.input, *node.output))
+    return names
 
 
 def delete(items: Any, names: Iterable[str]) -> None:
