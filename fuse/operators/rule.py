@@ -168,15 +168,17 @@ def _whence(value: Value) -> str:
     )
 
 
-def parameters(moves: Moves, node: Node, slot: int = WEIGHT) -> tuple[Constant, Constant | None] | Refusal:
+def parameters(
+    moves: Moves, node: Node, slot: int = WEIGHT, bias: int = BIAS
+) -> tuple[Constant, Constant | None] | Refusal:
     """Weight and bias of a linear layer, or the refusal where they are not constants."""
     weight = moves.constant(node, slot)
     if isinstance(weight, Refusal):
         return weight
     if weight is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} has no weight")
-    bias = moves.constant(node, BIAS)
-    return bias if isinstance(bias, Refusal) else (weight, bias)
+    shift = moves.constant(node, bias)
+    return shift if isinstance(shift, Refusal) else (weight, shift)
 
 
 def onto_data(moves: Moves, node: Node, affine: Affine, axis: int) -> Refusal | None:
