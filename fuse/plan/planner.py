@@ -167,6 +167,11 @@ def _fold(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
         return _tried(attempt, thorough=thorough)
     except UnfitError:
         return _tried(replace(attempt, eager=True), thorough=thorough)
+    except MemoryError:
+        detail = (
+            "its map has more channels on the way than fit into memory, by the sizes that the model states"
+        )
+        return Refusal(Reason.AXIS_NOT_PROVEN, detail)
 
 
 def _tried(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:

@@ -312,3 +312,28 @@ def test_what_fuzzing_found_stays(change: Break) -> None:
     report = fold(odd).report
     assert report.folded == ()
     assert [kept.name for kept in report.kept] == ["bn"]
+
+
+def test_a_size_that_no_memory_holds_is_not_believed() -> None:
+    numbers = {name: np.array([n]) for name, n in (("begin", 0), ("end", 6), ("axes", 1))}
+    nodes = [
+        helper.make_node("Slice", ["x", "begin", "end", "axes"], ["s"], name="slice"),
+        batchnorm("s", "y"),
+    ]
+    built = model(nodes, {"x": [2, 1 << 40, 4, 4]}, ["y"], {**numbers, **batchnorm_parameters(6)})
+    (kept,) = fold(built).report.kept
+    assert kept.reason == "axis-not-proven"
+
+
+def test_a_map_that_no_memory_holds_stays() -> None:
+    nodes = [
+        helper.make_node("DepthToSpace", ["x"], ["d"], name="shuffle", blocksize=1 << 20, mode="CRD"),
+        batchnorm("d", "y"),
+    ]
+    built = model(nodes, {"x": [None, None, 4, 4]}, ["y"], batchnorm_parameters(6))
+    built.graph.value_info.append(
+        helper.make_tensor_value_info("d", TensorProto.FLOAT, [None, 6, None, None])
+    )
+    (kept,) = fold(built).report.kept
+    assert kept.reason == "axis-not-proven"
+    assert "than fit into memory" in kept.detail

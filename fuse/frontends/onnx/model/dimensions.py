@@ -21,12 +21,16 @@ Dimension = int | str | None
 Dimensions = tuple[Dimension, ...]
 
 
+_LARGEST = 1 << 26
+"""Of a size that is believed: a map along an axis that a broken file makes larger would fill the memory."""
+
+
 def dimensions(info: onnx.ValueInfoProto) -> Dimensions:
     """The sizes of a tensor that states a shape; a name where one is open, None where it has none."""
     found: list[Dimension] = []
     for dim in info.type.tensor_type.shape.dim:
         size = dim.dim_value
-        stated = size > 0 or (size == 0 and dim.HasField("dim_value"))
+        stated = 0 < size <= _LARGEST or (size == 0 and dim.HasField("dim_value"))
         found.append(size if stated else dim.dim_param or None)
     return tuple(found)
 
