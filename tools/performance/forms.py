@@ -110,11 +110,50 @@ def written_layernorm_tail() -> tuple[Sequence[int], Form, Form]:
     return shape, ([*norm, *tail, product], numbers), ([*norm, *without, product], numbers)
 
 
+def pixel_shuffle() -> tuple[Sequence[int], Form, Form]:
+    """A BatchNorm in front of a transposed convolution whose kernel is its stride, which has no bias for each place."""
+    rng = np.random.default_rng(5)
+    shape = (1, CHANNELS, SIZE // 2, SIZE // 2)
+    bend = helper.make_node("Sigmoid", ["x"], ["s"])
+    numbers = rng.standard_normal((CHANNELS, CHANNELS // 2, 2, 2)).astype("f4")
+    left = [bend, *batchnorm("s", "n"), helper.make_node("ConvTranspose", ["n", "w"], ["y"], strides=[2, 2])]
+    places = np.ascontiguousarray(numbers.reshape(CHANNELS, -1).T.reshape(-1, CHANNELS, 1, 1))
+    shuffled = [
+        bend,
+        helper.make_node("Conv", ["s", "w", "b"], ["c"]),
+        helper.make_node("DepthToSpace", ["c"], ["y"], blocksize=2, mode="CRD"),
+    ]
+    bias = rng.standard_normal(len(places)).astype("f4")
+    return shape, (left, {"w": numbers, **statistics(rng)}), (shuffled, {"w": places, "b": bias})
+
+
+def channel_of_ones() -> tuple[Sequence[int], Form, Form]:
+    """A BatchNorm between a ReLU and a padded convolution; its shift in the weights of one more channel, which is 1."""
+    rng = np.random.default_rng(6)
+    shape = (1, CHANNELS, SIZE // 2, SIZE // 2)
+    ends = {name: weight(rng, CHANNELS, CHANNELS, 3) for name in ("w1", "w2")}
+    bias = rng.standard_normal(CHANNELS).astype("f4")
+    more = {
+        "w1": np.concatenate([ends["w1"], np.zeros((1, CHANNELS, 3, 3), "f4")]),
+        "w2": np.concatenate([ends["w2"], weight(rng, CHANNELS, 1, 3)], axis=1),
+        "b": np.append(bias, np.float32(1)),
+    }
+    front = [
+        helper.make_node("Conv", ["x", "w1", "b"], ["c"], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"]),
+    ]
+    left = [*front, *batchnorm("r", "n"), helper.make_node("Conv", ["n", "w2"], ["y"], pads=[1] * 4)]
+    wider = [*front, helper.make_node("Conv", ["r", "w2"], ["y"], pads=[1] * 4)]
+    return shape, (left, {**ends, "b": bias, **statistics(rng)}), (wider, more)
+
+
 FORMS: dict[str, Callable[[], tuple[Sequence[int], Form, Form]]] = {
     "a clip for every channel, for a BatchNorm of both signs and a ReLU": clip_per_channel,
     "a map in place of a bias, for a BatchNorm in front of a padded convolution": map_for_bias,
     "γ and β of a LayerNorm in the next layer": layernorm_tail,
     "the same, LayerNorm written out in simple operators": written_layernorm_tail,
+    "a ConvTranspose whose kernel is its stride as Conv and DepthToSpace, for a BatchNorm in front": pixel_shuffle,
+    "a channel of ones that takes a shift into a padded convolution, for a BatchNorm behind a ReLU": channel_of_ones,
 }
 
 
