@@ -149,7 +149,7 @@ def _around_raw_data(tensor: onnx.TensorProto) -> tuple[bytes, bytes]:
     low, high = type(tensor)(), type(tensor)()
     for field, value in tensor.ListFields():
         if field.number not in _ELSEWHERE:
-            _copy(low if field.number < _RAW_DATA else high, field.name, value)
+            _copy(low if field.number < _RAW_DATA else high, field, value)
     return low.SerializeToString(), high.SerializeToString()
 
 
@@ -160,14 +160,14 @@ def _without_data(tensor: onnx.TensorProto) -> onnx.TensorProto:
         return result
     for field, value in tensor.ListFields():
         if field.number not in _ELSEWHERE:
-            _copy(result, field.name, value)
+            _copy(result, field, value)
     return result
 
 
 def _field(message: Any, field: Any, value: Any) -> Iterator[bytes | Weight]:
     if field.message_type is None:
         alone = type(message)()
-        _copy(alone, field.name, value)
+        _copy(alone, field, value)
         yield alone.SerializeToString()
         return
     for element in value if hasattr(value, "MergeFrom") and hasattr(value, "append") else (value,):
@@ -179,12 +179,14 @@ def _framed(number: int, parts: list[bytes | Weight]) -> Iterator[bytes | Weight
     yield from parts
 
 
-def _copy(message: Any, name: str, value: Any) -> None:
-    current = getattr(message, name)
+def _copy(message: Any, field: Any, value: Any) -> None:
+    current = getattr(message, field.name)
     if hasattr(current, "MergeFrom"):  # a message or a repeated field
         current.MergeFrom(value)
+    elif isinstance(value, bytes):  # or a text that is not UTF-8, as a note may be, which cannot be set
+        message.MergeFromString(header(field.number, len(value)) + value)
     else:
-        setattr(message, name, value)
+        setattr(message, field.name, value)
 
 
 def _unknown(message: Any) -> list[bytes]:

@@ -8,6 +8,7 @@ from convbn.export.onnx_io.validate import iterate_tensors
 from convbn.export.precision.errors import QuantisationOrderError
 from convbn.export.precision.graphs import element_types
 from convbn.export.precision.precisions import PRECISIONS, Contents
+from convbn.fuse.frontends.onnx.model.graphs import LAYERS
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +27,6 @@ _QUANTISED = frozenset(
 )
 #: By TensorProto.DataType.
 _FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def contents_of(model: onnx.ModelProto) -> Contents:
@@ -53,7 +53,7 @@ def _computed_in(model: onnx.ModelProto) -> frozenset[str]:
     types, layers, others = element_types(model), set[str](), set[str]()
     for node in model.graph.node:
         read = {_FLOATS[types[name]] for name in node.input if types.get(name) in _FLOATS}
-        if node.op_type in _LINEAR:
+        if node.op_type in LAYERS:
             layers |= read
         elif node.op_type != "Cast":
             others |= read
@@ -92,7 +92,7 @@ def refuse_unfolded_quantisation(model: onnx.ModelProto) -> None:
             continue
         quantise = source(before)
         linear = None if quantise is None else source(quantise)
-        if linear is not None and linear.op_type in _LINEAR:
+        if linear is not None and linear.op_type in LAYERS:
             raise QuantisationOrderError(
                 f"quantisation stands between {linear.op_type} {linear.name or linear.output[0]!r} and "
                 f"BatchNormalization {node.name or node.output[0]!r}",

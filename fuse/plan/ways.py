@@ -57,8 +57,7 @@ class Fold:
     @property
     def gains(self) -> bool:
         """Whether the model gains an addition for a constant that a layer has no place for."""
-        settings = (edit for edit in self.edits if isinstance(edit, SetConstant))
-        return any(edit.slot in edit.node.adds and edit.node.input(edit.slot) is None for edit in settings)
+        return any(isinstance(edit, SetConstant) and edit.node.gains(edit.slot) for edit in self.edits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,10 @@ class Node:
         """The value at a slot, or None where the slot is absent or left empty."""
         return self.inputs[slot] if slot < len(self.inputs) else None
 
+    def gains(self, slot: int) -> bool:
+        """Whether the model would gain an operator for a constant at this slot."""
+        return slot in self.adds and self.input(slot) is None
+
     @property
     def changed(self) -> int:
         """The view's clock when an edit last touched it or one that shares a value with it."""

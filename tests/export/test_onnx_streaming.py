@@ -449,3 +449,23 @@ def test_what_another_writer_of_the_same_model_wrote_stays(tmp_path: Path, finis
     second.close()
     assert len(list(tmp_path.iterdir())) == 2
     assert len(onnx.load(target).graph.initializer[0].raw_data) == 4096
+
+
+@pytest.mark.parametrize("external", ["never", "always"])
+@pytest.mark.parametrize("place", ["model", "graph", "node", "value", "large", "small"])
+def test_a_note_that_is_no_utf8_is_written_as_it_is(
+    place: str, external: str, model: onnx.ModelProto, tmp_path: Path
+) -> None:
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    named = {"model": model, "graph": graph, "node": graph.node[0], "value": graph.input[0], **tensors}
+    named[place].doc_string = "a note"
+    source, target = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    source.write_bytes(model.SerializeToString().replace(b"a note", b"a\xa0note"))
+    read = load_model(source)
+    save_model(read, target, external_data=external)
+    assert b"a\xa0note" in target.read_bytes()
+    again = load_model(target)
+    assert {t.name: numpy_helper.to_array(t).tobytes() for t in again.graph.initializer} == {
+        t.name: numpy_helper.to_array(t).tobytes() for t in graph.initializer
+    }

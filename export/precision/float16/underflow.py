@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convbn.fuse.frontends.onnx.model.graphs import LAYERS
+
 if TYPE_CHECKING:
     import onnx
 
@@ -18,7 +20,6 @@ __all__ = ["SMALLEST", "made_from", "read_singularly", "underflowing"]
 
 #: Half of float16's smallest number, 2⁻²⁴: what is no larger becomes 0.
 SMALLEST = 2.0**-25
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FLOORS = frozenset({"Add", "Sub", "Max", "Clip", "Where"})
 #: Of a value that is small where theirs is: these hand on the loss.
 _PASSING = frozenset(
@@ -88,7 +89,7 @@ def made_from(model: onnx.ModelProto, vanishing: Mapping[str, str]) -> dict[str,
             if name in found or name not in producers:
                 continue
             found[name] = sentence
-            if producers[name].op_type not in _LINEAR:
+            if producers[name].op_type not in LAYERS:
                 waiting += producers[name].input
     return found
 

@@ -101,9 +101,9 @@ class Changes:
 
     def _gains(self, node: Node, slot: int) -> Refusal | None:
         """Why the model may not gain the operator that this constant would be read by."""
-        if slot not in node.adds or node.input(slot) is not None:
+        if not node.gains(slot):
             return None
-        gained = {key for key, (n, _) in self._set.items() if key[1] in n.adds and n.input(key[1]) is None}
+        gained = {key for key, (other, _) in self._set.items() if other.gains(key[1])}
         # An operator for a BatchNorm: no more of them than before, and a sum is not moved to become another one.
         going = (self._mover, *self._spared.values())
         goes = sum(map(vanishes, going)) if isinstance(self._mover.op, BatchNorm) else 0

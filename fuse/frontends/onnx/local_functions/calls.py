@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 from convbn.errors import BadInputError
 from convbn.fuse.frontends.onnx.local_functions.inliner import FunctionKey, called
-from convbn.fuse.frontends.onnx.model.graphs import bodies_of, nodes_below
+from convbn.fuse.frontends.onnx.model.graphs import LAYERS, bodies_of, nodes_below
 from convbn.fuse.operators.registry import passes_maps
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["callees_first", "concerned"]
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def callees_first(functions: dict[FunctionKey, onnx.FunctionProto]) -> list[FunctionKey]:
@@ -95,7 +93,7 @@ def concerned(model: onnx.ModelProto, functions: dict[FunctionKey, onnx.Function
                 waiting += [(tops[key], formal) for formal in _opposite(node, functions[key], name)]
             elif key[0] == "" and passes_maps(key[1]):
                 found.add(graph.owner)
-                if key[1] not in _LAYERS:
+                if key[1] not in LAYERS:
                     waiting += [(graph, other) for other in (*node.input, *node.output)]
         if graph.owner is not None and graph is tops[graph.owner]:
             for site, node in sites[graph.owner]:

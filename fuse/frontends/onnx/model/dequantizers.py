@@ -9,15 +9,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.onnx.model.attributes import is_standard
-from convbn.fuse.frontends.onnx.model.graphs import Names, graphs_below, names_of
+from convbn.fuse.frontends.onnx.model.graphs import LAYERS, Names, graphs_below, names_of
 from convbn.fuse.view.op import WEIGHT
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["join_dequantizers", "part_dequantizers"]
-
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 Parted = list[tuple["onnx.GraphProto", list[str]]]
 """The graph, and the outputs of one node and of its copies."""
@@ -31,7 +29,7 @@ def part_dequantizers(model: onnx.ModelProto) -> Parted:
         stored = {tensor.name for tensor in graph.initializer}
         layers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in graph.node:
-            if is_standard(node) and node.op_type in _LAYERS and len(node.input) > WEIGHT:
+            if is_standard(node) and node.op_type in LAYERS and len(node.input) > WEIGHT:
                 layers[node.input[WEIGHT]].append(node)
         for node in list(graph.node):
             if node.op_type != "DequantizeLinear" or not is_standard(node) or node.input[0] not in stored:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
+    "LAYERS",
     "Names",
     "bodies_of",
     "delete",
@@ -19,6 +20,10 @@ __all__ = [
     "nodes_below",
     "operators_of",
 ]
+
+
+LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+"""Operators that are linear in their data, with a weight at slot 1."""
 
 
 def named_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:

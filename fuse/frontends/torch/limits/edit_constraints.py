@@ -71,13 +71,13 @@ def _slots(node: Node) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Uses:
+class _Readers:
     """Who reads more of a value than its shape and type.
 
     Attributes:
-        times: how often.
-        nodes: how many nodes do.
-        paths: of the modules whose forwards do.
+        times: how often it is read.
+        nodes: how many read it.
+        paths: of the modules whose forwards read it.
     """
 
     times: int
@@ -119,7 +119,7 @@ class _EditConstraints:
         self._uses.update(name for slots in graph_view.on_trial.values() for name in slots.values())
         used = {value.name: self._tensors[value.name] for value in read if value.name in self._tensors}
         self._overlapping = overlapping(used)
-        self._known: dict[Value, _Uses] = {}
+        self._readers: dict[Value, _Readers] = {}
 
     def state(self) -> None:
         nodes = self._graph_view.view.nodes
@@ -219,7 +219,7 @@ class _EditConstraints:
                 node.locks[slot] = Refusal(
                     Reason.PARAMETER_SHARED, f"'{names[slot]}' of {node.label} is also {value.observed}"
                 )
-            elif self._uses[names[slot]] > (1 if value is None else self._uses_of(value).times):
+            elif self._uses[names[slot]] > (1 if value is None else self._readers_of(value).times):
                 node.locks[slot] = self._used_again(node, names[slot])
             elif value is not None and self._only_called_again(value, path):
                 node.locks[slot] = Refusal(
@@ -273,16 +273,16 @@ class _EditConstraints:
         )
 
     def _only_called_again(self, value: Value, path: str) -> bool:
-        uses = self._uses_of(value)
-        return uses.nodes > 1 and uses.paths == {path}
+        readers = self._readers_of(value)
+        return readers.nodes > 1 and readers.paths == {path}
 
-    def _uses_of(self, value: Value) -> _Uses:
+    def _readers_of(self, value: Value) -> _Readers:
         # Once: a weight that is used in every step of a loop would be looked through in every step again.
-        if value not in self._known:
+        if value not in self._readers:
             seeing = [reader.node for reader in value.readers if reader.sees_numbers]
             paths = frozenset(innermost(node.handle) for node in seeing)
-            self._known[value] = _Uses(len(seeing), len(set(seeing)), paths)
-        return self._known[value]
+            self._readers[value] = _Readers(len(seeing), len(set(seeing)), paths)
+        return self._readers[value]
 
     def _why_it_must_stay(self, node: Node, path: str, kept: tuple[str, ...] | Refusal) -> Refusal | None:
         part = self._parts[path]
