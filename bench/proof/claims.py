@@ -112,10 +112,21 @@ def align(
             for name in node.output:
                 _other_names(original, folded, name, changed, made)
             continue
+        if _gives_on(original, folded, node, made):
+            made.same[node.output[0]] = made.same[node.input[0]]
+            _other_names(original, folded, node.output[0], changed, made)
+            continue
         for name in node.output:
             if name:
                 _claim(original, folded, name, changed, given_up, made)
     return made
+
+
+def _gives_on(original: Dataflow, folded: Dataflow, node: onnx.NodeProto, made: Alignment) -> bool:
+    """Whether a node gives what it reads another name, that of the value which the original has there."""
+    if node.op_type != "Identity" or node.domain or node.input[0] not in made.same:
+        return False
+    return made.same[node.input[0]] in _candidates(original, folded, node.output[0])
 
 
 def open_pairs(

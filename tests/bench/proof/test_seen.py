@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 import convbn
@@ -123,3 +123,32 @@ def test_what_rounding_chooses_is_judged_at_what_the_choice_reads() -> None:
         assert answer.equal
         assert "what the ArgMax before output 'y' reads" in answer.reason
     assert compare(larger(1.0), larger(1.01), inputs=inputs).status == "different"
+
+
+@pytest.mark.parametrize("spoilt", [False, True], ids=["right", "off by 1 %"])
+def test_an_output_that_an_identity_gives_on_is_what_the_identity_reads(spoilt: bool) -> None:
+    """Of three BatchNorms in a row the second is an output, and what they read has another reader."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("MaxPool", ["c"], ["p"], name="pool", kernel_shape=[2, 2]),
+        *(batchnorm(*names, prefix="bn") for names in (("p", "a"), ("a", "b"), ("b", "y"), ("p", "d"))),
+        batchnorm("d", "z", prefix="other"),
+    ]
+    for number, made in enumerate(nodes):
+        made.name = f"{made.op_type} {number}"
+    stored = {
+        "w": random(4, 4, 3, 3),
+        **batchnorm_parameters(4, seed=1),
+        **batchnorm_parameters(4, prefix="other", seed=2),
+    }
+    stored = {name: abs(array) if name.endswith("gamma") else array for name, array in stored.items()}
+    original = model(nodes, {"x": [2, 4, 6, 6]}, ["b", "y", "z"], stored)
+    folded, report = convbn.fuse(original, options=convbn.FuseOptions(verify=False))
+    assert [n.op_type for n in folded.graph.node].count("Identity") == 1
+    for tensor in folded.graph.initializer if spoilt else ():
+        if len(tensor.dims) == 4:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
+            )
+    plan = FoldPlan(tuple((fold.name, fold.into) for fold in report.folded), report.moved, report.merges)
+    assert convbn.verify(original, folded, plan=plan).status == ("different" if spoilt else "equal")
