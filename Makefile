@@ -123,8 +123,8 @@ report-picture: $(STAMP)  ## docs/img/report.png, the picture of docs/bench/tabl
 robustness: $(STAMP)  ## broken models and every test of a fault, into docs/robustness.md
 	$(BIN)/python tools/robustness/report.py docs/robustness.md docs/robustness.json
 
-mutation: $(STAMP)  ## one changed expression after the other in the fold and the proof (ONLY=fold|proof, SAMPLE=7 for a tenth), into docs/mutation.md
-	$(BIN)/python tools/mutation/run.py $(BUILD)/mutation docs/mutation.md docs/mutation.json $(addprefix --only ,$(ONLY)) $(addprefix --sample ,$(SAMPLE))
+mutation: $(STAMP)  ## one changed expression after the other in the fold and the proof (ONLY=fold|proof, SAMPLE=7 for a tenth, WITHIN=fuse/algebra for all in it), into docs/mutation.md
+	$(BIN)/python tools/mutation/run.py $(BUILD)/mutation docs/mutation.md docs/mutation.json $(addprefix --only ,$(ONLY)) $(addprefix --sample ,$(SAMPLE)) $(addprefix --within ,$(WITHIN))
 
 fuzz: $(STAMP)  ## broken models and random graphs of other seeds, then coverage-guided bytes (atheris), MINUTES=5 each
 	$(BIN)/python tools/robustness/fuzz.py seeds --minutes $(or $(MINUTES),5)

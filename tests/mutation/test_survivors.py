@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mutation.outcome import ELLIPSIS, SURVIVED, TYPES, forget_survivors, mutants, waiting
-from mutation.run import part_of, summary
+from mutation.outcome import ELLIPSIS, SURVIVED, TYPES, forget_survivors, mutants, patterns, waiting
+from mutation.page import page
+from mutation.run import file_of, merged, part_of, summary
 from mutation.stage import PARTS
 from mutation.survivors import KINDS, Known, known
 
@@ -56,13 +57,19 @@ def test_the_committed_run_left_nothing_without_a_reason() -> None:
         listed = {key for key in known() if part_of(key) == name}
         # A sample meets some of them; that the others still stand in the code is another test's part.
         assert explained <= listed if "sample" in found else explained == listed
+        whole = set(found.get("whole", {}))
+        assert whole <= set(found["files"])
+        assert {key for key in listed if file_of(key) in whole} <= explained
+        for verdict, count in found["totals"].items():
+            assert count == sum(counts[verdict] for counts in found["files"].values())
         written |= explained
         files = {file for folder in PARTS[name].folders for file in (ROOT / folder).rglob("*.py")}
         assert {(ROOT / file).parent for file in found["files"]} <= {file.parent for file in files}
         # All of them, or a tenth for every digit of a sample.
         assert sum(found["totals"].values()) > 200 * len(found.get("sample", "0123456789"))
-    page = (ROOT / "docs" / "mutation.md").read_text()
-    assert set(re.findall(r"^\* `(.*)`$", page, re.MULTILINE)) == written
+    text = (ROOT / "docs" / "mutation.md").read_text()
+    assert text == page(parts)
+    assert set(re.findall(r"^\* `(.*)`$", text, re.MULTILINE)) == written
 
 
 BODY = """\
@@ -119,12 +126,72 @@ def test_a_sample_is_of_every_function_and_the_rest_is_left(run: Path) -> None:
     place = run / "mutants" / "src" / "convbn" / "fuse" / "rules" / "thing.py.meta"
     names = {digit: f"convbn.fuse.operators.thing.x_f__mutmut_{digit}" for digit in (1, 2, 11)}
     place.write_text(json.dumps({"exit_code_by_key": {names[2]: None, names[11]: None, names[1]: 1}}))
-    assert waiting(run, "1") == [names[11]]
-    assert waiting(run, "") == [names[2], names[11]]
+    assert waiting(run, patterns(digits="1")) == [names[11]]
+    assert waiting(run, patterns()) == [names[2], names[11]]
     place.write_text(json.dumps({"exit_code_by_key": {names[2]: None, names[1]: 1}}))
-    assert [mutant.verdict for mutant in mutants(run, "71")] == ["killed"]
+    assert [mutant.verdict for mutant in mutants(run, patterns(digits="71"))] == ["killed"]
     with pytest.raises(ValueError, match="was not run to its end"):
-        mutants(run, "2")
+        mutants(run, patterns(digits="2"))
+
+
+def test_all_changes_of_a_file_or_a_folder_and_no_others(run: Path) -> None:
+    place = run / "mutants" / "src" / "convbn" / "fuse" / "rules" / "thing.py.meta"
+    names = [
+        f"convbn.fuse.{module}.x_f__mutmut_1" for module in ("rules.thing", "rules.things", "algebra.thing")
+    ]
+    place.write_text(json.dumps({"exit_code_by_key": dict.fromkeys(names)}))
+    assert waiting(run, patterns(["fuse/rules/thing.py"])) == names[:1]
+    assert waiting(run, patterns(["fuse/rules"])) == names[:2]
+    assert waiting(run, patterns(["fuse/rules/", "fuse/algebra/thing.py"])) == names
+    place.write_text(json.dumps({"exit_code_by_key": dict.fromkeys(names, 0)}))
+    forget_survivors(run, patterns(["fuse/rules/thing.py"]))
+    left = json.loads(place.read_text())["exit_code_by_key"]
+    assert left == dict.fromkeys(names, 0) | {names[0]: None}
+
+
+def counted(*verdicts: str) -> dict[str, int]:
+    """How often each verdict was given, as it stands in the JSON."""
+    return {name: verdicts.count(name) for name in ("types", "killed", "timeout", "survived", "no test")}
+
+
+def test_files_that_were_tried_whole_stand_beside_a_sample_of_the_others() -> None:
+    def survivor(file: str) -> dict[str, str]:
+        return {"mutant": f"{file} f: a → b", "kind": "same", "why": "because"}
+
+    host = {"date": "2026-11-01", "processor": "CPU", "cores": 2, "python": "3.11", "mutmut": "3"}
+    before = {
+        "totals": counted("killed", "survived", "killed", "survived"),
+        "files": {"fuse/a.py": counted("killed", "survived"), "fuse/z.py": counted("killed", "survived")},
+        "explained": [survivor("fuse/a.py"), survivor("fuse/z.py")],
+        "unexplained": ["fuse/a.py f: c → d", "fuse/z.py f: c → d"],
+        "gone": ["fuse/a.py f: e → g"],
+        "sample": "7",
+        "machine": host,
+        "minutes": None,
+    }
+    whole = {
+        "totals": counted("types", "killed", "killed"),
+        "files": {"fuse/a.py": counted("types", "killed", "killed")},
+        "explained": [],
+        "unexplained": ["fuse/a.py f: h → i"],
+        "gone": [],
+        "machine": host | {"date": "2026-11-02"},
+        "minutes": 5.0,
+    }
+    found = merged(before, whole)
+    assert found["files"] == {
+        "fuse/a.py": counted("types", "killed", "killed"),
+        "fuse/z.py": counted("killed", "survived"),
+    }
+    assert found["totals"] == counted("types", "killed", "killed", "killed", "survived")
+    assert found["explained"] == [survivor("fuse/z.py")]
+    assert found["unexplained"] == ["fuse/z.py f: c → d", "fuse/a.py f: h → i"]
+    assert (found["gone"], found["sample"], found["machine"]) == ([], "7", host)
+    assert found["whole"] == {"fuse/a.py": "2026-11-02"}
+    text = page({"fold": found})
+    assert "| fuse/a.py | all | 3 | 1 | 2 | 0 | 0 |" in text
+    assert "| fuse/z.py | sample | 2 | 0 | 1 | 0 | 1 |" in text
+    assert "Of the files with *all* below, every change instead, on 2026-11-02." in text
 
 
 def test_only_what_no_test_noticed_is_tried_again(run: Path) -> None:

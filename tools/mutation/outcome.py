@@ -6,7 +6,9 @@ import ast
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 KILLED, TYPES, TIMEOUT, SURVIVED, UNTESTED = "killed", "types", "timeout", "survived", "no test"
@@ -40,19 +42,32 @@ class Mutant:
         return f"{self.file} {self.function}: {self.change}"
 
 
-def drawn(name: str, digits: str) -> bool:
-    """Whether a mutant is in a sample: its number in its function ends in one of these digits, or there are none."""
-    return not digits or name[-1] in digits
+def patterns(within: Sequence[str] = (), digits: str = "") -> list[str]:
+    """What mutmut is told to try, in its own names: the changes in some files or folders, or a sample, or all (none).
+
+    Args:
+        within: files or folders as they stand in the repository, all of them if there are none.
+        digits: a change is in the sample where its number in its function ends in one of these, all if there are none.
+    """
+    if not within and not digits:
+        return []
+    places = [f"convbn.{place.removesuffix('.py').rstrip('/').replace('/', '.')}." for place in within]
+    return [f"{place}*__mutmut_*{digit}" for place in places or [""] for digit in digits or [""]]
 
 
-def waiting(folder: Path, digits: str) -> list[str]:
-    """The names of those in a sample that mutmut has not come to."""
+def drawn(name: str, chosen: Sequence[str]) -> bool:
+    """Whether a mutant is one of those to try; all are where there are no patterns."""
+    return not chosen or any(fnmatchcase(name, pattern) for pattern in chosen)
+
+
+def waiting(folder: Path, chosen: Sequence[str]) -> list[str]:
+    """The names of those to try that mutmut has not come to."""
     codes = (json.loads(meta.read_text())["exit_code_by_key"] for meta in sorted(folder.rglob("*.py.meta")))
-    return [name for known in codes for name, code in known.items() if code is None and drawn(name, digits)]
+    return [name for known in codes for name, code in known.items() if code is None and drawn(name, chosen)]
 
 
-def mutants(folder: Path, digits: str = "") -> list[Mutant]:
-    """Every mutant below a staged tree that is in the sample, in the order of files and lines.
+def mutants(folder: Path, chosen: Sequence[str] = ()) -> list[Mutant]:
+    """Every mutant below a staged tree that was to be tried, in the order of files and lines.
 
     Raises:
         ValueError: mutmut did not come to one of them.
@@ -63,7 +78,7 @@ def mutants(folder: Path, digits: str = "") -> list[Mutant]:
         path = meta.with_suffix("")
         bodies = functions(path.read_text())
         for key, code in json.loads(meta.read_text())["exit_code_by_key"].items():
-            if not drawn(key, digits):
+            if not drawn(key, chosen):
                 continue
             if code not in VERDICTS:
                 raise ValueError(f"{key} was not run to its end (exit code {code}); run again with --keep")
@@ -80,12 +95,16 @@ def mutants(folder: Path, digits: str = "") -> list[Mutant]:
     return found
 
 
-def forget_survivors(folder: Path) -> None:
+def forget_survivors(folder: Path, chosen: Sequence[str] = ()) -> None:
     """Let mutmut try those that no test noticed again, with the tests that there are now."""
     for meta in folder.rglob("*.py.meta"):
         left = json.loads(meta.read_text())
         codes = left["exit_code_by_key"]
-        alive = [key for key, code in codes.items() if VERDICTS.get(code, UNTESTED) in (SURVIVED, UNTESTED)]
+        alive = [
+            key
+            for key, code in codes.items()
+            if VERDICTS.get(code, UNTESTED) in (SURVIVED, UNTESTED) and drawn(key, chosen)
+        ]
         codes |= dict.fromkeys(alive)
         meta.write_text(json.dumps(left))
 

@@ -25,8 +25,8 @@ see that a test comes to it.
 
 {runs}
 
-| file | changes | mypy | tests | ran on | survive |
-|---|--:|--:|--:|--:|--:|
+| file | tried | changes | mypy | tests | ran on | survive |
+|---|---|--:|--:|--:|--:|--:|
 """
 
 
@@ -48,10 +48,12 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         else "and each of them is known to change no result",
         runs="\n".join(_run(name, part) for name, part in found.items()),
     )
-    for name, counts in (row for part in parts for row in part["files"].items()):
-        alive = counts[SURVIVED] + counts[UNTESTED]
-        cells = (sum(counts.values()), counts[TYPES], counts[KILLED], counts[TIMEOUT], alive)
-        text += f"| {name} | {' | '.join(map(str, cells))} |\n"
+    for part in parts:
+        for name, counts in part["files"].items():
+            tried = "sample" if "sample" in part and name not in part.get("whole", {}) else "all"
+            alive = counts[SURVIVED] + counts[UNTESTED]
+            cells = (tried, sum(counts.values()), counts[TYPES], counts[KILLED], counts[TIMEOUT], alive)
+            text += f"| {name} | {' | '.join(map(str, cells))} |\n"
     for kind, meaning in KINDS.items():
         chosen = [entry for entry in explained if entry["kind"] == kind]
         if not chosen:
@@ -74,5 +76,8 @@ def _run(name: str, part: dict[str, Any]) -> str:
     if "sample" in part:
         digits = " or ".join(part["sample"])
         note += f" A sample: of every function the changes whose number ends in {digits}."
+    if "whole" in part:
+        dates = " and ".join(dict.fromkeys(part["whole"].values()))
+        note += f" Of the files with *all* below, every change instead, on {dates}."
     where = f"{host['processor']}, {host['cores']} cores, Python {host['python']}"
     return f"* The {name}: {host['date']}, {where}{took}.{note}"

@@ -1,6 +1,7 @@
 """Changes the arithmetic, the rules, the plan and the proof, one expression at a time, and sees whether a test notices.
 
 python tools/mutation/run.py build/mutation docs/mutation.md docs/mutation.json [--only proof] [--keep] [--sample 7]
+    [--within fuse/algebra]
 
 mutmut makes the changes and runs the tests. A change that mypy refuses could not land and is not run. What
 survives must stand in tools/mutation/survivors.toml, with the reason why it changes no result; 1 otherwise.
@@ -31,6 +32,7 @@ from mutation.outcome import (
     Mutant,
     forget_survivors,
     mutants,
+    patterns,
     waiting,
 )
 from mutation.page import page
@@ -60,13 +62,23 @@ def main() -> int:
         help="only the changes whose number in their function ends in one of these digits: one in ten each, of every "
         "file, the same every time",
     )
+    parser.add_argument(
+        "--within",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="every change in this file or folder of the part that --only names, and in no other; what is known of "
+        "the others stays",
+    )
     options = parser.parse_args()
+    if options.within and (options.sample or not options.only):
+        parser.error("--within is for one part (--only), of which it tries all changes (no --sample)")
     found = json.loads(options.json.read_text()) if options.only else {}
     for name in [options.only] if options.only else PARTS:
         made = _ran(name, options)
         if made is None:
             return 1
-        found[name] = made
+        found[name] = merged(found[name], made) if options.within and name in found else made
     options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     options.markdown.write_text(page(found))
     return 1 if any(one["unexplained"] for one in found.values()) else 0
@@ -76,18 +88,24 @@ def _ran(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
     """What came of one part; None where mutmut did not come to its end."""
     folder = options.folder / name
     stage(PARTS[name], folder, keep=options.keep)
+    chosen = patterns(options.within, options.sample)
     if options.keep:
-        forget_survivors(folder)
+        forget_survivors(folder, chosen)
     start = time.monotonic()
-    command = ["mutmut", "run", "--max-children", str(options.jobs)]
-    if options.sample:
-        chosen = [f"*__mutmut_*{digit}" for digit in options.sample]
-        command += (waiting(folder, options.sample) or chosen) if options.keep else chosen
+    left = waiting(folder, chosen) if options.keep and chosen else []
+    # mutmut holds every change against every name, as a pattern; of more than 256 Python compiles each every time.
+    names = left if 0 < len(left) <= 256 else chosen
+    command = ["mutmut", "run", "--max-children", str(options.jobs), *names]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     if subprocess.run(command, cwd=folder, env=environment(folder) | {"PATH": path}).returncode:
         return None
-    ended = mutants(folder, options.sample)
-    listed = {key: one for key, one in known().items() if part_of(key) == name}
+    ended = mutants(folder, chosen)
+    files = {mutant.file for mutant in ended}
+    listed = {
+        key: one
+        for key, one in known().items()
+        if part_of(key) == name and (not options.within or file_of(key) in files)
+    }
     found = summary(ended, listed, sample=bool(options.sample))
     found |= {"sample": options.sample} if options.sample else {}
     found["machine"] = machine("mutmut", "mypy", "pytest", "onnxruntime", "numpy")
@@ -110,6 +128,30 @@ def part_of(key: str) -> str:
     return next(
         name for name, part in PARTS.items() if key.startswith(tuple(f"{one}/" for one in part.folders))
     )
+
+
+def file_of(key: str) -> str:
+    """The file that a mutant changes."""
+    return key.partition(" ")[0]
+
+
+def merged(before: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """What was known of a part, with all that became of the files that were tried whole since."""
+    files = dict(sorted((before["files"] | whole["files"]).items()))
+    found = before | {
+        "totals": {
+            verdict: sum(counts[verdict] for counts in files.values()) for verdict in before["totals"]
+        },
+        "files": files,
+        "explained": [one for one in before["explained"] if file_of(one["mutant"]) not in whole["files"]]
+        + whole["explained"],
+    }
+    for name in ("unexplained", "gone"):
+        found[name] = [key for key in before[name] if file_of(key) not in whole["files"]] + whole[name]
+    if "sample" in before:
+        dates = dict.fromkeys(whole["files"], whole["machine"]["date"])
+        found["whole"] = dict(sorted((before.get("whole", {}) | dates).items()))
+    return found
 
 
 def summary(ended: list[Mutant], listed: dict[str, Known], *, sample: bool = False) -> dict[str, Any]:
