@@ -275,7 +275,7 @@ def round_sum(
     rounded = round_vector(exact, dtype, what)
     if limits is None or isinstance(rounded, Refusal):
         return rounded
-    largest = _magnitudes(exact, (axis,) if axis >= 0 else ())
+    largest = _magnitudes(exact, (axis,))
     too_small = (largest < limits.smallest_normal) & (largest != 0)
     if too_small.any():
         return Refusal(

@@ -307,6 +307,36 @@ def test_by_hand() -> None:
     assert noise(lone, np.array([2.0, 3.0])) == pytest.approx((64 * 2 + 1 * 12.5) / 12.5)
 
 
+def test_groups_by_hand() -> None:
+    """Each group has its own input and two rows; all is small, and nothing is taken for 1."""
+    weight = np.array([0.25, 0.5, 0.125, 0.25]).reshape(2, 2, 1, 1)
+    consumer = Consumer(weight, np.array([0.25, 0.125]), np.array([0.02, 0.01]), np.arange(2))
+    # (max .25, .25)²·((.25² + .5²)/1 + (.125² + .25²)/2²) + (.25² + .5²)·.02 + (.0625² + .125²)·2²·.01
+    noisy = 0.0625 * (0.3125 + 0.078125 / 4) + 0.3125 * 0.02 + 0.01953125 * 0.04
+    assert noise(consumer, np.array([1.0, 2.0])) == pytest.approx(noisy / (0.3125 * 0.02 + 0.078125 * 0.01))
+
+
+def test_the_units_of_data_and_weights_do_not_matter() -> None:
+    """Nor where a channel is empty and another is not read."""
+    weight = np.abs(random(1, 4, 5, 1, dtype=np.float64))
+    weight[:, :, 3] = 0
+    largest = np.array([1, 0.5, 0.1, 1, 0])
+    found = best_scale([Consumer(weight, largest, largest**2 / 3, np.arange(5))], 5)
+    same = best_scale([Consumer(16 * weight, 64 * largest, (64 * largest) ** 2 / 3, np.arange(5))], 5)
+    assert found is not None
+    assert same is not None
+    np.testing.assert_allclose(same[0], found[0], rtol=1e-12)
+    np.testing.assert_allclose(same[1:], found[1:], rtol=1e-12)
+
+
+def test_a_channel_that_no_scale_reaches_says_nothing_of_those_that_one_does() -> None:
+    """The second channel is quiet; the third, which is loud, has no scale."""
+    weight, largest = np.ones((1, 2, 3, 1)), np.array([1, 0.01, 1])
+    found = best_scale([Consumer(weight, largest, largest**2 / 3, np.array([0, 1, -1]))], 2)
+    assert found is not None
+    np.testing.assert_allclose(found[0], [1, 10])  # √(w/a)
+
+
 def test_a_layer_that_gives_nothing_has_no_noise() -> None:
     silent = Consumer(np.ones((1, 2, 3, 1)), np.zeros(3), np.zeros(3), np.arange(3))
     assert noise(silent, np.ones(3)) == 0
@@ -317,6 +347,7 @@ def test_nothing_to_gain() -> None:
     assert best_scale([Consumer(weight, np.ones(4), np.ones(4), np.arange(4))], 4) is None
     with np.errstate(all="raise"):
         assert best_scale([Consumer(weight, np.zeros(4), np.zeros(4), np.arange(4))], 4) is None
+        assert best_scale([Consumer(weight, np.ones(4), np.zeros(4), np.arange(4))], 4) is None
         assert best_scale([Consumer(0 * weight, np.ones(4), np.ones(4), np.arange(4))], 4) is None
 
 

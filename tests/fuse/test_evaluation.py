@@ -151,6 +151,28 @@ def test_a_product_of_vectors_and_matrices(left: tuple[int, ...], right: tuple[i
         np.testing.assert_allclose(found(Linear(1), a, b).exact(), a.astype("f8") @ b, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "op", [Linear(0), Linear(1, 2.0), Linear(1, transposed_data=True), Linear(0, 2.0, transposed_data=True)]
+)
+def test_a_product_that_is_written_another_way_is_none_of_constants(op: Linear) -> None:
+    assert evaluated(op, values(random(3, 3), random(3, 3, seed=1))) is None
+
+
+@pytest.mark.parametrize("right", [random(4, 2), random(3, 2).astype("f2"), random(3, 4, 2)])
+def test_a_product_of_other_sizes_types_or_axes_is_none(right: np.ndarray) -> None:
+    assert evaluated(Linear(1), values(random(2, 3), right)) is None
+
+
+def test_a_product_that_would_take_long_is_none() -> None:
+    def unread(*shape: int) -> Value:
+        return Value("w", shape, constant=Constant(shape, lambda: np.ones(shape, "f4"), dtype=np.dtype("f4")))
+
+    at_most = evaluated(Linear(1), [unread(256, 512), unread(512, 512)])
+    assert at_most is not None
+    assert at_most.shape == (256, 512)
+    assert evaluated(Linear(1), [unread(256, 513), unread(513, 512)]) is None
+
+
 def test_division_by_zero_is_for_the_one_who_stores_it() -> None:
     with np.errstate(all="raise"):
         constant = found(DIVIDE, np.float32([1, -1, 0, 3e38]), np.float32([0, 0, 0, 1e-38]))

@@ -178,6 +178,17 @@ def test_a_transposed_convolution_whose_groups_have_one_output(stored: int | Non
     assert check(made, 0).report.folded
 
 
+def test_a_map_of_other_channels_than_the_groups_have_stays() -> None:
+    nodes = [
+        dequantize("q", "s", axis=1),
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
+        batchnorm("c", "y"),
+    ]
+    parameters = {"q": integers(4, 3, 2, 2), "s": np.full(3, 0.01, "f4"), **batchnorm_parameters(5)}
+    (kept,) = fold(model(nodes, X, ["y"], parameters)).report.kept
+    assert (kept.reason, "share the scales" in kept.detail) == ("weight-not-constant", True)
+
+
 def test_a_transposed_convolution_whose_groups_want_the_same_scales() -> None:
     nodes = [
         dequantize("q", "s", axis=1),

@@ -15,7 +15,7 @@ from support.rule_laws import affine, backward, forward, node, reason, refusal, 
 
 from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.fold import fold
-from convbn.fuse.operators.contraction import Contraction
+from convbn.fuse.operators.contraction import Contraction, _left_product
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.dataflow import Node
 
@@ -126,6 +126,25 @@ def test_a_scale_that_goes_on_is_taken_out_of_the_bias(bias: np.ndarray) -> None
         "ill-conditioned",
         "a scale of 0 cannot be taken out of Einsum 'n'",
     )
+
+
+def test_a_constant_goes_on_where_it_would_be_an_addition_and_lies_along_one_axis() -> None:
+    """Along two, or beside a bias that is there already, it is added here."""
+    for equation, bias, onward in (
+        ("oc,nch->noh", [], True),
+        ("oac,nc->ona", [], False),
+        ("oc,nch->noh", [random(6, 1)], False),
+    ):
+        built = product(equation, *bias)
+        built.adds = frozenset({2})
+        moves = took(forward(built, 1, affine(3), 1))
+        assert (bool(moves.consumed), 2 in moves.constants) == (onward, not onward), equation
+
+
+@pytest.mark.parametrize("outputs", [1, 6])
+def test_an_addition_along_the_last_axis_is_a_vector(outputs: int) -> None:
+    at = node(Contraction("mm", 0, "oc", "nc", "no"), random(outputs, 3), (2, 3), output=(2, outputs))
+    assert took(backward(at, affine(outputs), 1)).constants[2].shape == (outputs,)
 
 
 def test_what_is_summed_over_takes_no_shift_with_it() -> None:
@@ -286,6 +305,13 @@ def test_which_products_from_the_left(weight: Sequence[int], data: Sequence[int]
     assert ("BatchNormalization" not in operators(result.model)) is folds
     feeds = {"x": random(*given_shape, seed=7)} | ({} if data else {"to": np.int64([2, 4, 6])})
     assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+
+
+def test_of_more_axes_than_it_has_letters_it_is_none() -> None:
+    last = _left_product("MatMul", (6, 4), (*[1] * 18, 4, 3))
+    assert last is not None
+    assert len(set(last.output)) == len(set(last.data)) == 20
+    assert _left_product("MatMul", (6, 4), (*[1] * 19, 4, 3)) is None
 
 
 def test_what_a_product_gained_is_divided_by_a_scale_that_goes_past_it() -> None:

@@ -71,6 +71,25 @@ def test_a_transposed_convolution_takes_a_scale_in_front(groups: int, spatial: t
     assert set(done(forward(transposed(groups, spatial=spatial), affine(6, "scale")))) == {1}
 
 
+def everywhere(groups: int, *, bias: bool = True) -> Node:
+    """A transposed convolution whose one element reaches every place; 6 channels in, 4 out."""
+    given = [numbers(4)] if bias else []
+    op = ConvTranspose(groups, single=True)
+    return node(op, (2, 6, 5, 5), numbers(6, 4 // groups, 1, 1), *given, output=None)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["both", "scale", "shift"])
+def test_a_transposed_convolution_of_one_element_takes_a_shift_too(
+    groups: int, bias: bool, kind: str
+) -> None:
+    constants = done(forward(everywhere(groups, bias=bias), affine(6, kind)))
+    assert set(constants) == {"both": {1, 2}, "scale": {1}, "shift": {2}}[kind]
+    if kind != "scale":
+        assert forward(everywhere(groups, bias=bias), affine(6, kind), refused=[2]) == NO
+
+
 def test_zeros_around_the_data_let_only_a_scale_in() -> None:
     assert refusal(forward(conv(pads=1), affine(6))) == (
         "shift-into-padding",

@@ -70,6 +70,14 @@ def test_in_front(
     assert not moves.consumed
 
 
+@pytest.mark.parametrize("shape", [(2, OUT), (2, 1), (5, OUT)])
+def test_a_bias_for_each_row_stays_one(shape: tuple[int, int]) -> None:
+    rows = shape[0]
+    built = layer(numbers(*shape), data=(rows, IN), output=(rows, OUT))
+    for moves in (took(backward(built, affine(OUT), 1)), took(forward(built, 0, affine(IN), 1))):
+        assert moves.constants[2].shape == (rows, OUT)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_without_a_place_for_a_bias_passes_the_constant_on(kind: str) -> None:
     built = layer(output_axis=1)
