@@ -8,7 +8,6 @@ into Inf, into zero, or into subnormals that have lost their digits, and the fol
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -251,11 +250,13 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
             Reason.OUT_OF_RANGE,
             f"{_of(np.abs(exact) > bound)} the folded {what} would exceed {limits.largest:.3g}, the largest {dtype}",
         )
-
-    def key() -> Hashable:
-        return "computed", blake2b(exact.tobytes()).digest()
-
-    return Constant(exact.shape, lambda: stored_as(exact, dtype), exact=lambda: exact, dtype=dtype, key=key)
+    return Constant(
+        exact.shape,
+        lambda: stored_as(exact, dtype),
+        exact=lambda: exact,
+        dtype=dtype,
+        key=lambda: blake2b(exact.tobytes()).digest(),
+    )
 
 
 def round_sum(

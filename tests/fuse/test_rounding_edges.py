@@ -288,6 +288,37 @@ def test_no_float64_copy_of_a_weight_is_made(name: str) -> None:
     assert peak < array.nbytes + array.size * 8 / 2
 
 
+@pytest.mark.parametrize("name", ["float16", "float32", "float64"])
+def test_a_scaled_weight_is_written_without_a_second_one(name: str) -> None:
+    result = taken(round_scaled(ones((256, 64, 5, 5), name), np.full((256, 1, 1, 1), 2.0), axes=(0,)))
+    target = np.zeros(result.shape, DTYPES[name])
+    tracemalloc.start()
+    try:
+        result.write(target)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (target == 2).all()
+    assert peak < target.nbytes / 2
+
+
+@every_dtype
+def test_equal_numbers_are_known_to_be_equal(name: str) -> None:
+    """A layer that is called twice, with equal BatchNorms behind it, stays one tensor."""
+
+    def scaled(first: float, factor: float) -> Constant:
+        weight = np.array([[first, 2], [3, 4]], DTYPES[name])
+        return taken(round_scaled(Constant.of(weight), np.array([[factor], [1.0]]), axes=(0,)))
+
+    def vector(number: float) -> Constant:
+        return taken(round_vector(np.array([number, 2.0]), DTYPES[name]))
+
+    assert scaled(1, 0.5).key == scaled(1, 0.5).key
+    assert vector(0.5).key == vector(0.5).key
+    assert len({scaled(1, 0.5).key, scaled(1, 0.25).key, scaled(5, 0.5).key}) == 3
+    assert vector(0.5).key != vector(0.25).key
+
+
 # --- bfloat16, whose rounding is ours ----------------------------------------------------------------
 
 
