@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -86,7 +87,15 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One reason, and the sentence that says what it means for the node at hand."""
+    """One reason, and the sentence that says what it means for the node at hand.
+
+    Most refusals only end one attempt of many, so a sentence that takes work may be a function that makes it.
+    """
 
     reason: Reason
-    detail: str
+    sentence: str | Callable[[], str]
+
+    @property
+    def detail(self) -> str:
+        """The sentence."""
+        return self.sentence if isinstance(self.sentence, str) else self.sentence()

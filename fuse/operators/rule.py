@@ -132,7 +132,8 @@ def constant_at(node: Node, slot: int, what: str) -> Constant | Refusal | None:
         return None
     if value.constant is None:
         return value.not_constant or Refusal(
-            Reason.WEIGHT_NOT_CONSTANT, f"the {what} '{value.name}' of {node.label} is {_whence(value)}"
+            Reason.WEIGHT_NOT_CONSTANT,
+            lambda: f"the {what} '{value.name}' of {node.label} is {_whence(value)}",
         )
     return value.constant
 

@@ -7,6 +7,7 @@ has succeeded as a whole; what a failed way set is taken back before the next wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -254,11 +255,11 @@ class Draft(Changes):
         )
         inverse = affine.inverse() if self._view.pure and bounded else None
         if inverse is None or not isinstance(axis, int):
-            return Refusal(Reason.SEVERAL_READERS, _also_read(producer, others))
+            return Refusal(Reason.SEVERAL_READERS, partial(_also_read, producer, others))
         for other in others:
             refusal = self._forward(other.node, other.slot, inverse, axis)
             if refusal is not None:
-                return Refusal(Reason.SEVERAL_READERS, f"{_also_read(producer, others)}: {refusal.detail}")
+                return Refusal(Reason.SEVERAL_READERS, partial(_also_read, producer, others, refusal))
         return None
 
     def _forward(self, node: Node, slot: int, affine: Affine, axis: int) -> Refusal | None:
@@ -304,7 +305,8 @@ def _affected(value: Value) -> list[Reader]:
     return [reader for reader in value.readers if reader.sees_numbers]
 
 
-def _also_read(producer: Node, others: Sequence[Reader]) -> str:
+def _also_read(producer: Node, others: Sequence[Reader], refusal: Refusal | None = None) -> str:
     names = sorted({reader.node.label for reader in others})
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return f"the output of {producer.label} is also read by {listed}, which must not see it changed"
+    text = f"the output of {producer.label} is also read by {listed}, which must not see it changed"
+    return text if refusal is None else f"{text}: {refusal.detail}"

@@ -38,7 +38,7 @@ def affine_of(node: Node) -> tuple[Affine, int] | Refusal:
         constant = constant_at(node, slot, what)
         if isinstance(constant, Refusal):
             if constant.reason is Reason.WEIGHT_NOT_CONSTANT:
-                return Refusal(Reason.PARAMETERS_NOT_CONSTANT, constant.detail)
+                return Refusal(Reason.PARAMETERS_NOT_CONSTANT, constant.sentence)
             return constant
         arrays.append(None if constant is None else constant.exact())
     gamma, beta, mean, variance = arrays
@@ -59,7 +59,9 @@ def data_slot(node: Node) -> int:
 
 def _affine_of_elementwise(node: Node, operation: Arithmetic) -> tuple[Affine, int] | Refusal:
     """``x ± c``, ``x·c`` and ``x/c`` with one number a channel."""
-    no = Refusal(Reason.NOT_PER_CHANNEL, f"{node.label} is no map of one value with one number a channel")
+    no = Refusal(
+        Reason.NOT_PER_CHANNEL, lambda: f"{node.label} is no map of one value with one number a channel"
+    )
     slot = data_slot(node)
     data, other, rank = node.input(slot), node.input(1 - slot), node.outputs[0].rank
     if data is None or other is None or other.constant is None or data.constant is not None:

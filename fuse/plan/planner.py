@@ -203,7 +203,7 @@ def _tried(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
             last = way(attempt, source, affine, axis)
             if last is not None:
                 return last
-    return Refusal(outcome.reason, f"backward, {outcome.detail}; forward, {onward.detail}")
+    return Refusal(outcome.reason, lambda: f"backward, {outcome.detail}; forward, {onward.detail}")
 
 
 def _without_addition(

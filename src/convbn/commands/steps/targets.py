@@ -55,9 +55,11 @@ def check_targets(options: argparse.Namespace) -> None:
         raise UsageError("--json - and --markdown - both want stdout")
     reports = {name: path for name, path in given.items() if path != "-"}
     _check_format(options)
-    used = [*_read(options), *_artefacts(options)]
     if (onnx := getattr(options, "onnx", None)) is not None:
         reports = {"onnx": onnx, **reports}
+    # Nothing replaces a file that is not there, so that no model need be searched for the names of its weights.
+    weights = any(os.path.exists(path) for path in reports.values())
+    used = [*_read(options, weights=weights), *_artefacts(options)]
     for name, path in reports.items():
         replaces(_option(name), path, used)
         used.append((_option(name), path))
@@ -96,12 +98,12 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _read(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What is read, with a name for it."""
+def _read(options: argparse.Namespace, *, weights: bool) -> Iterator[tuple[str, str]]:
+    """What is read, with a name for it; the files that models keep their weights in if ``weights`` is set."""
     paths = [path for name in _READ if (path := getattr(options, name, None)) is not None]
     for path in (*paths, *getattr(options, "others", ())):
         yield f"{path}, which is read", path
-        if path.lower().endswith(".onnx") and os.path.isfile(path):
+        if weights and path.lower().endswith(".onnx") and os.path.isfile(path):
             folder = os.path.dirname(path)
             yield from (
                 (f"weights of {path}", os.path.join(folder, name)) for name in external_locations(path)
