@@ -136,12 +136,12 @@ def _graph(
     yield from _unknown(graph)
 
 
-def large_raw_data(tensor: onnx.TensorProto) -> Weight | None:
-    """The raw data that a tensor holds, if it pays to handle them apart."""
+def large_raw_data(tensor: onnx.TensorProto, least: int = MIN_BYTES) -> Weight | None:
+    """The raw data that a tensor holds, if they are to be handled apart: if they are ``least`` bytes or more."""
     if not tensor.HasField("raw_data") or _unknown(tensor):
         return None
     length = len(tensor.raw_data)
-    return Weight(length, lambda: (tensor.raw_data,)) if length >= MIN_BYTES else None
+    return Weight(length, lambda: (tensor.raw_data,)) if length >= least else None
 
 
 def _around_raw_data(tensor: onnx.TensorProto) -> tuple[bytes, bytes]:

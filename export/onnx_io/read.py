@@ -40,7 +40,7 @@ class OpenModel:
     """A model whose large weights were left in the files they lie in.
 
     Attributes:
-        model: the model; initializers of the main graph of 1 KiB and more hold a reference in the place of
+        model: the model; initializers of the main graph of 64 KiB and more hold a reference in the place of
             their bytes, those of the model file itself to a location that only `files` knows.
         files: reads those bytes.
         sha256: of the model file itself, if it was asked for; external data is not covered.
@@ -139,7 +139,7 @@ def _opened(
 ) -> OpenModel:
     from convbn.export.onnx_io.external_data import DataFiles, embed_external_data, is_external, location_of
     from convbn.export.onnx_io.validate import check_embedded, declared_bytes, iterate_tensors
-    from convbn.export.onnx_io.wire import MIN_BYTES
+    from convbn.export.onnx_io.wire import MIN_EXTERNAL
 
     files = DataFiles(Path(path).absolute().parent, file, path)
     model = _parsed(file, size, files.own_location)
@@ -162,7 +162,7 @@ def _opened(
     if outside and external_data:
         files.check(model)
         initializers = list(model.graph.initializer)
-        large = {id(tensor) for tensor in initializers if declared_bytes(tensor) >= MIN_BYTES}
+        large = {id(tensor) for tensor in initializers if declared_bytes(tensor) >= MIN_EXTERNAL}
         # Shape inference looks into small tensors, and onnx's checker opens the files of those in bodies.
         embed_external_data((tensor for tensor in outside if id(tensor) not in large), files)
     return OpenModel(model, files, None, size, own, outside)

@@ -14,10 +14,12 @@ from typing import BinaryIO
 
 from convbn.errors import BadInputError
 
-__all__ = ["MIN_BYTES", "detach", "header", "is_onnx_model"]
+__all__ = ["MIN_BYTES", "MIN_EXTERNAL", "detach", "header", "is_onnx_model"]
 
-MIN_BYTES = 1024
+MIN_BYTES = 1 << 16
 """Below this, handling a tensor's bytes apart costs more than it saves."""
+MIN_EXTERNAL = 1024
+"""What goes into a file of external data: an initializer of so many bytes or more."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _GRAPH = 7

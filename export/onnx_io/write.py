@@ -29,6 +29,7 @@ from convbn.export.onnx_io.encoding import (
     refer,
     total_bytes,
 )
+from convbn.export.onnx_io.wire import MIN_EXTERNAL
 
 if TYPE_CHECKING:
     import onnx
@@ -172,7 +173,7 @@ def _moved(model: onnx.ModelProto, weights: StoredWeights | None) -> Iterator[_M
     for index, tensor in enumerate(model.graph.initializer):
         if is_external(tensor) and weights is not None:
             yield _Moved(tensor, index, weights.of(tensor), weights.key(tensor))
-        elif (weight := large_raw_data(tensor)) is not None:
+        elif (weight := large_raw_data(tensor, MIN_EXTERNAL)) is not None:
             yield _Moved(tensor, index, weight, index)
     if weights is not None:
         yield from _moved_from_bodies(model)
@@ -184,7 +185,9 @@ def _moved_from_bodies(model: onnx.ModelProto) -> Iterator[_Moved]:
 
     bodies = [graph for graph, holder in graphs_below(model.graph) if holder is not None]
     tensors = [tensor for body in bodies for tensor in body.initializer]
-    found = [(tensor, weight) for tensor in tensors if (weight := large_raw_data(tensor)) is not None]
+    found = [
+        (tensor, weight) for tensor in tensors if (weight := large_raw_data(tensor, MIN_EXTERNAL)) is not None
+    ]
     if total_bytes(weight for _, weight in found) > PROTOBUF_LIMIT // 2:
         yield from (_Moved(tensor, None, weight, id(tensor)) for tensor, weight in found)
 

@@ -125,6 +125,46 @@ _SQUARES = 1e-30, 1e30
 """Sums of squares in float32 that neither underflow nor overflow spoils."""
 
 
+def _bounds_of(weight: Constant, seen: tuple[tuple[int, ...], tuple[int, ...]]) -> Bounds:
+    """Where the magnitudes of a constant lie, seen in a shape and along axes; numbers are read once for it.
+
+    Those of a product ``w·s`` lie between ``max|w|·min|s|`` and ``max|w|·max|s|``, so the product is not computed.
+    A factor of 2 either way is more than what rounding does.
+    """
+    least, most, at = 0.5, 2.0, weight
+    while at.product is not None and seen not in at.magnitudes:
+        at, _, scale = at.product
+        sizes = np.abs(scale)
+        least, most = least * float(sizes.min(initial=np.inf)), most * float(sizes.max(initial=0))
+    known = at.magnitudes.get(seen)
+    if known is None:
+        known = at.magnitudes[seen] = _bounds(_numbers(at).reshape(seen[0]), seen[1])
+    if at is not weight:
+        known = weight.magnitudes[seen] = known[0] * least, known[1] * most
+    return known
+
+
+def _factors(weight: Constant) -> tuple[Constant, list[tuple[tuple[int, ...], NDArray[np.float64]]]]:
+    """What a product is made of: a constant that is none, and what it is multiplied by, from left to right."""
+    factors = []
+    while weight.product is not None:
+        weight, shape, scale = weight.product
+        factors.append((shape, scale))
+    return weight, factors[::-1]
+
+
+def _exact_product(scaled: Constant) -> NDArray[np.float64]:
+    """``w·s₁·s₂ …`` in float64, from left to right."""
+    base, factors = _factors(scaled)
+    product = base.exact()
+    with np.errstate(under="ignore"):
+        for place, (shape, scale) in enumerate(factors):
+            product = product.reshape(shape)
+            # The numbers that a constant gives are not to be written to, those of the first product are.
+            product = np.multiply(product, scale, out=product if place else None)
+    return product.reshape(base.shape)
+
+
 def round_scaled(
     weight: Constant,
     scale: NDArray[np.float64],
@@ -148,21 +188,18 @@ def round_scaled(
     limits = _limits(dtype)
     if limits is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the weight is stored as {dtype}, not as a float")
-    seen = tuple(shape), tuple(axes)
-    bounds = weight.magnitudes.get(seen)
-    if bounds is None:
-        bounds = weight.magnitudes[seen] = _bounds(_numbers(weight).reshape(shape), axes)
-    if not _clearly_inside(bounds, scale, limits):
+    seen, size = (tuple(shape), tuple(axes)), np.abs(scale)
+    bounds = _bounds_of(weight, seen)
+    if not _clearly_inside(bounds, size, limits):
         if bounds[0] is not bounds[1]:
             exactly = _magnitudes(_numbers(weight).reshape(shape), axes)
             bounds = weight.magnitudes[seen] = exactly, exactly
-        refusal = _outside(bounds[1], scale, limits, dtype)
+        refusal = _outside(bounds[1], size, limits, dtype)
         if refusal is not None:
             return refusal
 
     def exact() -> NDArray[np.float64]:
-        with np.errstate(under="ignore"):
-            return (weight.exact().reshape(shape) * scale).reshape(weight.shape)
+        return _exact_product(scaled)
 
     def load() -> Array:
         if weight.folded:
@@ -177,14 +214,20 @@ def round_scaled(
         else:
             _multiply(weight.array().reshape(shape), scale, target.reshape(shape))
 
-    # At once, from the key of what is scaled: asked for later, a weight of hundreds of folds would ask as deep.
-    digest = blake2b(repr((weight.key, scale.shape, seen)).encode() + scale.tobytes()).digest()
-    scaled = Constant(
-        weight.shape, load, exact=exact, dtype=dtype, write=write, sources=[weight], key=lambda: digest
-    )
+    def key() -> Hashable:
+        base, factors = _factors(scaled)
+        digest = blake2b(repr([(seen_in, factor.shape) for seen_in, factor in factors]).encode())
+        for _, factor in factors:
+            digest.update(factor.tobytes())
+        return base.key, digest.digest()
+
+    sources = [weight if weight.product is None else _factors(weight)[0]]
+    scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=sources, key=key)
+    scaled.product = weight, tuple(shape), scale
     # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.
-    low, high = (bound * np.abs(scale) for bound in bounds)
-    scaled.magnitudes[seen] = (high, high) if bounds[0] is bounds[1] else (low, high)
+    low, high = bounds
+    above = high * size
+    scaled.magnitudes[seen] = (above if low is high else low * size), above
     return scaled
 
 
@@ -193,22 +236,22 @@ def _numbers(weight: Constant) -> Array:
     return weight.exact() if weight.folded else weight.array()
 
 
-def _clearly_inside(bounds: Bounds, scale: NDArray[np.float64], limits: _Limits) -> bool:
+def _clearly_inside(bounds: Bounds, size: NDArray[np.float64], limits: _Limits) -> bool:
     """Whether no channel can leave the range of the dtype, however exact its magnitude is known."""
     low, high = bounds
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        fits = (high * np.abs(scale) <= limits.largest) & (low * np.abs(scale) >= limits.smallest_normal)
+        fits = (high * size <= limits.largest) & (low * size >= limits.smallest_normal)
     return bool(fits.all())
 
 
 def _outside(
-    before: NDArray[np.float64], scale: NDArray[np.float64], limits: _Limits, dtype: np.dtype[Any]
+    before: NDArray[np.float64], size: NDArray[np.float64], limits: _Limits, dtype: np.dtype[Any]
 ) -> Refusal | None:
-    """The refusal where the bound cannot be kept, from the exact magnitudes."""
+    """The refusal where the bound cannot be kept, from the exact magnitudes of weights and scales."""
     if not np.isfinite(before).all():
         return Refusal(Reason.BAD_STATISTICS, "the weight holds Inf or NaN")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        after = before * np.abs(scale)
+        after = before * size
     # The largest finite number still catches what rounds down to it: half a unit in its last place.
     too_large = ~(after <= limits.largest * (1 + limits.unit_roundoff / 2))
     if too_large.any():
@@ -217,7 +260,7 @@ def _outside(
             f"{_of(too_large)} the folded weights would exceed {limits.largest:.3g}, the largest {dtype}",
         )
     # `after == 0` with both factors non-zero is float64's own underflow.
-    too_small = (after < limits.smallest_normal) & (before != 0) & (scale != 0)
+    too_small = (after < limits.smallest_normal) & (before != 0) & (size != 0)
     if too_small.any():
         return Refusal(
             Reason.OUT_OF_RANGE,

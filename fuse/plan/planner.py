@@ -13,7 +13,6 @@ from functools import partial
 from itertools import chain
 from typing import cast
 
-from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.elementwise import Elementwise
 from convbn.fuse.operators.registry import OF_CONSTANTS
@@ -191,9 +190,7 @@ def _tried(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
             f"it changes nothing, but what is written in place behind it must not be written to '{source.name}'",
         )
     outcome = ways.backward(attempt, source, affine, axis)
-    if isinstance(outcome, ways.Fold):
-        return _without_addition(attempt, outcome, source, affine, axis) or outcome
-    if not view.pure or outcome.reason is Reason.SKIPPED:
+    if isinstance(outcome, ways.Fold) or not view.pure or outcome.reason is Reason.SKIPPED:
         return outcome
     onward = ways.forward(attempt, affine, axis)
     if isinstance(onward, ways.Fold):
@@ -204,14 +201,3 @@ def _tried(attempt: ways.Attempt, *, thorough: bool) -> ways.Fold | Refusal:
             if last is not None:
                 return last
     return Refusal(outcome.reason, lambda: f"backward, {outcome.detail}; forward, {onward.detail}")
-
-
-def _without_addition(
-    attempt: ways.Attempt, fold: ways.Fold, source: Value, affine: Affine, axis: int
-) -> ways.Fold | None:
-    """Another way for a BatchNorm that would leave an addition; None where it leaves none, or every way does."""
-    if not fold.gains:
-        return None
-    onward = ways.forward(attempt, affine, axis)
-    found = onward if isinstance(onward, ways.Fold) else ways.apart(attempt, source, affine, axis)
-    return None if found is None or found.gains else found

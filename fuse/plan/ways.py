@@ -47,17 +47,21 @@ _LARGEST_RANK_OF_AN_ADDITION = 3
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """A way that works: the nodes that take the map, the rule's name, the edits, the values that change."""
+    """A way that works.
+
+    Attributes:
+        into: the nodes that take the map.
+        rule: its name.
+        edits: what is to be changed.
+        moved: the values that change.
+        gains: whether the model gains an addition for a constant that a layer has no place for.
+    """
 
     into: tuple[str, ...]
     rule: str
     edits: tuple[Edit, ...]
     moved: tuple[str, ...] = ()
-
-    @property
-    def gains(self) -> bool:
-        """Whether the model gains an addition for a constant that a layer has no place for."""
-        return any(isinstance(edit, SetConstant) and edit.node.gains(edit.slot) for edit in self.edits)
+    gains: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +101,24 @@ class Attempt:
         refusal = self.view.check(edit, together=self.together)
         if refusal is not None:
             return refusal
-        return Fold(draft.into, rule, (*draft.edits, edit), draft.moved)
+        return Fold(draft.into, rule, (*draft.edits, edit), draft.moved, draft.gains)
 
 
 def backward(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | Refusal:
     """Way 1: what produces the input takes the map."""
     draft = attempt.draft()
     refusal = draft.produce(source, affine, axis, reader=attempt.node)
-    return refusal if refusal is not None else attempt.finished(draft, draft.rule or "batchnorm-backward")
+    if refusal is not None:
+        return refusal
+    another = _without_addition(attempt, source, affine, axis) if draft.gains else None
+    return another or attempt.finished(draft, draft.rule or "batchnorm-backward")
+
+
+def _without_addition(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | None:
+    """Way 2 or 3 for a map that would leave an addition; None where they cannot, or leave one, too."""
+    onward = forward(attempt, affine, axis)
+    found = onward if isinstance(onward, Fold) else apart(attempt, source, affine, axis)
+    return None if found is None or found.gains else found
 
 
 def forward(attempt: Attempt, affine: Affine, axis: int) -> Fold | Refusal:

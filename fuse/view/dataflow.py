@@ -39,7 +39,7 @@ class Constant:
 
     __slots__ = (
         *("_deep", "_dtype", "_exact", "_held", "_load", "_sources", "_steps", "_write"),
-        *("_key", "cloneable", "magnitudes", "shape", "work"),
+        *("_key", "cloneable", "magnitudes", "product", "shape", "work"),
     )
 
     def __init__(
@@ -70,6 +70,8 @@ class Constant:
         self.magnitudes: dict[
             tuple[tuple[int, ...], tuple[int, ...]], tuple[NDArray[np.float64], NDArray[np.float64]]
         ] = {}
+        # Of a product: what is multiplied, the shape that it is seen in, and by what.
+        self.product: tuple[Constant, tuple[int, ...], NDArray[np.float64]] | None = None
         self.cloneable = cloneable
         self._load = load
         self._exact = exact

@@ -19,10 +19,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convbn.errors import BadInputError, FileAccessError, UsageError
 from convbn.export.files.atomic import sha256_file
+from convbn.export.onnx_io import wire
 from convbn.export.onnx_io import write as onnx_saving
 from convbn.export.onnx_io.external_data import PIECE, StoredWeights, is_external
 from convbn.export.onnx_io.read import load_model, open_model
 from convbn.export.onnx_io.write import save_model, staged_model
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of these models count as large."""
+    monkeypatch.setattr(wire, "MIN_BYTES", 1024)
 
 
 def built(**arrays: np.ndarray[Any, Any]) -> onnx.ModelProto:

@@ -14,9 +14,16 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 from convbn.errors import BadInputError
 from convbn.fuse.fold import fold
+from convbn.fuse.frontends.onnx.model import tensors
 from convbn.fuse.frontends.onnx.model.tensors import Stored
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
+
+
+@pytest.fixture(autouse=True)
+def _computed_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of these models count as large."""
+    monkeypatch.setattr(tensors, "_MIN_BYTES", 1024)
 
 
 def chain(dtype: Any = np.float32) -> onnx.ModelProto:

@@ -71,6 +71,13 @@ class Changes:
         """The nodes whose constants change."""
         return tuple(dict.fromkeys(node.name for node, _ in self._set.values()))
 
+    @property
+    def gains(self) -> bool:
+        """Whether the model gains an addition for a constant that a layer has no place for."""
+        return any(
+            node.gains(slot) for (_, slot), (node, _) in self._set.items() if id(node) not in self._ops
+        )
+
     def constant(self, node: Node, slot: int) -> Constant | Refusal | None:
         """The constant at a slot as this attempt has it so far."""
         if (id(node), slot) in self._set:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["infer_shapes", "skeleton", "structure_problem"]
 
-_KEPT_BYTES = 1 << 16
+_KEPT_BYTES = 1 << 10
 """Tensors whose stored form is larger than this are left out."""
 
 

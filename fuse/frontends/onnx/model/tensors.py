@@ -27,7 +27,7 @@ Array = NDArray[Any]
 Compute = Callable[[], Array]
 Read = Callable[["onnx.TensorProto"], bytes]
 
-_MIN_BYTES = 1024
+_MIN_BYTES = 1 << 16
 """A computed weight of fewer bytes is put into the model at once."""
 
 

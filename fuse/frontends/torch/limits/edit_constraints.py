@@ -298,7 +298,7 @@ class _EditConstraints:
             )
         if isinstance(kept, Refusal):
             more = f"; {OTHER_FORMS}" if materializable(part) else ""
-            return replace(kept, detail=kept.detail + more)
+            return replace(kept, sentence=kept.detail + more)
         if id(part) in self._listed:
             return Refusal(
                 Reason.NOT_A_MODULE,
