@@ -170,7 +170,9 @@ def evaluated(op: BatchNorm, known: Sequence[Constant | None]) -> Evaluated | No
                 data.shape, np.nan
             )  # what the runtime makes of such statistics is no constant of ours
         shape = [-1 if i == axis else 1 for i in range(rank)]
-        return numbers * affine.scale.reshape(shape) + affine.shift.reshape(shape)
+        normalised = numbers * affine.scale.reshape(shape)
+        normalised += affine.shift.reshape(shape)
+        return normalised
 
     return data.shape, exact
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -38,7 +39,7 @@ class Constant:
     """
 
     __slots__ = (
-        *("_deep", "_dtype", "_exact", "_held", "_load", "_sources", "_steps", "_write"),
+        *("_deep", "_dtype", "_exact", "_held", "_load", "_sources", "_steps", "_wide", "_write"),
         *("_key", "cloneable", "magnitudes", "product", "shape", "work"),
     )
 
@@ -63,6 +64,7 @@ class Constant:
         self._steps: int = 1 + max((s._steps % _STRIDE for s in self._sources), default=-1)
         self._deep: bool = any(s._deep or s._steps == _STRIDE for s in self._sources)
         self._held: Array | None = None
+        self._wide: NDArray[np.float64] | None = None
         self._write = write
         self.work = work
         # Bounds of max|exact| over all but some axes, by the shape it is seen in and those axes: numbers never
@@ -88,7 +90,7 @@ class Constant:
         """The numbers, in the dtype they are stored in. Not to be written to."""
         if self._held is not None and self._exact is None:
             return self._held
-        return self._load() if not self._deep else self._by_way_of_sources(self._load)
+        return self._load() if not self._nested else self._by_way_of_sources(self._load)
 
     def write(self, target: Array) -> None:
         """Put the numbers into an array of this shape and dtype."""
@@ -102,32 +104,48 @@ class Constant:
     def exact(self) -> NDArray[np.float64]:
         """The numbers in float64, before any rounding of ours."""
         if self._exact is None:
-            return self.array().astype(np.float64)
+            return self.array().astype(np.float64) if self._wide is None else self._wide
         if self._held is not None:
             return self._held
-        return self._exact() if not self._deep else self._by_way_of_sources(self._exact)
+        return self._exact() if not self._nested else self._by_way_of_sources(self._exact)
+
+    @property
+    def _nested(self) -> bool:
+        """Whether it is made of constants that are computed far below, or may be asked for several times."""
+        return self._deep or bool(self.work)
 
     def _by_way_of_sources(self, compute: Callable[[], Array]) -> Array:
-        """What ``compute`` gives, with the numbers in between held so that it need not go far."""
+        """What ``compute`` gives, with the numbers in between held so that it need go neither far nor twice."""
         held: list[Constant] = []
-        waiting: list[tuple[Constant, bool]] = [(source, False) for source in self._sources]
-        seen: set[int] = set()
+        order, uses = self._below()
         try:
-            while waiting:
-                constant, ready = waiting.pop()
-                if ready:
-                    constant._held = constant._load() if constant._exact is None else constant._exact()
+            for constant in order[:-1]:
+                several = uses[id(constant)] > 1
+                if constant._steps == _STRIDE or several:
                     held.append(constant)
-                elif constant._held is None and id(constant) not in seen:
-                    seen.add(id(constant))
-                    if constant._steps == _STRIDE:
-                        waiting.append((constant, True))
-                    if constant._deep:
-                        waiting += [(source, False) for source in constant._sources]
+                    constant._held = constant._load() if constant._exact is None else constant._exact()
+                    if several and constant._exact is None and constant.dtype.kind == "f":
+                        constant._wide = constant._held.astype(np.float64)
             return compute()
         finally:
             for constant in held:
-                constant._held = None
+                constant._held = constant._wide = None
+
+    def _below(self) -> tuple[list[Constant], Counter[int]]:
+        """The constants that it is computed from and that are not held, sources first, and how many ask each of them."""
+        order: list[Constant] = []
+        uses, seen = Counter[int](), set[int]()
+        waiting: list[tuple[Constant, bool]] = [(self, False)]
+        while waiting:
+            constant, ready = waiting.pop()
+            if ready:
+                order.append(constant)
+            elif id(constant) not in seen and constant._held is None:
+                seen.add(id(constant))
+                sources = constant._sources if constant._nested else ()
+                uses.update(map(id, sources))
+                waiting += [(constant, True), *((source, False) for source in sources)]
+        return order, uses
 
     @property
     def dtype(self) -> np.dtype[Any]:
