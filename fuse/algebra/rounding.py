@@ -8,15 +8,15 @@ into Inf, into zero, or into subnormals that have lost their digits, and the fol
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant
+from convbn.fuse.view.dataflow import Constant, digest
 
 __all__ = ["is_floating", "round_scaled", "round_sum", "round_vector", "stored_as", "unit_roundoff"]
 
@@ -216,10 +216,7 @@ def round_scaled(
 
     def key() -> Hashable:
         base, factors = _factors(scaled)
-        digest = blake2b(repr([(seen_in, factor.shape) for seen_in, factor in factors]).encode())
-        for _, factor in factors:
-            digest.update(factor.tobytes())
-        return base.key, digest.digest()
+        return base.key, tuple((seen_in, factor.shape, digest(factor)) for seen_in, factor in factors)
 
     sources = [weight if weight.product is None else _factors(weight)[0]]
     scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=sources, key=key)
@@ -298,7 +295,7 @@ def round_vector(exact: NDArray[np.float64], dtype: np.dtype[Any], what: str = "
         lambda: stored_as(exact, dtype),
         exact=lambda: exact,
         dtype=dtype,
-        key=lambda: blake2b(exact.tobytes()).digest(),
+        key=lambda: digest(exact),
     )
 
 

@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from convbn.fuse.refusal import Refusal
 from convbn.fuse.view.op import Op
 
-__all__ = ["Constant", "Node", "Reader", "Value"]
+__all__ = ["Constant", "Node", "Reader", "Value", "digest"]
 
 Array = NDArray[Any]
 
 _STRIDE = 32
 """Constants that are computed one within another, each by a few frames of Python's stack of 1,000."""
+
+
+def digest(array: Array) -> bytes:
+    """What only arrays of the same bytes have."""
+    return blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
 
 
 class Constant:
@@ -61,8 +66,10 @@ class Constant:
         self._sources = tuple(sources)
         # Each source is asked from within, so a chain of hundreds would not fit Python's stack: numbers in between,
         # _STRIDE steps apart, are computed first and held for as long as it takes.
-        self._steps: int = 1 + max((s._steps % _STRIDE for s in self._sources), default=-1)
-        self._deep: bool = any(s._deep or s._steps == _STRIDE for s in self._sources)
+        self._steps, self._deep = 0, False
+        for source in self._sources:
+            self._steps = max(self._steps, 1 + source._steps % _STRIDE)
+            self._deep |= source._deep or source._steps == _STRIDE
         self._held: Array | None = None
         self._wide: NDArray[np.float64] | None = None
         self._write = write
@@ -82,9 +89,7 @@ class Constant:
     @classmethod
     def of(cls, array: Array) -> Constant:
         """A constant that is already in memory."""
-        return cls(
-            array.shape, lambda: array, dtype=array.dtype, key=lambda: blake2b(array.tobytes()).digest()
-        )
+        return cls(array.shape, lambda: array, dtype=array.dtype, key=lambda: digest(array))
 
     def array(self) -> Array:
         """The numbers, in the dtype they are stored in. Not to be written to."""
@@ -132,7 +137,7 @@ class Constant:
                 constant._held = constant._wide = None
 
     def _below(self) -> tuple[list[Constant], Counter[int]]:
-        """The constants that it is computed from and that are not held, sources first, and how many ask each of them."""
+        """The constants that it is computed from and that are not held, sources first; how many ask each of them."""
         order: list[Constant] = []
         uses, seen = Counter[int](), set[int]()
         waiting: list[tuple[Constant, bool]] = [(self, False)]

@@ -26,18 +26,20 @@ LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 """Operators that are linear in their data, with a weight at slot 1."""
 
 
-def named_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+def named_bodies(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
     """The graphs that a node holds, by attribute: branches of an If, the body of a Loop or Scan."""
+    found = []
     for attribute in node.attribute:
         if attribute.HasField("g"):
-            yield attribute.name, attribute.g
+            found.append((attribute.name, attribute.g))
         if attribute.graphs:
-            yield from ((attribute.name, body) for body in attribute.graphs)
+            found += [(attribute.name, body) for body in attribute.graphs]
+    return found
 
 
-def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def bodies_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs that a node holds."""
-    return (body for _, body in named_bodies(node))
+    return [body for _, body in named_bodies(node)]
 
 
 def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -55,7 +57,7 @@ def graphs_below(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, onnx
     waiting: list[tuple[onnx.GraphProto, onnx.GraphProto | None]] = [(graph, None)]
     for found in waiting:  # which grows
         yield found
-        waiting.extend((body, found[0]) for node in found[0].node for body in bodies_of(node))
+        waiting += [(body, found[0]) for node in found[0].node for _, body in named_bodies(node)]
 
 
 def operators_of(model: onnx.ModelProto) -> Counter[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ __all__ = ["Compute", "Deferred", "Read", "Stored", "dtype_of"]
 Array = NDArray[Any]
 Compute = Callable[[], Array]
 Read = Callable[["onnx.TensorProto"], bytes]
+
+_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL, which is looked up slowly in a message
 
 _MIN_BYTES = 1 << 16
 """A computed weight of fewer bytes is put into the model at once."""
@@ -56,9 +58,12 @@ class Stored:
         proto: may be overwritten; :meth:`set_aside` first, where its numbers are still to be read.
         read: gives the raw bytes of an external tensor; None where none can be read.
         main: whether it is an initializer of the main graph.
+
+    Attributes:
+        sparse: whether it is given by its elements that are not 0.
     """
 
-    __slots__ = ("_read", "main", "proto")
+    __slots__ = ("_read", "main", "proto", "sparse")
 
     def __init__(
         self,
@@ -70,11 +75,7 @@ class Stored:
         self.proto: Any = proto
         self._read = read
         self.main = main
-
-    @property
-    def sparse(self) -> bool:
-        """Whether it is given by its elements that are not 0."""
-        return not hasattr(self.proto, "data_type")
+        self.sparse = not hasattr(proto, "data_type")
 
     def constant(self) -> Constant:
         """The constant that it is, whatever becomes of the model."""
@@ -97,7 +98,7 @@ class Stored:
     def _array(self, proto: onnx.TensorProto) -> Array:
         import onnx
 
-        if proto.data_location == proto.EXTERNAL:
+        if proto.data_location == _EXTERNAL:
             if self._read is None:
                 cause = f"initializer '{proto.name}' lies in another file"
                 raise BadInputError(cause, hint="give the model's path, or load it with its external data")
@@ -106,7 +107,7 @@ class Stored:
             data = proto.raw_data
         else:
             return np.asarray(onnx.numpy_helper.to_array(proto))
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(proto.data_type))
+        dtype = cast(np.dtype[Any], dtype_of(proto.data_type))
         if dtype.hasobject or math.prod(proto.dims) * dtype.itemsize != len(data):  # several elements a byte
             whole = onnx.TensorProto(data_type=proto.data_type, dims=proto.dims, raw_data=data)
             return np.asarray(onnx.numpy_helper.to_array(whole))
