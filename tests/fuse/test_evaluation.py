@@ -48,6 +48,36 @@ def found(op: Op, *arrays: np.ndarray | None) -> Constant:
     return constant
 
 
+# --- what several ask for ----------------------------------------------------------------------------
+
+
+def test_what_several_constants_ask_for_is_computed_once() -> None:
+    """A weight less its mean over the root of its mean square: the weight is asked for six times."""
+    reads: list[str] = []
+    numbers = random(4, 3)
+
+    def load() -> np.ndarray:
+        reads.append("w")
+        return numbers
+
+    def constant(op: Op, *inputs: Constant) -> Constant:
+        made = evaluated(op, [Value(str(i), c.shape, constant=c) for i, c in enumerate(inputs)])
+        assert made is not None
+        return made
+
+    weight = Constant(numbers.shape, load, dtype=numbers.dtype)
+    mean = Mean((0, 1), 2, True)
+    centred = constant(Elementwise(Arithmetic.SUBTRACT), weight, constant(mean, weight))
+    squares = constant(mean, constant(Elementwise(Arithmetic.MULTIPLY), centred, centred))
+    whole = constant(ADD, constant(DIVIDE, centred, squares), weight)
+    exact = numbers.astype("f8")
+    middle = exact - exact.mean()
+    for _ in range(2):
+        reads.clear()
+        assert np.allclose(whole.exact(), middle / np.mean(middle**2) + exact, rtol=1e-14)
+        assert len(reads) == 1  # and it is not held any longer than that
+
+
 # --- the operators by themselves ---------------------------------------------------------------------
 
 

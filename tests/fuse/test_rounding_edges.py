@@ -215,6 +215,48 @@ def test_a_bound_is_not_taken_for_the_number_itself() -> None:
     refused(round_scaled(first, np.array([[SMALLEST["float32"] / 2]]), axes=(0,)))
 
 
+def test_a_product_along_another_axis_is_bounded_without_its_numbers() -> None:
+    reads: list[int] = []
+    numbers = np.random.default_rng(0).normal(size=(8, 6)).astype("f4")
+
+    def load() -> np.ndarray:
+        reads.append(1)
+        return numbers
+
+    weight = Constant(numbers.shape, load, dtype=numbers.dtype)
+    rows, columns = np.geomspace(1e-3, 1e3, 8).reshape(8, 1), np.geomspace(-1e2, -1e-2, 6).reshape(1, 6)
+    product = weight
+    for _ in range(3):
+        product = taken(round_scaled(product, rows, axes=(0,)))
+        product = taken(round_scaled(product, columns, axes=(1,)))
+    assert len(reads) == 2  # once for each axis
+    expected = numbers.astype("f8")
+    for _ in range(3):
+        expected = expected * rows * columns
+    assert np.array_equal(product.array(), expected.astype("f4"))
+    assert np.array_equal(product.exact(), expected)
+
+
+def test_a_product_along_another_axis_is_held_against_the_limits() -> None:
+    """What its factors allow at worst is no reason to refuse, what it is is one."""
+    far = np.array([[1e-20], [1e20]])
+    numbers = np.array([[1e20, 1e20], [1e-20, 1e-20]], "f4")
+    product = taken(round_scaled(Constant.of(numbers), far, axes=(0,)))
+    assert np.array_equal(
+        taken(round_scaled(product, np.array([[1e19, 1.0]]), axes=(1,))).array()[0], [1e19, 1]
+    )
+    assert "in 1 of 2" in refused(round_scaled(product, np.array([[1e39, 1.0]]), axes=(1,)))
+
+
+def test_equal_products_have_equal_keys() -> None:
+    weight, scale = ones((2, 3), "float32"), np.array([[2.0], [3.0]])
+    once, again = (taken(round_scaled(weight, scale, axes=(0,))) for _ in range(2))
+    other = taken(round_scaled(weight, scale[::-1].copy(), axes=(0,)))
+    twice = taken(round_scaled(once, scale, axes=(0,)))
+    assert once.key == again.key
+    assert len({once.key, other.key, twice.key, weight.key}) == 4
+
+
 def test_the_dtype_is_known_without_the_numbers() -> None:
     reads: list[int] = []
 
