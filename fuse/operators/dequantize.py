@@ -225,7 +225,7 @@ def _turned(
         )
     whole = by.reshape([-1 if i == axis else 1 for i in range(integers.ndim)])
     about = np.zeros((), integers.dtype) if zero is None else zero.array()
-    about = np.broadcast_to(about, np.broadcast_shapes(scale.shape, about.shape))
+    about = np.broadcast_to(about, scale.shape)
     if integers.dtype.kind == "i" and not about.any():
         lowest = np.iinfo(integers.dtype).min
         if bool(((integers == lowest) & (whole < 0)).any()):
@@ -267,10 +267,10 @@ def _write(
         return None if same else moves.set(node, INTEGERS, Constant.of(integers))
     # The weight becomes what its integers stand for, so that the same scales give the same integers again.
     numbers = integers.astype(np.float64)
-    points = zero if zero is not None else moves.constant(node, ZERO)
+    points = moves.constant(node, ZERO)
     shape = [-1 if i == axis else 1 for i in range(integers.ndim)]
     if isinstance(points, Constant):
-        numbers -= points.exact().reshape(shape if points.shape == scale.shape else ())
+        numbers -= points.exact().reshape(shape)
     weight = cast(Constant, moves.constant(quantizer, INTEGERS))
     moves.changes(quantizer.outputs[0])
     return moves.set(

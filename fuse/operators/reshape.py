@@ -176,7 +176,7 @@ def multi_axis(
 ) -> Refusal | None:
     """The same map on the input, along the axis that these were made of."""
     data = node.input(DATA)
-    if data is None or data.shape is None or output.shape is None:
+    if data is None or output.shape is None:
         return axis_not_proven(node)
     whole = _joined(output.dimensions, axes, affine.channels)
     moved = None if whole is None else _through_reshape(whole, data.dimensions, affine, axes[0])

@@ -13,6 +13,7 @@ from support.views import Graph, node_of, numbers
 from convbn.fuse.operators import evaluation
 from convbn.fuse.operators.batch_norm import BatchNorm
 from convbn.fuse.operators.conv import Conv
+from convbn.fuse.operators.dequantize import Dequantize
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.evaluation import evaluated
 from convbn.fuse.operators.linear import Linear
@@ -154,6 +155,22 @@ def test_what_is_no_arithmetic_or_no_float() -> None:
     assert evaluated(Mean((0,), 1, False), values(np.int64([1, 2]))) is None
     assert evaluated(Mean((0,), 1, False), [Value("x", (3,))]) is None
     assert evaluated(Mean((0,), 1, False), [None]) is None
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.float32([0.5])])
+@pytest.mark.parametrize("zero", [[], [np.int8(3)], [np.int8([3])]])
+def test_integers_that_stand_for_a_vector(shape: tuple[int, ...], scale: Any, zero: list[Any]) -> None:
+    stored = np.full(shape, 7, np.int8)
+    constant = found(Dequantize(None), stored, np.asarray(scale), *(np.asarray(one) for one in zero))
+    assert constant.shape == shape
+    np.testing.assert_array_equal(constant.array(), np.full(shape, 2.0 if zero else 3.5))
+
+
+@pytest.mark.parametrize("other", [(2,), (3, 1)])
+def test_integers_with_other_scales_are_none(other: tuple[int, ...]) -> None:
+    for operands in ((np.ones(other, "f4"),), (np.float32([1]), np.ones(other, np.int8))):
+        assert evaluated(Dequantize(0), values(np.ones(3, np.int8), *operands)) is None
 
 
 def test_a_change_of_sign() -> None:

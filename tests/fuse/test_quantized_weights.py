@@ -134,6 +134,17 @@ def test_a_weight_that_is_quantised_as_the_model_runs(
     assert len([t for t in folded.graph.initializer if t.dims == [6]]) == 3  # scales, zero points, bias
 
 
+def test_a_weight_that_is_transposed_twice() -> None:
+    nodes = [
+        dequantize("q", "s", target="a", axis=0),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[3, 0, 1, 2]),
+        helper.make_node("Transpose", ["b"], ["w"], perm=[1, 0, 2, 3]),
+        CONV,
+        batchnorm("c", "y"),
+    ]
+    check(build(nodes, {"q": integers(6, 3, 3, 4)}), 0, shaped=False)
+
+
 def test_integers_that_others_read_stay() -> None:
     nodes = [
         helper.make_node("QuantizeLinear", ["fw", "s", "z"], ["q8"], name="q.w", axis=0),

@@ -26,6 +26,19 @@ def test_along_another_axis_every_input_takes_all_of_it() -> None:
     assert [(found.channels, axis) for _, found, axis in moves.produced] == [(3, 2)] * 3
 
 
+@pytest.mark.parametrize(
+    ("stacked", "axis", "of_input"), [(0, 2, 1), (0, 1, 0), (1, 2, 1), (1, 0, 0), (3, 1, 1), (2, 3, 2)]
+)
+def test_stacked_each_input_takes_all_of_it_along_its_own_axis(
+    stacked: int, axis: int, of_input: int
+) -> None:
+    shape = (2, 3, 4)
+    output = (*shape[:stacked], 2, *shape[stacked:])
+    moves = backward(node(Concat(stacked, True), shape, shape, output=output), affine(output[axis]), axis)
+    assert isinstance(moves, Moves)
+    assert [place for _, _, place in moves.produced] == [of_input] * 2
+
+
 @pytest.mark.parametrize("refused", ["v0", "v1", "v2"])
 def test_an_input_that_cannot_take_it_ends_it(refused: str) -> None:
     built = node(Concat(1), *PIECES, output=(2, 6, 3))

@@ -57,6 +57,7 @@ def test_scales_take_magnitudes_and_integers_signs(
 ) -> None:
     built = weight(integers(*shape), scales(), *zero, axis=axis, output=shape)
     moves = took(backward(built, affine(O, "scale"), axis))
+    assert set(moves.constants) == {0, 1}
     assert moves.constants[0].array().dtype == np.int8
     assert (moves.constants[1].array() > 0).all()
 
@@ -111,6 +112,15 @@ def test_computed_integers_or_scales_stay(operands: tuple[Any, Any], text: str) 
     assert text in detail
 
 
+def test_integers_that_another_operator_computes_stay() -> None:
+    computing = node(Other("Cast"), SHAPE, output=SHAPE)
+    at = weight(computing.outputs[0], scales())
+    assert refusal(backward(at, affine(O, "scale"), 0)) == (
+        NOT_CONSTANT,
+        "the constant 'out' of Dequantize 'n' is computed while the model runs",
+    )
+
+
 @pytest.mark.parametrize("operands", [(..., scales()), (integers(*SHAPE), ...)])
 def test_integers_or_scales_that_are_left_out_stay(operands: tuple[Any, Any]) -> None:
     assert reason(backward(weight(*operands), affine(O, "scale"), 0)) == NOT_CONSTANT
@@ -161,6 +171,16 @@ def test_integers_in_blocks_turn_about_the_zero_point_of_each(dtype: Any) -> Non
         "negative-scale",
         "a scale is 0, and Dequantize 'n' has a zero point for each block",
     )
+
+
+def test_a_scale_of_blocks_that_would_lose_its_digits_stays() -> None:
+    """Along the channels that the map has, not along the blocks: beside it there are larger ones."""
+    built = node(Dequantize(1, blocks=True), integers(O, 6), scales(2 * O, "f2").reshape(O, 2), output=(O, 6))
+    assert reason(backward(built, scale_by(1, 1e-4, 1, 1), 0)) == "out-of-range"
+    across = node(
+        Dequantize(0, blocks=True), integers(6, O), scales(2 * O, "f2").reshape(2, O), output=(6, O)
+    )
+    assert reason(backward(across, scale_by(1, 1e-4, 1, 1), 1)) == "out-of-range"
 
 
 @pytest.mark.parametrize("least", [-1.0, 0.0])

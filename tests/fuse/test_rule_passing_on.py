@@ -125,6 +125,21 @@ def test_behind_a_piece_its_channels_change(piece: int) -> None:
     assert backward(at, found, output=piece, refused=["v0"]) == NO
 
 
+@pytest.mark.parametrize(("of_piece", "of_data"), [(0, 0), (1, 2), (2, 3)])
+def test_pieces_that_have_their_axis_no_more(of_piece: int, of_data: int) -> None:
+    """All of the map, along the same axis at its other place; along the axis that is gone there is none."""
+    shape = (2, 6, 5, 4)
+    at, found = node(Split(1, single=True), shape, output=(2, 5, 4)), affine(shape[of_data])
+    assert only(forward(at, found, of_data)) == (at.outputs[0], found, of_piece)
+    assert only(backward(at, found, of_piece)) == (at.inputs[0], found, of_data)
+    assert refusal(forward(at, affine(6), 1))[0] == "axis-not-proven"
+
+
+def test_the_pieces_take_all_of_a_map_along_another_axis() -> None:
+    at, found = split(3, 3), affine(5)
+    assert asked(forward(at, found, 2)) == [(piece, found, 2) for piece in at.outputs]
+
+
 def test_the_pieces_take_their_parts() -> None:
     at, found = split(1, 3, 2), affine(6)
     answer = asked(forward(at, found))

@@ -77,7 +77,14 @@ def test_a_gather_along_another_axis(axis: int, positions: object, of_output: in
     assert where(backward(at, affine(channels), of_output)) == (of_data, channels)
 
 
-@pytest.mark.parametrize("positions", [[4, 0, -3, 1], [5], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize(("of_output", "of_data"), [(0, 0), (1, 2), (2, 3)])
+def test_a_single_position_takes_its_axis_away(of_output: int, of_data: int) -> None:
+    at, channels = node(Gather(1, single=True), IMAGE, output=(2, 4, 5)), IMAGE[of_data]
+    assert where(forward(at, 0, affine(channels), of_data)) == (of_output, channels)
+    assert where(backward(at, affine(channels), of_output)) == (of_data, channels)
+
+
+@pytest.mark.parametrize("positions", [[4, 0, -3, 1], [5], [0, 1, 2, 3, 4, 5], [-6, -1]])
 def test_a_gather_of_channels(positions: list[int]) -> None:
     at = gathered(1, positions)
     assert where(forward(at, 0, affine(6), 1)) == (1, len(positions))
@@ -118,6 +125,7 @@ def test_a_table_that_is_read_from_takes_the_map(indices: tuple[int, ...], kind:
     assert moves.constants.keys() == {0}
     assert reason(backward(at, affine(4, kind), len(indices), [0])) == "too-far"
     assert reason(backward(at, affine(5, kind), len(indices))) == "axis-not-proven"
+    assert reason(backward(at, affine(4, kind), len(indices) + 1)) == "axis-not-proven"
 
 
 def test_a_table_whose_numbers_would_lose_their_digits_stays() -> None:
@@ -130,7 +138,13 @@ def test_a_table_whose_numbers_would_lose_their_digits_stays() -> None:
 
 
 def test_no_positions_are_no_channels() -> None:
-    assert where(forward(gathered(1, np.zeros(0, "i8")), 0, affine(6), 1)) == (1, 0)
+    at = gathered(1, np.zeros(0, "i8"))
+    assert where(forward(at, 0, affine(6), 1)) == (1, 0)
+    assert where(backward(at, affine(0), 1)) == (1, 6)
+    nothing = node(Gather(1), (2, 0, 3), np.zeros(0, "i8"), output=(2, 0, 3))
+    assert where(forward(nothing, 0, affine(0), 1)) == (1, 0)
+    first = node(Gather(1), (2, 0, 3), np.zeros(1, "i8"), output=(2, 1, 3))
+    assert reason(forward(first, 0, affine(0), 1)) == "parameters-malformed"
 
 
 def test_positions_beyond_the_channels_stay() -> None:
@@ -159,6 +173,13 @@ def test_blocks_of_an_image_and_channels(channel_major: bool, to_space: bool, bl
         wide.scale[-1] += 1
         answer = forward(at, 0, wide, 1) if to_space else backward(at, wide, 1)
         assert reason(answer) == "axis-not-proven"
+
+
+def test_blocks_along_another_axis_or_of_other_channels_stay() -> None:
+    at = node(DepthToSpace("DepthToSpace", 2, True, True), (2, 8, 8, 1), output=(2, 2, 16, 2))
+    assert reason(forward(at, 0, affine(8), 2)) == "axis-not-proven"
+    assert reason(forward(at, 0, affine(4), 1)) == "axis-not-proven"
+    assert reason(backward(at, affine(4), 1)) == "axis-not-proven"
 
 
 def test_blocks_of_channels_that_are_no_multiple_of_them() -> None:

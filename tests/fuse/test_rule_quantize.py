@@ -104,6 +104,8 @@ def test_integers_that_others_see_stay() -> None:
     assert "are read by others" in found[1]
     other = behind(quantizer(axis=0), axis=1)
     assert reason(backward(other, affine(OUT, "scale"), 0)) == "weight-not-constant"
+    along = behind(quantizer(WEIGHT, np.full(IN, 0.02, "f4"), axis=1), axis=0)
+    assert "its scales are along another axis" in refusal(backward(along, affine(OUT, "scale"), 0))[1]
 
 
 @pytest.mark.parametrize("slot", [0, 1, 2])

@@ -215,6 +215,12 @@ def test_unknown_sizes_stay(source: Shape, target: Shape, axis: int) -> None:
         torn(backward(reshape(target, source), affine(4), axis), "Reshape")
 
 
+def test_of_several_axes_that_could_hold_a_map_again_and_again_the_longest_does() -> None:
+    same = Affine(np.full(6, 2.0), np.full(6, 3.0))
+    assert moved(forward(reshape((4, 6), (8, 3)), 0, same, 1)) == (0, 8)
+    assert moved(forward(reshape((6, 4), (3, 8)), 0, Affine(same.scale[:4], same.shift[:4]), 1)) == (1, 8)
+
+
 def test_an_axis_that_the_shapes_do_not_have_stays() -> None:
     torn(forward(reshape((4,), (2, 2)), 0, affine(4), 1), "Reshape")
     torn(backward(reshape((2, 2), (4,)), affine(4), 1), "Reshape")
@@ -229,6 +235,11 @@ def test_no_channels_stay() -> None:
 def test_data_that_is_empty_on_one_side_of_the_axis_stays(source: Shape, target: Shape) -> None:
     assert source is not None
     torn(forward(reshape(source, target), 0, affine(source[1] or 0), 1), "Reshape")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0), (0, 3, None)])
+def test_data_that_is_empty_stays_also_where_its_shape_does(shape: Shape) -> None:
+    torn(forward(reshape(shape, shape), 0, affine(3), 1), "Reshape")
 
 
 def test_empty_data_stays() -> None:
@@ -265,6 +276,11 @@ def test_an_axis_made_of_several(
 ) -> None:
     assert moved(backward(reshape(data, output), affine(output[axis]), axis)) == (axes, output[axis])
     assert refusal(backward(reshape(data, output), affine(output[axis]), axis, ["v0"]))[0] == "too-far"
+
+
+def test_a_map_that_repeats_lies_along_all_that_its_axis_was_made_of_too() -> None:
+    again = Affine(np.tile(affine(4).scale, 3), np.tile(affine(4).shift, 3))
+    assert moved(backward(reshape((2, 3, 4), (2, 12)), again, 1)) == ((1, 2), 12)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +360,10 @@ def test_several_axes_become_one_again(
 )
 def test_several_axes_that_do_not_become_one_stay(data: Shape, output: Shape, axes: tuple[int, ...]) -> None:
     torn(backward(reshape(data, output), affine(12), axes), "Reshape")
+
+
+def test_one_channel_along_axes_that_are_not_known_stays() -> None:
+    torn(backward(reshape((1,), None), affine(1), (0, 1)), "Reshape")
 
 
 def test_several_axes_end_where_the_next_operator_refuses() -> None:

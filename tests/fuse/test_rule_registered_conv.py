@@ -59,6 +59,12 @@ def test_another_number_of_outputs_stays() -> None:
     assert "bias" in refusal(moved(layer(WEIGHT, np.ones(3)), affine(4)))[1]
 
 
+def test_channels_counted_from_the_back() -> None:
+    at, moves = node(RegisteredConv("own", 1, -1), (5, 3, 3), WEIGHT, output=(5, 3, 4)), Moves()
+    assert backward(moves, at, at.outputs[0], affine(4), 2) is None
+    assert moves.constants.keys() == {1, 2}
+
+
 def test_along_another_axis_or_without_a_known_weight_it_stays() -> None:
     moves, at = Moves(), layer()
     stopped = backward(moves, at, at.outputs[0], affine(5), 0)

@@ -62,6 +62,10 @@ def test_sizes_that_are_no_multiple_or_not_known_stay(source: Shape, target: Sha
     assert reason(forward(repeat(source, target), 0, affine(3), 1)) == "axis-not-proven"
 
 
+def test_shapes_that_lose_an_axis_contradict_each_other() -> None:
+    assert reason(forward(repeat((4, 2, 3), (2, 4)), 0, affine(4), 0)) == "axis-not-proven"
+
+
 def test_an_axis_that_only_the_output_has_stays() -> None:
     assert reason(backward(repeat((3, 4), (2, 3, 4)), affine(2), 0)) == "axis-not-proven"
     assert reason(backward(repeat((3, 4), (2, 3, 4)), affine(5), 1)) == "axis-not-proven"

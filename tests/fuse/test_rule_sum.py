@@ -71,6 +71,15 @@ def test_what_a_term_refuses_ends_it() -> None:
     assert isinstance(moved(terms(SHAPE, SHAPE, SHAPE), affine(3), 0, ["v2"]), Refusal)
 
 
+def test_of_many_terms_two_at_most_are_asked_to_carry_the_shift() -> None:
+    """Each time all terms are asked, of which there may be thousands."""
+    moves, at, rule = Moves(["v3"]), terms(SHAPE, SHAPE, SHAPE, SHAPE), rule_for(Sum("Sum", 1))
+    assert rule is not None
+    assert rule.backward is not None
+    assert isinstance(rule.backward(moves, at, at.outputs[0], affine(3), 1), Refusal)
+    assert moves.asked == ["v0", "v1", "v2", "v3"] * 2
+
+
 def test_a_scale_of_zero_cannot_be_taken_out() -> None:
     by = Affine.scale_by(np.array([1.0, 0.0, 2.0]))
     answer = moved(terms(SHAPE, SHAPE, SHAPE), by, 0)

@@ -237,7 +237,7 @@ def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
     if isinstance(op, Elementwise):
         return cast("np.ndarray", ARITHMETIC[op.operation](x, rest[0]))
     if isinstance(op, Concat):
-        return np.concatenate(operands, op.axis)
+        return np.stack(operands, op.axis) if op.stacked else np.concatenate(operands, op.axis)
     if isinstance(op, Transpose):
         return cast("np.ndarray", x.transpose(op.order))
     if isinstance(op, Mean):
@@ -253,7 +253,7 @@ def computed(at: Node, operands: Sequence[Any]) -> np.ndarray:
             x = x.take(positions, axis)
         return cast("np.ndarray", x)
     if isinstance(op, Gather):
-        return cast("np.ndarray", x.take(np.asarray(rest[0], np.intp), op.axis))
+        return cast("np.ndarray", x.take(0 if op.single else np.asarray(rest[0], np.intp), op.axis))
     if isinstance(op, DepthToSpace):
         return blocks(x, op)
     if isinstance(op, Dequantize):
