@@ -96,7 +96,7 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
     applied = captured.apply(plan.edits)
     seconds = Seconds(capture=captured.seconds, fold=time.perf_counter() - start)
     kept = (*_with_locks(plan.kept, captured.view), *captured.unreachable)
-    return Folding(
+    folding = Folding(
         applied.model,
         Report(
             kind=frontend.kind,
@@ -119,6 +119,8 @@ def _folded(frontend: Frontend, model: Any, request: Request, options: FuseOptio
         ),
         applied.computed,
     )
+    captured.view.release()
+    return folding
 
 
 def _by_operator(before: Counter[str], after: Counter[str]) -> dict[str, Before]:

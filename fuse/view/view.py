@@ -36,6 +36,7 @@ class View:
     def __init__(
         self, nodes: Sequence[Node], *, pure: bool = False, replaceable: bool = True, additions: bool = True
     ) -> None:
+        self._all = tuple(nodes)
         self._nodes = {id(node): node for node in nodes}
         self.pure = pure
         self.replaceable = replaceable
@@ -105,6 +106,11 @@ class View:
         else:
             self._bypass(edit.node, edit.slot)
         self._touch(edit.node)
+
+    def release(self) -> None:
+        """Take nodes and values apart, which refer to each other, so that they go without a search for cycles."""
+        for node in self._all:
+            node.inputs, node.outputs, node.handle = [], [], None
 
     def _touch(self, node: Node) -> None:
         """Mark a node and its values, by which whoever shares one of them is marked, too."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
+from onnx import helper
+from support.graphs import batchnorm, batchnorm_parameters, model, random
 
+from convbn.fuse.fold import fold
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.refusal import Reason, Refusal
@@ -234,3 +239,30 @@ def test_only_what_was_folded_into_knows_more_than_it_stores() -> None:
     assert stored.exact().dtype == np.float64
     assert folded.exact()[0] != 1
     assert folded.dtype == np.float32
+
+
+def test_what_a_fold_looked_at_is_freed_at_once() -> None:
+    """Nodes and values refer to each other, and hold weights: no search for cycles is needed for them to go."""
+
+    def nodes() -> int:
+        return sum(type(one) in (Node, Value) for one in gc.get_objects())
+
+    whole = model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            batchnorm("c", "n"),
+            helper.make_node("Relu", ["n"], ["y"]),
+        ],
+        {"x": [1, 3, 8, 8]},
+        ["y"],
+        {"w": random(4, 3, 3, 3), **batchnorm_parameters(4)},
+    )
+    gc.collect()
+    before, enabled = nodes(), gc.isenabled()
+    gc.disable()
+    try:
+        assert len(fold(whole).report.folded) == 1
+        assert nodes() == before
+    finally:
+        if enabled:
+            gc.enable()

@@ -8,6 +8,7 @@ computed is a reference to a location that is no path, by which whoever writes t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -96,8 +97,6 @@ class Stored:
             raise BadInputError(f"initializer '{name}' cannot be read: {error}") from error
 
     def _array(self, proto: onnx.TensorProto) -> Array:
-        import onnx
-
         if proto.data_location == _EXTERNAL:
             if self._read is None:
                 cause = f"initializer '{proto.name}' lies in another file"
@@ -106,13 +105,18 @@ class Stored:
         elif proto.HasField("raw_data"):
             data = proto.raw_data
         else:
-            return np.asarray(onnx.numpy_helper.to_array(proto))
-        dtype = cast(np.dtype[Any], dtype_of(proto.data_type))
-        if dtype.hasobject or math.prod(proto.dims) * dtype.itemsize != len(data):  # several elements a byte
-            whole = onnx.TensorProto(data_type=proto.data_type, dims=proto.dims, raw_data=data)
-            return np.asarray(onnx.numpy_helper.to_array(whole))
-        values = np.frombuffer(data, dtype.newbyteorder("<"))
-        return values.astype(dtype, copy=False).reshape(tuple(proto.dims))
+            return _whole(proto)
+        dtype, shape = cast(np.dtype[Any], dtype_of(proto.data_type)), tuple(proto.dims)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):  # several elements a byte
+            return _whole(type(proto)(data_type=proto.data_type, dims=shape, raw_data=data))
+        values = np.frombuffer(data, dtype if sys.byteorder == "little" else dtype.newbyteorder("<"))
+        return values.astype(dtype, copy=False).reshape(shape)
+
+
+def _whole(proto: onnx.TensorProto) -> Array:
+    import onnx
+
+    return np.asarray(onnx.numpy_helper.to_array(proto))
 
 
 def _dense(proto: onnx.SparseTensorProto) -> Array:
