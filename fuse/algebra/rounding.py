@@ -218,7 +218,7 @@ def round_scaled(
         base, factors = _factors(scaled)
         return base.key, tuple((seen_in, factor.shape, digest(factor)) for seen_in, factor in factors)
 
-    sources = [weight if weight.product is None else _factors(weight)[0]]
+    sources = [_factors(weight)[0]]
     scaled = Constant(weight.shape, load, exact=exact, dtype=dtype, write=write, sources=sources, key=key)
     scaled.product = weight, tuple(shape), scale
     # What is folded into it next is computed from the exact numbers, so theirs are the magnitudes to know.

@@ -53,7 +53,7 @@ def integers_of(moves: Moves, node: Node) -> NDArray[Any] | Refusal:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{node.label} gives no integers of a known kind")
 
     def spread(array: NDArray[Any]) -> NDArray[Any]:
-        return array.reshape(()) if array.size == 1 else along(array, axis or 0, len(weight.shape))
+        return along(array, axis or 0, len(weight.shape))
 
     limits = np.iinfo(kind)
     with np.errstate(all="ignore"):

@@ -16,6 +16,7 @@ from convbn.fuse.operators.conv import Conv
 from convbn.fuse.operators.dequantize import Dequantize
 from convbn.fuse.operators.elementwise import Arithmetic, Elementwise
 from convbn.fuse.operators.evaluation import evaluated
+from convbn.fuse.operators.function import Function
 from convbn.fuse.operators.linear import Linear
 from convbn.fuse.operators.mean import Mean
 from convbn.fuse.operators.negation import Negation
@@ -171,6 +172,20 @@ def test_integers_that_stand_for_a_vector(shape: tuple[int, ...], scale: Any, ze
 def test_integers_with_other_scales_are_none(other: tuple[int, ...]) -> None:
     for operands in ((np.ones(other, "f4"),), (np.float32([1]), np.ones(other, np.int8))):
         assert evaluated(Dequantize(0), values(np.ones(3, np.int8), *operands)) is None
+
+
+def test_a_norm_without_the_axes_that_it_is_over() -> None:
+    array = np.arange(1, 25, dtype="f4").reshape(2, 3, 4)
+    for axes, kept, shape in (((1,), True, (2, 1, 4)), ((0, 2), True, (1, 3, 1)), ((1,), False, (2, 4))):
+        constant = found(Function("ReduceL2", axes, kept), array)
+        assert constant.shape == shape
+        expected = np.sqrt((array.astype("f8") ** 2).sum(axis=axes, keepdims=kept))
+        np.testing.assert_allclose(constant.exact(), expected, rtol=1e-12)
+
+
+def test_a_root_of_what_has_none_is_for_the_one_who_stores_it() -> None:
+    with np.errstate(all="raise"):
+        assert np.isnan(found(Function("Sqrt"), np.float32([-1, 4])).exact()).tolist() == [True, False]
 
 
 def test_a_change_of_sign() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convbn.fuse.algebra.rounding import _multiply, round_scaled, round_vector
+from convbn.fuse.algebra.rounding import _multiply, round_scaled, round_sum, round_vector
 from convbn.fuse.refusal import Reason, Refusal
 from convbn.fuse.view.dataflow import Constant
 
@@ -185,6 +185,39 @@ def test_bounds_decide_nothing_that_the_numbers_decide_otherwise(
         scale = limit / largest * factor
         outcome = round_scaled(Constant.of(weight), scale, axes=(0,))
         assert isinstance(outcome, Refusal) == ((factor > 1) == (limit > 1)), factor
+
+
+@pytest.mark.parametrize("earlier", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("limit", [float(np.finfo("f4").max), float(np.finfo("f4").tiny)])
+def test_bounds_of_a_product_decide_nothing_otherwise_either(limit: float, axis: int, earlier: float) -> None:
+    """Along the other axis, and in another shape, than that which the first scale was for."""
+    weight = np.random.default_rng(axis).uniform(0.5, 2, (6, 35)).astype("f4")
+    scale = np.full((1, 35) if axis == 0 else (6, 1), earlier)
+    for seen in ((6, 35), (5, 42), (42, 5)):
+        for factor in (0.01, 0.26, 0.51, 0.9, 0.9999, 1.0001, 1.3, 1.9, 3.9, 100.0):
+            # Anew each time: once the exact numbers were looked at, they are remembered.
+            first = round_scaled(Constant.of(weight), scale, axes=(1 - axis,))
+            assert isinstance(first, Constant)
+            largest = np.abs(first.exact()).reshape(seen).max(axis=1 - axis, keepdims=True)
+            by = limit / largest * factor
+            outcome = round_scaled(first, by, axes=(axis,), seen_as=seen)
+            assert isinstance(outcome, Refusal) == ((factor > 1) == (limit > 1)), factor
+            if isinstance(outcome, Constant):
+                exact = (first.exact().reshape(seen) * by).reshape(6, 35)
+                np.testing.assert_array_equal(outcome.exact(), exact)
+
+
+def test_what_is_multiplied_stays_as_it_is() -> None:
+    """A sum of kernels holds its exact numbers, which a BatchNorm behind it must not change."""
+    numbers = np.array([[1.0, 2.0], [3.0, 4.0]])
+    total = round_sum(numbers.copy(), np.dtype("f4"))
+    assert isinstance(total, Constant)
+    scaled = round_scaled(total, np.array([[2.0], [3.0]]), axes=(0,))
+    assert isinstance(scaled, Constant)
+    for _ in range(2):
+        np.testing.assert_array_equal(scaled.exact(), [[2, 4], [9, 12]])
+        np.testing.assert_array_equal(total.exact(), numbers)
 
 
 def test_a_second_scale_is_held_against_the_first() -> None:

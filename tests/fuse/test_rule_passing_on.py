@@ -89,6 +89,18 @@ def test_what_does_not_pass(name: str) -> None:
         assert says in refusal(answer)[1]
 
 
+@pytest.mark.parametrize(
+    ("least", "goes"), [((5, 4), True), ((6, 4), False), ((5, 5), False), ((6, 1), False)]
+)
+def test_a_pool_some_of_whose_windows_may_hold_no_data(least: tuple[int, int], goes: bool) -> None:
+    at = node(Pool("MaxPool", False, least=least), IMAGE, output=IMAGE)
+    for answer in (backward(at, POSITIVE), forward(at, POSITIVE)):
+        if goes:
+            only(answer)
+        else:
+            assert "may lie in the padding alone" in refusal(answer)[1]
+
+
 def test_what_is_no_data() -> None:
     slope = node(Activation("PRelu"), IMAGE, (6, 1, 1), output=IMAGE)
     assert refusal(forward(slope, POSITIVE, slot=1)) == ("producer-not-foldable", "PRelu 'n' bends it")

@@ -96,6 +96,13 @@ def test_integers_that_are_not_known_stay(operands: tuple[Any, ...], expected: t
     assert refusal(answer) == expected
 
 
+def test_a_scale_of_zero_is_refused_whatever_numpy_is_told_to_raise() -> None:
+    with np.errstate(all="raise"):
+        found = integers_of(Moves(), quantizer(WEIGHT, np.zeros(OUT, "f4")))
+    assert isinstance(found, Refusal)
+    assert (found.reason, found.detail) == NO_NUMBERS
+
+
 def test_integers_that_others_see_stay() -> None:
     source = quantizer()
     source.outputs[0].observed = "an output of the model"

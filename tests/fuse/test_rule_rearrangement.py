@@ -362,6 +362,12 @@ def test_several_axes_that_do_not_become_one_stay(data: Shape, output: Shape, ax
     torn(backward(reshape(data, output), affine(12), axes), "Reshape")
 
 
+@pytest.mark.parametrize(("data", "output"), [(None, (2, 3, 4)), ((2, 3, 4), None)])
+def test_several_axes_of_unknown_shapes_stay_before_a_transpose(data: Shape, output: Shape) -> None:
+    built = node(Transpose((0, 2, 1)), data, output=output)
+    torn(backward(built, affine(12), (1, 2)), "Transpose")
+
+
 def test_one_channel_along_axes_that_are_not_known_stays() -> None:
     torn(backward(reshape((1,), None), affine(1), (0, 1)), "Reshape")
 

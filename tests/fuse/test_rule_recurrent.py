@@ -13,6 +13,7 @@ from onnx import helper
 from support.graphs import batchnorm, batchnorm_parameters, model, operators, random, relative_error, run
 from support.rule_laws import affine, forward, node, reason, refusal, took
 
+from convbn.fuse.algebra.affine import Affine
 from convbn.fuse.fold import fold
 from convbn.fuse.operators.recurrent import Recurrent
 from convbn.fuse.view.dataflow import Node
@@ -51,6 +52,14 @@ def test_the_input_weight_and_its_bias_take_the_map(directions: int, biased: boo
         assert moves.constants[3].shape == (directions, 2 * HIDDEN)
         recurrent = moves.constants[3].array()[:, HIDDEN:]
         assert (recurrent == (0 if bias is None else bias[:, HIDDEN:])).all()
+
+
+def test_a_feature_whose_weights_would_lose_their_digits_stays() -> None:
+    """Beside others that are large."""
+    weight = np.ones((2, HIDDEN, FEATURES), "f4")
+    weight[:, :, 1] = 1e-30
+    by = Affine.scale_by(np.array([1, 1e-10, 1, 1, 1]))
+    assert reason(forward(layer(directions=2, weight=weight), 0, by, 2)) == "out-of-range"
 
 
 @pytest.mark.parametrize(("slot", "axis"), [(0, 0), (0, 1), (4, 2), (1, 2)])

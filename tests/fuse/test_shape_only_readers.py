@@ -11,7 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from support.graphs import batchnorm, batchnorm_parameters, operators, random, relative_error, run
 
 from convbn.fuse.fold import fold
+from convbn.fuse.operators.calls import OnnxCall
+from convbn.fuse.operators.cast import Cast
+from convbn.fuse.operators.registry import onnx_readers
+from convbn.fuse.operators.zeros import Zeros, is_zero
 from convbn.fuse.refusal import Reason
+from convbn.fuse.view.dataflow import Constant, Value
 
 node = helper.make_node
 FEEDS = {"x": random(2, 4, 6, 6, seed=3)}
@@ -29,6 +34,28 @@ def built(nodes: Sequence[onnx.NodeProto], **stored: np.ndarray) -> onnx.ModelPr
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_which_slots_are_read_for_their_numbers() -> None:
+    """CastLike reads the type of its second input; what is filled like another tensor asks for its shape."""
+    casts = [Cast().sees_numbers(slot) for slot in (0, 1)]
+    types, shapes = (onnx_readers(name)[-1] for name in ("CastLike", "Shape"))
+    given = [Value("x", (2, 3), dtype=np.dtype("i4")), Value("like", (2, 3))]
+    op, of = types(OnnxCall("CastLike", 20, {}, given, [])), shapes(OnnxCall("Shape", 20, {}, given, []))
+    assert casts == [True, False]
+    assert op is not None
+    assert of is not None
+    assert [op.sees_numbers(slot) for slot in (0, 1)] == [True, False]
+    assert [of.sees_numbers(slot) for slot in (0, 1)] == [False, True]
+    assert not Zeros("zeros_like").sees_numbers(0)
+
+
+def test_a_constant_of_a_million_zeros_is_seen_to_be_0_and_a_larger_one_is_not_looked_at() -> None:
+    def zeros(count: int) -> Value:
+        return Value("z", (count,), constant=Constant.of(np.broadcast_to(np.float32(0), (count,))))
+
+    assert is_zero(zeros(1 << 20))
+    assert not is_zero(zeros((1 << 20) + 1))
 
 
 CONV = [node("Conv", ["x", "w"], ["c"]), batchnorm("c", "b"), node("Tanh", ["b"], ["t"])]
