@@ -151,6 +151,14 @@ def test_operands_that_are_missing(given: tuple[np.ndarray | None, ...]) -> None
     assert evaluated(ADD, values(*given)) is None
 
 
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_a_batchnorm_of_which_one_number_flows_is_no_constant(slot: int) -> None:
+    """Its γ or β is there, and only not known: it must not count as left out."""
+    inputs = values(random(2, 3, 4), *(random(3, seed=seed) ** 2 for seed in range(1, 5)))
+    inputs[slot] = Value("flows", (2, 3, 4) if slot == 0 else (3,))
+    assert evaluated(BatchNorm(1e-5), inputs) is None
+
+
 def test_what_is_no_arithmetic_or_no_float() -> None:
     assert evaluated(Other("op"), values(random(3))) is None
     assert evaluated(Mean((0,), 1, False), values(np.int64([1, 2]))) is None

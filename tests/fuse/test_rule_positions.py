@@ -140,11 +140,14 @@ def test_a_table_whose_numbers_would_lose_their_digits_stays() -> None:
 def test_no_positions_are_no_channels() -> None:
     at = gathered(1, np.zeros(0, "i8"))
     assert where(forward(at, 0, affine(6), 1)) == (1, 0)
-    assert where(backward(at, affine(0), 1)) == (1, 6)
     nothing = node(Gather(1), (2, 0, 3), np.zeros(0, "i8"), output=(2, 0, 3))
     assert where(forward(nothing, 0, affine(0), 1)) == (1, 0)
     first = node(Gather(1), (2, 0, 3), np.zeros(1, "i8"), output=(2, 1, 3))
     assert reason(forward(first, 0, affine(0), 1)) == "parameters-malformed"
+
+
+def test_a_map_of_no_channels_leaves_all_as_they_are() -> None:
+    assert where(backward(gathered(1, np.zeros(0, "i8")), affine(0), 1)) == (1, 6)
 
 
 def test_positions_beyond_the_channels_stay() -> None:
