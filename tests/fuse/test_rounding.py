@@ -220,6 +220,13 @@ def test_what_is_multiplied_stays_as_it_is() -> None:
         np.testing.assert_array_equal(total.exact(), numbers)
 
 
+def test_what_vanishes_in_float64_vanishes_whatever_numpy_is_told_to_raise() -> None:
+    with np.errstate(all="raise"):
+        scaled = round_scaled(Constant.of(np.array([[1.0, 1e-300]])), np.array([[1e-300]]), axes=(0,))
+        assert isinstance(scaled, Constant)
+        assert scaled.exact().tolist() == [[1e-300, 0]]
+
+
 def test_a_second_scale_is_held_against_the_first() -> None:
     first = round_scaled(Constant.of(np.full((1, 2), 10, np.float16)), np.array([[1000.0]]), axes=(0,))
     assert isinstance(first, Constant)
