@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convbn.fuse.algebra.rounding import _multiply, round_scaled, round_sum, round_vector
+from convbn.fuse.operators.evaluation import evaluated
+from convbn.fuse.operators.negation import Negation
 from convbn.fuse.refusal import Reason, Refusal
-from convbn.fuse.view.dataflow import Constant
+from convbn.fuse.view.dataflow import Constant, Value
 
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
@@ -47,6 +49,17 @@ def test_a_weight_of_a_thousand_folds_is_computed_within_the_stack() -> None:
     for step in range(1000):
         assert isinstance(weight, Constant)
         weight = round_scaled(weight, np.array([[2.0], [0.5]]) ** (-1) ** step, axes=(0,))
+    assert isinstance(weight, Constant)
+    np.testing.assert_array_equal(weight.array(), np.ones((2, 3)))
+
+
+def test_a_weight_of_folds_and_operators_in_turn_is_computed_within_the_stack() -> None:
+    weight: Constant | Refusal | None = Constant.of(np.ones((2, 3), "f4"))
+    for step in range(300):
+        assert isinstance(weight, Constant)
+        scaled = round_scaled(weight, np.array([[2.0], [0.5]]) ** (-1) ** step, axes=(0,))
+        assert isinstance(scaled, Constant)
+        weight = evaluated(Negation(), [Value("w", (2, 3), constant=scaled)])
     assert isinstance(weight, Constant)
     np.testing.assert_array_equal(weight.array(), np.ones((2, 3)))
 

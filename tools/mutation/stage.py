@@ -65,7 +65,7 @@ PARTS = {
     ),
 }
 
-READERS = re.compile(rb"^(def (?:\w+\(call: (?:OnnxCall|AtenCall)|_aten\().*:)$", re.MULTILINE)
+READERS = re.compile(rb"^(def (?:\w+\(call: (?:OnnxCall|AtenCall)|_(?:aten|onnx)\().*:)$", re.MULTILINE)
 """What reads ONNX's and PyTorch's calls is held by tests that are not run here, and tables are made once, on import."""
 ELSEWHERE = re.compile(rb"^(def (?:main|_run|_silence|_no_core_dump)\(.*:)$", re.MULTILINE)
 """Of the first run of a model, what another process does: mutmut does not see that a test comes to it."""
