@@ -140,7 +140,8 @@ def _bounds_of(weight: Constant, seen: tuple[tuple[int, ...], tuple[int, ...]]) 
     if known is None:
         known = at.magnitudes[seen] = _bounds(_numbers(at).reshape(seen[0]), seen[1])
     if at is not weight:
-        known = weight.magnitudes[seen] = known[0] * least, known[1] * most
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            known = weight.magnitudes[seen] = known[0] * least, known[1] * most
     return known
 
 

@@ -92,7 +92,8 @@ def forward(moves: Moves, node: Node, slot: int, affine: Affine, axis: int) -> R
 
     def added() -> NDArray[np.float64]:
         matrix = weight.exact()
-        return op.data_factor * (affine.shift @ (matrix if input_axis == 0 else matrix.T))
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result has to look
+            return op.data_factor * (affine.shift @ (matrix if input_axis == 0 else matrix.T))
 
     if not affine.is_shift:
         refusal = _scale(moves, node, weight, affine.scale, input_axis)

@@ -101,7 +101,7 @@ class Attempt:
         refusal = self.view.check(edit, together=self.together)
         if refusal is not None:
             return refusal
-        return Fold(draft.into, rule, (*draft.edits, edit), draft.moved, draft.gains)
+        return Fold(draft.into, rule, (*draft.edits, edit), draft.moved, draft.adds)
 
 
 def backward(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold | Refusal:
@@ -110,7 +110,7 @@ def backward(attempt: Attempt, source: Value, affine: Affine, axis: int) -> Fold
     refusal = draft.produce(source, affine, axis, reader=attempt.node)
     if refusal is not None:
         return refusal
-    another = _without_addition(attempt, source, affine, axis) if draft.gains else None
+    another = _without_addition(attempt, source, affine, axis) if draft.adds else None
     return another or attempt.finished(draft, draft.rule or "batchnorm-backward")
 
 

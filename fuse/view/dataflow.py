@@ -107,7 +107,7 @@ class Constant:
             self._write(target)
 
     def exact(self) -> NDArray[np.float64]:
-        """The numbers in float64, before any rounding of ours."""
+        """The numbers in float64, before any rounding of ours. Not to be written to."""
         if self._exact is None:
             return self.array().astype(np.float64) if self._wide is None else self._wide
         if self._held is not None:

@@ -182,3 +182,11 @@ def test_in_a_body_weights_are_computed_at_once() -> None:
     assert result.report.batchnorm.after == 0
     assert not result.computed
     assert put_back(result, stored).SerializeToString() == fold(whole).model.SerializeToString()
+
+
+def test_a_tensor_without_an_element_type() -> None:
+    built = chain()
+    built.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
+    stored = Stored(built.graph.initializer[0])
+    with pytest.raises(BadInputError, match="cannot be read: it has no element type"):
+        stored.constant().array()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 from support.graphs import batchnorm, batchnorm_parameters, model, random, relative_error, run
@@ -62,3 +63,50 @@ def test_a_size_below_0_is_open_also_where_a_slice_cuts_it(begin: int, end: int)
     assert result.model.graph.input[0] == built.graph.input[0]
     feeds = {"x": random(3, 4, 6, 6)}
     assert relative_error(run(built, feeds), run(result.model, feeds)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("AveragePool", ["n"], ["r"], kernel_shape=[20, 20]),
+        helper.make_node("MaxPool", ["n"], ["r"], kernel_shape=[20, 20]),
+        helper.make_node("Conv", ["n", "v"], ["r"]),
+        helper.make_node("ConvTranspose", ["n", "u"], ["r"], pads=[50] * 4),
+        helper.make_node("Pad", ["n", "pads"], ["r"]),
+        helper.make_node("Resize", ["n", "", "scales"], ["r"]),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_a_size_below_0_that_follows_is_not_cut_by_a_slice(node: onnx.NodeProto) -> None:
+    """No runtime runs such a model, but it may not end the process either, as onnx's own inference does there."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        batchnorm("c", "n"),
+        node,
+        helper.make_node("Slice", ["r", "begin", "end", "axes"], ["y"], name="slice"),
+    ]
+    numbers = {name: np.array([number]) for name, number in (("begin", 0), ("end", 3), ("axes", 2))}
+    weights = {"w": random(4, 4, 1, 1), "v": random(4, 4, 20, 20), "u": random(4, 4, 3, 3)}
+    sizes = {"pads": np.array([0, 0, -50, 0] * 2), "scales": np.ones(4, np.float32)}
+    stored = {**weights, **sizes, **numbers, **batchnorm_parameters(4)}
+    built = model(nodes, {"x": [1, 4, 200, 200]}, ["y"], stored)
+    for dim in built.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 8
+    scales = next(one for one in built.graph.initializer if one.name == "scales")
+    scales.raw_data = np.array([1, 1, -1, 1], np.float32).tobytes()
+    built.graph.output[0].type.tensor_type.ClearField("shape")
+    result = fold(built)
+    assert result.report.batchnorm.after == 0
+    assert [one.op_type for one in result.model.graph.node][-1] == "Slice"
+
+
+def test_a_shape_is_followed_through_a_long_table_of_integers() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Gather", ["table", "places"], ["to"]),
+        helper.make_node("Reshape", ["c", "to"], ["r"]),
+        batchnorm("r", "y"),
+    ]
+    stored = {"w": random(4, 4, 1, 1), "table": np.array([0, 0, 2, -1, *range(3000)]), "places": np.arange(4)}
+    built = model(nodes, {"x": [1, 4, 8, 8]}, ["y"], {**stored, **batchnorm_parameters(4)})
+    assert fold(built).report.batchnorm.after == 0

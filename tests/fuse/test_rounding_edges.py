@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -245,6 +246,16 @@ def test_a_product_along_another_axis_is_held_against_the_limits() -> None:
     wide = taken(round_scaled(product, np.array([[1e19, 1.0]]), axes=(1,)))
     assert np.allclose(wide.array(), [[1e19, 1], [1e19, 1]])
     assert "in 1 of 2" in refused(round_scaled(product, np.array([[1e39, 1.0]]), axes=(1,)))
+
+
+def test_a_bound_beyond_float64_is_no_warning() -> None:
+    """The largest weight is not where the largest scale is, so that the product stays small."""
+    weight = Constant.of(np.array([[1e200, 1e-200]] * 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        product = taken(round_scaled(weight, np.array([[1e-200, 1e200]]), axes=(1,)))
+        again = taken(round_scaled(product, np.array([[2.0], [3.0]]), axes=(0,)))
+    assert np.allclose(again.array(), [[2, 2], [3, 3]])
 
 
 def test_equal_products_have_equal_keys() -> None:

@@ -72,7 +72,7 @@ class Changes:
         return tuple(dict.fromkeys(node.name for node, _ in self._set.values()))
 
     @property
-    def gains(self) -> bool:
+    def adds(self) -> bool:
         """Whether the model gains an addition for a constant that a layer has no place for."""
         return any(
             node.gains(slot) for (_, slot), (node, _) in self._set.items() if id(node) not in self._ops

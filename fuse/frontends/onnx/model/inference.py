@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from convbn.fuse.frontends.onnx.model.graphs import graphs_below
@@ -12,19 +13,44 @@ if TYPE_CHECKING:
 __all__ = ["inferred"]
 
 
+_SIZED_LATER = "SliceOfUnknownSize"
+"""No operator of ONNX, so that inference passes over it."""
+
+
 def inferred(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.ModelProto:
     """A copy with the shapes and types that follow.
 
     Args:
         model: one of the caller's own. Sizes below 0, as Paddle's exports state them, are opened in it: onnx ends the
-            process where a Slice cuts one.
+            process where a Slice cuts one. Where such a size follows, as behind a kernel larger than its data, what
+            Slices give stays unknown.
         data_prop: follow the numbers of shapes as well.
     """
     import onnx
 
+    for dim in _negative(model):
+        dim.ClearField("dim_value")
+    slices = [
+        node for graph, _ in graphs_below(model.graph) for node in graph.node if node.op_type == "Slice"
+    ]
+    if slices:
+        for node in slices:
+            node.op_type = _SIZED_LATER
+        try:
+            without = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
+        finally:
+            for node in slices:
+                node.op_type = "Slice"
+        if next(_negative(without), None) is not None:
+            for graph, _ in graphs_below(without.graph):
+                for node in graph.node:
+                    node.op_type = "Slice" if node.op_type == _SIZED_LATER else node.op_type
+            return without
+    return onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
+
+
+def _negative(model: onnx.ModelProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    """Sizes below 0."""
     for graph, _ in graphs_below(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_value < 0:
-                    dim.ClearField("dim_value")
-    return onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
+            yield from (dim for dim in value.type.tensor_type.shape.dim if dim.dim_value < 0)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["infer_shapes", "skeleton", "structure_problem"]
 
-_KEPT_BYTES = 1 << 10
-"""Tensors whose stored form is larger than this are left out."""
+_KEPT = {True: 1 << 16, False: 1 << 10}
+"""Numbers of a tensor that is kept, at most: of one of integers, from which shapes may follow, and of any other."""
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -40,7 +40,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
     inputs = {value.name for value in graph.input}
     for tensor in model.graph.initializer:
-        if _stored_bytes(tensor) <= _KEPT_BYTES:
+        if _is_kept(tensor):
             graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             value = graph.input.add(name=tensor.name)
@@ -120,12 +120,12 @@ def structure_problem(light: onnx.ModelProto) -> str | None:
     return None
 
 
-def _stored_bytes(tensor: onnx.TensorProto) -> int:
+def _is_kept(tensor: onnx.TensorProto) -> bool:
     import onnx
 
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return _KEPT_BYTES + 1
-    if tensor.HasField("raw_data"):
-        # Not len(tensor.raw_data): that would copy the bytes out of the message.
-        return math.prod(tensor.dims)
-    return int(tensor.ByteSize())
+        return False
+    # Not len(tensor.raw_data): that would copy the bytes out of the message.
+    numbers = math.prod(tensor.dims) if tensor.HasField("raw_data") else tensor.ByteSize()
+    integers = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return bool(numbers <= _KEPT[integers])

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,9 @@ class Stored:
             data = proto.raw_data
         else:
             return _whole(proto)
-        dtype, shape = cast(np.dtype[Any], dtype_of(proto.data_type)), tuple(proto.dims)
+        dtype, shape = dtype_of(proto.data_type), tuple(proto.dims)
+        if dtype is None:
+            raise ValueError("it has no element type")
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):  # several elements a byte
             return _whole(type(proto)(data_type=proto.data_type, dims=shape, raw_data=data))
         values = np.frombuffer(data, dtype if sys.byteorder == "little" else dtype.newbyteorder("<"))
