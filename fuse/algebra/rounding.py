@@ -73,8 +73,7 @@ of the default size (8192) do not."""
 def _multiply(weight: Array, scale: NDArray[np.float64], product: Array) -> None:
     """``weight · scale`` in float64, rounded once to the weight's dtype, into ``product``."""
     if not _is_bfloat16(weight.dtype):
-        # NumPy widens to the scale's float64, multiplies and rounds a buffer at a time: no float64 copy of the weight
-        # exists.
+        # NumPy widens to the scale's float64, multiplies and rounds a buffer at a time, with no copy of the weight.
         before = np.setbufsize(_BUFFER)
         try:
             with np.errstate(over="ignore", under="ignore"):
