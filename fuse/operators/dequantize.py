@@ -166,6 +166,11 @@ def backward(moves: Moves, node: Node, output: Value, affine: Affine, axis: int)
             Reason.WEIGHT_NOT_CONSTANT,
             f"{node.label} has one scale for the whole weight, or its scales are along another axis",
         )
+    if isinstance(zero, Constant) and zero.shape not in ((), (1,), scale.shape):
+        detail = (
+            f"the zero points of {node.label} are {list(zero.shape)} where its scales are {list(scale.shape)}"
+        )
+        return Refusal(Reason.PARAMETERS_MALFORMED, detail)
     # Along the axis, one for each block, or one for each index where there was one in all.
     shape = [-1 if i == axis else 1 for i in range(integers.ndim)] if len(scale.shape) > 1 else [-1]
     magnitude = np.where(affine.scale == 0, 1.0, np.abs(affine.scale)).reshape(shape)

@@ -102,6 +102,17 @@ def test_other_scales_stay(q: tuple[int, ...], s: Any, axis: int | None, along: 
     )
 
 
+@pytest.mark.parametrize("zero", [(O + 1,), (O, 1), (1, O)])
+@pytest.mark.parametrize("by", [(1, 2, 3, 4), (1, -2, 3, 0)])
+def test_zero_points_of_another_shape_than_the_scales_stay(
+    zero: tuple[int, ...], by: tuple[int, ...]
+) -> None:
+    built = weight(integers(*SHAPE), scales(), np.ones(zero, np.int8))
+    found = refusal(backward(built, scale_by(*by), 0))
+    assert found[0] == Reason.PARAMETERS_MALFORMED
+    assert found[1] == f"the zero points of Dequantize 'n' are {list(zero)} where its scales are [{O}]"
+
+
 @pytest.mark.parametrize(
     ("operands", "text"),
     [((SHAPE, scales()), "'v0'"), ((integers(*SHAPE), (O,)), "'v1'"), ((SHAPE, (O,)), "'v1'")],
