@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random
 
 from convbn.pipeline.outcome import counts, exit_code
 from convbn.pipeline.runners.pool import Event, Ran, run_steps
-from convbn.pipeline.runners.workers import LocalRunner
+from convbn.pipeline.runners.workers import LocalRunner, _Worker
 from convbn.pipeline.step import Place, Step
 
 
@@ -152,6 +153,29 @@ def test_every_start_and_end_is_told(tmp_path: Path) -> None:
     with LocalRunner(1) as runner:
         run_steps([first, note(tmp_path, "b", first)], runner, on_event=listen)
     assert told == [("started", "a"), ("finished", "a"), ("started", "b"), ("finished", "b")]
+
+
+@pytest.mark.parametrize("moment", ["answered", "taken"])
+def test_a_worker_is_ended_wherever_a_signal_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Also where it is neither idle nor busy: while its answer is read, or just before it gets a step."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(143)
+
+    first, second = note(tmp_path, "a"), note(tmp_path, "b")
+    with LocalRunner(1) as runner:
+        if moment == "answered":
+            monkeypatch.setattr(_Worker, "answer", stop)
+            ran = run_steps([first], runner)
+        else:
+            run_steps([first], runner)
+            monkeypatch.setattr(_Worker, "__hash__", stop)  # as it is noted which step it does
+            ran = run_steps([second], runner)
+            monkeypatch.undo()
+        assert isinstance(ran.stopped, SystemExit)
+        assert multiprocessing.active_children() == []
 
 
 _RUN = """

@@ -57,6 +57,8 @@ class LocalRunner(Runner):
         self.memory = int(_SHARE * free_memory()) if memory is None else memory
         self._retries = retries
         self._store = store
+        # All that were started and not ended: a signal may come while one is neither idle nor busy.
+        self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Step] = {}
         self._deaths: dict[Step, int] = {}
@@ -86,13 +88,21 @@ class LocalRunner(Runner):
     def submit(self, step: Step) -> None:
         """Give a step to a worker. One that must be alone gets a fresh one, whose numbers of threads nobody limits."""
         if step.place.alone:
-            worker = _Worker(self._store, threads=None)
+            worker = self._started(threads=None)
         elif self._idle:
             worker = self._idle.pop()
         else:
-            worker = _Worker(self._store, threads=max(1, _processors() // self.workers))
+            worker = self._started(threads=max(1, _processors() // self.workers))
         self._busy[worker] = step
         worker.send(step)
+
+    def _started(self, *, threads: int | None) -> _Worker:
+        with (
+            _undisturbed()
+        ):  # or a signal could leave a process that nobody knows of, and that the end waits for
+            worker = _Worker(self._store, threads=threads)
+            self._workers.append(worker)
+        return worker
 
     def wait(self, seconds: float) -> list[tuple[Step, Outcome | None]]:
         """What workers answer, or how they died."""
@@ -112,6 +122,7 @@ class LocalRunner(Runner):
                 continue
             if step.place.alone:
                 worker.end()
+                self._workers.remove(worker)
             else:
                 self._idle.append(worker)
         if not self._busy:
@@ -121,6 +132,7 @@ class LocalRunner(Runner):
     def _died(self, step: Step, worker: _Worker) -> list[tuple[Step, Outcome | None]]:
         """What is said of a step whose worker died; nothing if it is tried again."""
         cause = worker.bury()
+        self._workers.remove(worker)
         self._deaths[step] = self._deaths.get(step, 0) + 1
         if self._deaths[step] <= self._retries:
             self._again.append(step)
@@ -129,11 +141,12 @@ class LocalRunner(Runner):
 
     def cancel(self) -> None:
         """End all workers; those that are at work take away first what they have begun to write."""
-        busy, idle = list(self._busy), self._idle
-        self._busy, self._idle, self._again = {}, [], []
-        for worker in busy:
-            worker.terminate()
-        for worker in (*busy, *idle):
+        workers, idle = self._workers, self._idle
+        self._workers, self._busy, self._idle, self._again = [], {}, [], []
+        for worker in workers:
+            if worker not in idle:
+                worker.terminate()
+        for worker in workers:
             worker.end()
         self._machine.close()
 
