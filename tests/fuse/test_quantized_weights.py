@@ -172,16 +172,21 @@ def test_a_transposed_convolution(groups: int) -> None:
         assert "share the scales" in result.report.kept[0].detail
 
 
+def in_two_groups(**axis: int) -> list[onnx.NodeProto]:
+    """A transposed convolution of dequantised weights, and a BatchNorm."""
+    return [
+        dequantize("q", "s", **axis),
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
+        batchnorm("c", "y"),
+    ]
+
+
 @pytest.mark.parametrize("stored", [0, 1, None])
 @pytest.mark.parametrize("negative", [False, True])
 def test_a_transposed_convolution_whose_groups_have_one_output(stored: int | None, negative: bool) -> None:
     """Its scales go along the first axis of the weight, by which groups lie."""
     axis = {} if stored is None else {"axis": stored}
-    nodes = [
-        dequantize("q", "s", **axis),
-        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
-        batchnorm("c", "y"),
-    ]
+    nodes = in_two_groups(**axis)
     size = {None: (), 0: (4,), 1: (1,)}[stored]
     parameters = {"q": integers(4, 1, 2, 2), "s": np.full(size, 0.01, "f4"), **batchnorm_parameters(2)}
     parameters["bn.gamma"] = abs(parameters["bn.gamma"]) * (np.array([1, -1], "f4") if negative else 1)
@@ -190,22 +195,14 @@ def test_a_transposed_convolution_whose_groups_have_one_output(stored: int | Non
 
 
 def test_a_map_of_other_channels_than_the_groups_have_stays() -> None:
-    nodes = [
-        dequantize("q", "s", axis=1),
-        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
-        batchnorm("c", "y"),
-    ]
+    nodes = in_two_groups(axis=1)
     parameters = {"q": integers(4, 3, 2, 2), "s": np.full(3, 0.01, "f4"), **batchnorm_parameters(5)}
     (kept,) = fold(model(nodes, X, ["y"], parameters)).report.kept
     assert (kept.reason, "share the scales" in kept.detail) == ("weight-not-constant", True)
 
 
 def test_a_transposed_convolution_whose_groups_want_the_same_scales() -> None:
-    nodes = [
-        dequantize("q", "s", axis=1),
-        helper.make_node("ConvTranspose", ["x", "w"], ["c"], name="conv", strides=[2, 2], group=2),
-        batchnorm("c", "y"),
-    ]
+    nodes = in_two_groups(axis=1)
     parameters = {"q": integers(4, 3, 2, 2), "s": np.full(3, 0.01, "f4"), **batchnorm_parameters(6)}
     for name in ("bn.gamma", "bn.var"):
         parameters[name][3:] = parameters[name][:3]

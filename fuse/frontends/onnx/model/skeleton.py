@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["infer_shapes", "skeleton", "structure_problem"]
 
-_KEPT = {True: 1 << 16, False: 1 << 10}
-"""Numbers of a tensor that is kept, at most: of one of integers, from which shapes may follow, and of any other."""
+_MOST_NUMBERS = 1 << 10
+_MOST_INTEGERS = 1 << 16
+"""Of a tensor that is kept; from integers shapes may follow."""
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -128,4 +129,4 @@ def _is_kept(tensor: onnx.TensorProto) -> bool:
     # Not len(tensor.raw_data): that would copy the bytes out of the message.
     numbers = math.prod(tensor.dims) if tensor.HasField("raw_data") else tensor.ByteSize()
     integers = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    return bool(numbers <= _KEPT[integers])
+    return bool(numbers <= (_MOST_INTEGERS if integers else _MOST_NUMBERS))

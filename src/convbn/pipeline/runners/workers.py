@@ -97,9 +97,8 @@ class LocalRunner(Runner):
         worker.send(step)
 
     def _started(self, *, threads: int | None) -> _Worker:
-        with (
-            _undisturbed()
-        ):  # or a signal could leave a process that nobody knows of, and that the end waits for
+        # A signal in between would leave a process that nobody knows of, and that the end of the run waits for.
+        with _undisturbed():
             worker = _Worker(self._store, threads=threads)
             self._workers.append(worker)
         return worker
@@ -167,9 +166,8 @@ class _Worker:
             target=_serve, args=(there, self._said.name, store, threads), name="convbn-worker"
         )
         try:
-            with _undisturbed():
-                self._process.start()
-        except BaseException:  # one of them, as soon as the block has ended
+            self._process.start()
+        except BaseException:  # where no signal can be held back
             if self._process.pid is not None:
                 self._process.kill()
             raise
