@@ -10,6 +10,7 @@ from support.graphs import batchnorm, batchnorm_parameters, model, random, relat
 
 from convbn.fuse.fold import fold
 from convbn.fuse.frontends.onnx.model.dimensions import Dimensions, solved
+from convbn.fuse.frontends.onnx.model.inference import inferred
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,22 @@ def test_a_shape_is_followed_through_a_long_table_of_integers() -> None:
     stored = {"w": random(4, 4, 1, 1), "table": np.array([0, 0, 2, -1, *range(3000)]), "places": np.arange(4)}
     built = model(nodes, {"x": [1, 4, 8, 8]}, ["y"], {**stored, **batchnorm_parameters(4)})
     assert fold(built).report.batchnorm.after == 0
+
+
+def test_nor_by_a_slice_in_a_local_function() -> None:
+    cut = helper.make_node("Slice", ["data", "begin", "end", "axes"], ["cut"])
+    function = helper.make_function(
+        "local", "Cut", list(cut.input), ["cut"], [cut], [helper.make_opsetid("", 17)]
+    )
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["r"], kernel_shape=[20, 20]),
+        helper.make_node("Cut", ["r", "begin", "end", "axes"], ["y"], domain="local"),
+    ]
+    numbers = {name: np.array([number]) for name, number in (("begin", 0), ("end", 3), ("axes", 2))}
+    built = model(nodes, {"x": [1, 4, 200, 200]}, ["y"], numbers, functions=[function])
+    for dim in built.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 8
+    built.graph.output[0].type.tensor_type.ClearField("shape")
+    found = inferred(built)
+    for one in (built, found):
+        assert [node.op_type for node in one.functions[0].node] == ["Slice"]

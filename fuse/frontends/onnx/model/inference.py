@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from convbn.fuse.frontends.onnx.model.graphs import graphs_below
+from convbn.fuse.frontends.onnx.model.graphs import graphs_below, nodes_below
 
 if TYPE_CHECKING:
     import onnx
@@ -30,9 +30,7 @@ def inferred(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.ModelPr
 
     for dim in _negative(model):
         dim.ClearField("dim_value")
-    slices = [
-        node for graph, _ in graphs_below(model.graph) for node in graph.node if node.op_type == "Slice"
-    ]
+    slices = list(_nodes(model, "Slice"))
     if slices:
         for node in slices:
             node.op_type = _SIZED_LATER
@@ -42,9 +40,8 @@ def inferred(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.ModelPr
             for node in slices:
                 node.op_type = "Slice"
         if next(_negative(without), None) is not None:
-            for graph, _ in graphs_below(without.graph):
-                for node in graph.node:
-                    node.op_type = "Slice" if node.op_type == _SIZED_LATER else node.op_type
+            for node in _nodes(without, _SIZED_LATER):
+                node.op_type = "Slice"
             return without
     return onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
 
@@ -54,3 +51,9 @@ def _negative(model: onnx.ModelProto) -> Iterator[onnx.TensorShapeProto.Dimensio
     for graph, _ in graphs_below(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             yield from (dim for dim in value.type.tensor_type.shape.dim if dim.dim_value < 0)
+
+
+def _nodes(model: onnx.ModelProto, operator: str) -> Iterator[onnx.NodeProto]:
+    """Those of an operator, in bodies and local functions too."""
+    own = (node for function in model.functions for node in function.node)
+    return (node for node in nodes_below((*model.graph.node, *own)) if node.op_type == operator)
